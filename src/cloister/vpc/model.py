@@ -1,0 +1,164 @@
+"""The VPC as data: one frozen document per resource, in EC2's words.
+
+These are the documents of the `World` that `compile` turns into a kernel plan and `explain` reads.
+Times are POSIX seconds. Sequences are tuples. Mappings are never mutated after construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cloister.world import document
+
+
+@document("vpc", key="vpc_id", prefix="vpc")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vpc:
+    vpc_id: str
+    cidr: str
+    #: further IPv4 blocks (AssociateVpcCidrBlock): association id -> CIDR
+    more_cidrs: dict[str, str] = field(default_factory=dict)
+    cidr_association_id: str
+    is_default: bool = False
+    enable_dns_support: bool = True
+    enable_dns_hostnames: bool = False
+    instance_tenancy: str = "default"
+    dhcp_options_id: str = "default"
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cidrs(self) -> tuple[str, ...]:
+        return (self.cidr, *self.more_cidrs.values())
+
+
+@document("subnet", key="subnet_id", index=("vpc_id",), prefix="subnet")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subnet:
+    subnet_id: str
+    vpc_id: str
+    cidr: str
+    zone: str  # "us-east-1a"
+    zone_id: str  # "use1-az1"
+    map_public_ip_on_launch: bool = False
+    default_for_az: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRule:
+    """One security group rule. Exactly one of `cidr`, `group_id`, `prefix_list_id` is set.
+
+    `protocol` is "-1" (all), "tcp", "udp", "icmp" or a number as text. For tcp and udp `from_port` and
+    `to_port` are a port range; for icmp they are type and code, -1 meaning any; else both are None."""
+
+    rule_id: str  # sgr-…
+    egress: bool
+    protocol: str
+    from_port: int | None = None
+    to_port: int | None = None
+    cidr: str | None = None
+    group_id: str | None = None
+    prefix_list_id: str | None = None
+    description: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@document("security-group", key="group_id", index=("vpc_id",), prefix="sg")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecurityGroup:
+    group_id: str
+    vpc_id: str
+    name: str
+    description: str
+    rules: tuple[GroupRule, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A route. `destination` is a CIDR or a prefix list id; `target` is "local" or a resource id
+    (vpce-, igw-, nat-, eni-, pcx-). `origin` is CreateRouteTable or CreateRoute."""
+
+    destination: str
+    target: str
+    origin: str = "CreateRoute"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteTableAssociation:
+    association_id: str  # rtbassoc-…
+    subnet_id: str | None  # None: the main association
+    main: bool = False
+
+
+@document("route-table", key="route_table_id", index=("vpc_id",), prefix="rtb")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteTable:
+    """`number` is the Linux routing table and mark of this route table, unique within the VPC, from 1000."""
+
+    route_table_id: str
+    vpc_id: str
+    number: int
+    routes: tuple[Route, ...] = ()
+    associations: tuple[RouteTableAssociation, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@document("vpc-endpoint", key="endpoint_id", index=("vpc_id",), prefix="vpce")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VpcEndpoint:
+    """A gateway endpoint (interface endpoints come later: `kind` is "Gateway").
+    `policy` is the document's text as the user gave it."""
+
+    endpoint_id: str
+    vpc_id: str
+    service_name: str  # com.amazonaws.REGION.s3
+    kind: str = "Gateway"
+    policy: str
+    route_table_ids: tuple[str, ...] = ()
+    created: float
+    state: str = "available"
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@document("prefix-list", key="prefix_list_id", prefix="pl")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixList:
+    prefix_list_id: str
+    name: str  # com.amazonaws.REGION.s3 for AWS-managed ones
+    owner_id: str  # "AWS" or the account
+    entries: dict[str, str] = field(default_factory=dict)  # CIDR -> description
+    max_entries: int | None = None
+    version: int = 1
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateAddress:
+    """An address of an interface. `netns` names the network namespace that holds it; None: not attached."""
+
+    address: str
+    primary: bool = False
+    netns: str | None = None
+
+
+@document("network-interface", key="interface_id", index=("vpc_id", "subnet_id", "group_ids"), prefix="eni")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkInterface:
+    """An ENI. Each of its addresses may be attached to a namespace of its own (a job's container and
+    its platform agent share one interface, and are told apart by address)."""
+
+    interface_id: str
+    vpc_id: str
+    subnet_id: str
+    mac: str
+    addresses: tuple[PrivateAddress, ...]
+    group_ids: tuple[str, ...]
+    description: str = ""
+    interface_type: str = "interface"
+    requester_id: str | None = None
+    requester_managed: bool = False
+    source_dest_check: bool = True
+    attachment_id: str | None = None
+    attached: float | None = None
+    tags: dict[str, str] = field(default_factory=dict)
