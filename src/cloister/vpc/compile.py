@@ -1,0 +1,387 @@
+"""The World as a kernel plan.
+
+Each resource compiles by itself into parts that no other resource yields, so a change of a few resources is a
+change of their parts: `update` compiles what changed, before and after, and never walks the rest.
+
+The router namespace of a VPC judges a packet in this order (hook, priority):
+
+    prerouting -300  source      it carries an address of the port it came by, else dropped
+    prerouting -150  routes      the port's mark chooses the Linux routing table of its subnet's route table
+    forward       0  egress      a reply; or a rule of the sender's groups
+    forward      10  ingress     a reply; or a rule of the receiver's groups; or it leaves by an endpoint
+    input         0  input       DNS to the resolver's addresses, nothing else
+    output        0  output      the resolver's replies, nothing else
+
+`accept` ends one base chain only, so egress and ingress must both accept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Veth, key
+from cloister.vpc import addresses as ip
+from cloister.vpc import route_tables, security_groups
+from cloister.vpc.endpoints import outer_if, prefix_list_of
+from cloister.vpc.model import (
+    NetworkInterface,
+    PrefixList,
+    PrivateAddress,
+    RouteTable,
+    SecurityGroup,
+    Subnet,
+    Vpc,
+    VpcEndpoint,
+)
+from cloister.world import Change, World
+
+#: where a container asks for its role's credentials: an address on its own loopback
+CREDENTIALS_ADDRESS = "169.254.170.2"
+#: next hop of an endpoint's namespace; on its link only
+_ENDPOINT_GATEWAY = "169.254.1.1"
+_REPLIES = Rule(text="ct state established,related accept", comment="a reply")
+_INVALID = Rule(text="ct state invalid drop", comment="belongs to no connection")
+
+
+def compile(world: World) -> dict[Key, Part]:
+    """The plan of the whole World."""
+    plan: dict[Key, Part] = {}
+    for scope in _all_scopes(world):
+        plan.update((key(part), part) for part in _parts(world, scope))
+    return plan
+
+
+def update(plan: dict[Key, Part], before: World, after: World, changes: Iterable[Change]) -> set[Key]:
+    """Make `plan`, which is `compile(before)`, equal to `compile(after)`; the keys that changed.
+    `changes` are those between the two Worlds."""
+    scopes: dict[Scope, None] = {}
+    for change in changes:
+        scopes.update(dict.fromkeys(_affected(before, after, change)))
+    old: dict[Key, Part] = {}
+    new: dict[Key, Part] = {}
+    for scope in scopes:
+        old.update((key(part), part) for part in _parts(before, scope))
+        new.update((key(part), part) for part in _parts(after, scope))
+    touched = {k for k in old.keys() | new.keys() if old.get(k) != new.get(k)}
+    for k in touched:
+        if k in new:
+            plan[k] = new[k]
+        else:
+            del plan[k]
+    return touched
+
+
+# --- scopes: what compiles by itself ---------------------------------------------------------------------
+
+#: a kind of part and the resource's id; for "groups" the VPC's id and the ids of the groups
+Scope = tuple[str, *tuple[str, ...]]
+
+
+def _parts(world: World, scope: Scope) -> Iterator[Part]:
+    return _COMPILERS[scope[0]](world, *scope[1:])
+
+
+def _all_scopes(world: World) -> Iterator[Scope]:
+    yield from (("vpc", vpc.vpc_id) for vpc in world.all(Vpc))
+    yield from (("table", table.route_table_id) for table in world.all(RouteTable))
+    yield from (("endpoint", endpoint.endpoint_id) for endpoint in world.all(VpcEndpoint))
+    yield from (("group", group.group_id) for group in world.all(SecurityGroup))
+    for interface in world.all(NetworkInterface):
+        yield from _interface_scopes(interface)
+
+
+def _interface_scopes(interface: NetworkInterface) -> list[Scope]:
+    if not any(held.netns for held in interface.addresses):
+        return []
+    return [
+        ("interface", interface.interface_id),
+        ("mark", interface.interface_id),
+        ("groups", interface.vpc_id, *sorted(interface.group_ids)),
+    ]
+
+
+def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
+    docs = [doc for doc in (change.before, change.after) if doc is not None]
+    born_or_gone = len(docs) == 1
+    for doc in docs:
+        if isinstance(doc, NetworkInterface):
+            yield from _interface_scopes(doc)
+        elif isinstance(doc, Vpc):
+            yield ("vpc", doc.vpc_id)
+            if born_or_gone or _differs(change, "cidr", "more_cidrs"):
+                for world in (before, after):
+                    yield from (
+                        ("table", t.route_table_id) for t in world.where(RouteTable, vpc_id=doc.vpc_id)
+                    )
+            if born_or_gone:
+                yield from _everything_in(before, after, doc.vpc_id)
+        elif isinstance(doc, Subnet):
+            if born_or_gone or _differs(change, "cidr", "vpc_id"):
+                for world in (before, after):
+                    for interface in world.where(NetworkInterface, subnet_id=doc.subnet_id):
+                        yield from _interface_scopes(interface)
+        elif isinstance(doc, RouteTable):
+            yield ("table", doc.route_table_id)
+            if born_or_gone or _differs(change, "associations", "number", "vpc_id"):
+                yield from _remarked(before, after, doc.vpc_id)
+        elif isinstance(doc, VpcEndpoint):
+            yield ("endpoint", doc.endpoint_id)
+            if born_or_gone or _differs(change, "route_table_ids", "state", "service_name", "vpc_id", "kind"):
+                for world in (before, after):
+                    yield from (
+                        ("table", t.route_table_id) for t in world.where(RouteTable, vpc_id=doc.vpc_id)
+                    )
+        elif isinstance(doc, SecurityGroup):
+            yield ("group", doc.group_id)
+            if born_or_gone or _differs(change, "vpc_id"):
+                yield from _referring(before, after, doc)
+        elif isinstance(doc, PrefixList):
+            for world in (before, after):
+                yield from (("table", table.route_table_id) for table in world.all(RouteTable))
+                for group in world.all(SecurityGroup):
+                    if any(rule.prefix_list_id == doc.prefix_list_id for rule in group.rules):
+                        yield ("group", group.group_id)
+
+
+def _differs(change: Change, *fields: str) -> bool:
+    return any(getattr(change.before, field) != getattr(change.after, field) for field in fields)
+
+
+def _everything_in(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
+    for world in (before, after):
+        yield from (("endpoint", e.endpoint_id) for e in world.where(VpcEndpoint, vpc_id=vpc_id))
+        yield from (("group", g.group_id) for g in world.where(SecurityGroup, vpc_id=vpc_id))
+        for interface in world.where(NetworkInterface, vpc_id=vpc_id):
+            yield from _interface_scopes(interface)
+
+
+def _remarked(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
+    """The interfaces of subnets whose route table is not what it was."""
+    for subnet in [*before.where(Subnet, vpc_id=vpc_id), *after.where(Subnet, vpc_id=vpc_id)]:
+        old, new = route_tables.of_subnet(before, subnet), route_tables.of_subnet(after, subnet)
+        if (old and old.number) != (new and new.number):
+            for world in (before, after):
+                for interface in world.where(NetworkInterface, subnet_id=subnet.subnet_id):
+                    yield ("mark", interface.interface_id)
+
+
+def _referring(before: World, after: World, group: SecurityGroup) -> Iterator[Scope]:
+    """Groups whose rules name a group that is new or gone, and its interfaces."""
+    for world in (before, after):
+        for other in world.where(SecurityGroup, vpc_id=group.vpc_id):
+            if any(rule.group_id == group.group_id for rule in other.rules):
+                yield ("group", other.group_id)
+        for interface in world.where(NetworkInterface, group_ids=group.group_id):
+            yield from _interface_scopes(interface)
+
+
+# --- compilers -------------------------------------------------------------------------------------------
+
+
+def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
+    vpc = world.get(Vpc, vpc_id)
+    if vpc is None:
+        return
+    resolver = (ip.resolver_address(vpc), ip.LINK_LOCAL_RESOLVER) if vpc.enable_dns_support else ()
+    yield Netns(name=vpc_id, forward=True, loopback=tuple(f"{address}/32" for address in resolver))
+    yield Set(netns=vpc_id, name="sources", type="ifname . ipv4_addr")
+    yield Set(netns=vpc_id, name="endpoint_sources", type="ifname . ipv4_addr", interval=True)
+    yield Set(netns=vpc_id, name="marks", type="ifname", data="mark")
+    yield Set(netns=vpc_id, name="egress_groups", type="ifname", data="verdict")
+    yield Set(netns=vpc_id, name="ingress_groups", type="ifname", data="verdict")
+    yield Chain(
+        netns=vpc_id,
+        name="source",
+        hook="type filter hook prerouting priority -300; policy drop;",
+        rules=(
+            Rule(text="iifname . ip saddr @sources accept", comment="an address of the port"),
+            Rule(text="iifname . ip saddr @endpoint_sources accept", comment="a service behind an endpoint"),
+        ),
+    )
+    yield Chain(
+        netns=vpc_id,
+        name="routes",
+        hook="type filter hook prerouting priority -150; policy accept;",
+        rules=(Rule(text="meta mark set iifname map @marks", comment="the route table of the subnet"),),
+    )
+    yield Chain(
+        netns=vpc_id,
+        name="egress",
+        hook="type filter hook forward priority 0; policy drop;",
+        rules=(
+            _REPLIES,
+            _INVALID,
+            Rule(text="iifname vmap @egress_groups", comment="the sender's groups"),
+        ),
+    )
+    yield Chain(
+        netns=vpc_id,
+        name="ingress",
+        hook="type filter hook forward priority 10; policy drop;",
+        rules=(_REPLIES, Rule(text="oifname vmap @ingress_groups", comment="the receiver's groups")),
+    )
+    dns = f"ip daddr {{ {', '.join(resolver)} }} meta l4proto {{ tcp, udp }} th dport 53"
+    yield Chain(
+        netns=vpc_id,
+        name="input",
+        hook="type filter hook input priority 0; policy drop;",
+        rules=(Rule(text=f'iifname "e*" {dns} accept', comment="the resolver"),) if resolver else (),
+    )
+    yield Chain(
+        netns=vpc_id,
+        name="output",
+        hook="type filter hook output priority 0; policy drop;",
+        rules=(Rule(text="ct state established ct direction reply accept", comment="the resolver's reply"),),
+    )
+
+
+def _table(world: World, route_table_id: str) -> Iterator[Part]:
+    table = world.get(RouteTable, route_table_id)
+    if table is not None and world.get(Vpc, table.vpc_id) is not None:
+        yield from route_tables.parts(world, table)
+
+
+def _group(world: World, group_id: str) -> Iterator[Part]:
+    group = world.get(SecurityGroup, group_id)
+    if group is not None and world.get(Vpc, group.vpc_id) is not None:
+        yield from security_groups.chain_parts(world, group)
+
+
+def _groups(world: World, vpc_id: str, *group_ids: str) -> Iterator[Part]:
+    """The chains of interfaces with exactly these groups, while there is one."""
+    if world.get(Vpc, vpc_id) is None:
+        return
+    if group_ids:
+        candidates = world.where(NetworkInterface, group_ids=group_ids[0])
+    else:
+        candidates = world.where(NetworkInterface, vpc_id=vpc_id)
+    for interface in candidates:
+        same = interface.vpc_id == vpc_id and tuple(sorted(interface.group_ids)) == group_ids
+        if same and any(_attached(world, interface)):
+            yield from security_groups.shared_parts(world, vpc_id, group_ids)
+            return
+
+
+def _attached(world: World, interface: NetworkInterface) -> Iterator[tuple[str, PrivateAddress, Subnet]]:
+    """Port name, address and subnet of each address that is in a namespace."""
+    subnet = world.get(Subnet, interface.subnet_id)
+    if subnet is not None and world.get(Vpc, interface.vpc_id) is not None:
+        for index, held in enumerate(interface.addresses):
+            if held.netns is not None:
+                yield port(interface.interface_id, index), held, subnet
+
+
+def port(interface_id: str, index: int) -> str:
+    """The router's side of the pair of an interface's address."""
+    return f"e{interface_id[-12:]}{index:x}"
+
+
+def _interface(world: World, interface_id: str) -> Iterator[Part]:
+    interface = world.get(NetworkInterface, interface_id)
+    if interface is None:
+        return
+    router = interface.vpc_id
+    for name, held, subnet in _attached(world, interface):
+        assert held.netns is not None
+        own = f"{held.address}/32"
+        credentials = (f"{CREDENTIALS_ADDRESS}/32",) if held.netns == interface_id else ()
+        yield Netns(name=held.netns, loopback=credentials)
+        yield from _instance_chains(held.netns)
+        yield Veth(
+            outer=router,
+            outer_if=name,
+            outer_mac=ip.mac(router, held.address, prefix=0x0E),
+            inner=held.netns,
+            inner_if="eth0",
+            inner_mac=interface.mac if held.primary else ip.mac(router, held.address),
+            addresses=(own,),
+            gateway=ip.router_address(subnet),
+        )
+        port_text = f'"{name}"'
+        yield _element(router, "sources", f"{port_text} . {held.address}", interface_id)
+        for direction in ("egress", "ingress"):
+            chain = security_groups.shared_chain(interface.group_ids, egress=direction == "egress")
+            yield _element(router, f"{direction}_groups", port_text, interface_id, f"jump {chain}")
+        for group_id in interface.group_ids:
+            group = world.get(SecurityGroup, group_id)
+            if group is not None and group.vpc_id == router:
+                yield _element(router, security_groups.members_set(group_id), held.address, interface_id)
+
+
+def _mark(world: World, interface_id: str) -> Iterator[Part]:
+    """Which Linux routing table the packets of an interface take."""
+    interface = world.get(NetworkInterface, interface_id)
+    if interface is None:
+        return
+    for name, _, subnet in _attached(world, interface):
+        table = route_tables.of_subnet(world, subnet)
+        if table is not None:
+            yield _element(interface.vpc_id, "marks", f'"{name}"', table.route_table_id, str(table.number))
+
+
+def _instance_chains(netns: str) -> Iterator[Part]:
+    """What a namespace of an instance lets through: its loopback and its port. The walls are in the router."""
+    for name, direction in (("input", "iifname"), ("output", "oifname")):
+        yield Chain(
+            netns=netns,
+            name=name,
+            hook=f"type filter hook {name} priority 0; policy drop;",
+            rules=(Rule(text=f'{direction} {{ "lo", "eth0" }} accept'),),
+        )
+
+
+def _endpoint(world: World, endpoint_id: str) -> Iterator[Part]:
+    endpoint = world.get(VpcEndpoint, endpoint_id)
+    if endpoint is None or endpoint.kind != "Gateway" or world.get(Vpc, endpoint.vpc_id) is None:
+        return
+    router, name = endpoint.vpc_id, outer_if(endpoint_id)
+    blocks = tuple(prefix_list_of(world, endpoint).entries)
+    yield Netns(name=endpoint_id, local=blocks)
+    doors = f"ip daddr {{ {', '.join(blocks)} }} tcp dport {{ 80, 443 }}"
+    yield Chain(
+        netns=endpoint_id,
+        name="input",
+        hook="type filter hook input priority 0; policy drop;",
+        rules=(_INVALID, Rule(text=f'iifname "eth0" {doors} accept', comment="the doors of S3")),
+    )
+    yield Chain(
+        netns=endpoint_id,
+        name="output",
+        hook="type filter hook output priority 0; policy drop;",
+        rules=(
+            Rule(text='oifname "eth0" ct state established ct direction reply accept', comment="a reply"),
+        ),
+    )
+    yield Veth(
+        outer=router,
+        outer_if=name,
+        outer_mac=_endpoint_mac(endpoint_id, 0x0E),
+        inner=endpoint_id,
+        inner_if="eth0",
+        inner_mac=_endpoint_mac(endpoint_id, 0x0A),
+        addresses=(),
+        gateway=_ENDPOINT_GATEWAY,
+    )
+    for block in blocks:
+        yield _element(router, "endpoint_sources", f'"{name}" . {block}', endpoint_id)
+    yield _element(router, "ingress_groups", f'"{name}"', endpoint_id, "accept")
+
+
+def _endpoint_mac(endpoint_id: str, prefix: int) -> str:
+    digits = endpoint_id[-10:]
+    return ":".join((f"{prefix:02x}", *(digits[i : i + 2] for i in range(0, 10, 2))))
+
+
+def _element(netns: str, set_name: str, text: str, origin: str, data: str | None = None) -> Element:
+    return Element(netns=netns, set=set_name, key=text, data=data, comment=origin)
+
+
+_COMPILERS: dict[str, Callable[..., Iterator[Part]]] = {
+    "vpc": _vpc,
+    "table": _table,
+    "group": _group,
+    "groups": _groups,
+    "endpoint": _endpoint,
+    "interface": _interface,
+    "mark": _mark,
+}

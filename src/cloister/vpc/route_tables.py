@@ -1,0 +1,122 @@
+"""Route tables: where a packet that leaves an interface goes.
+
+AWS ("Route tables", VPC guide): `local` is always there; the longest prefix wins; a subnet without an
+association uses the VPC's main table; no route means dropped; a route whose target is gone is a black hole and
+drops. A gateway endpoint's route, `pl-… → vpce-…`, comes and goes with the endpoint's association; a static route
+to the same block wins over it.
+
+`resolve` lists a table's routes by block once; `lookup` reads the result, `parts` renders it: Linux routing
+table `number`, chosen by the mark of the sender's port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from cloister.kernel.plan import Part, PolicyRule
+from cloister.kernel.plan import Route as KernelRoute
+from cloister.vpc.endpoints import outer_if, prefix_list, prefix_list_of
+from cloister.vpc.model import Route, RouteTable, Subnet, Vpc, VpcEndpoint
+from cloister.world import World
+
+LOCAL = "local"
+#: priority of the rules that lead marked packets to their table: before main (32766)
+PRIORITY = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hop:
+    """Where packets to `block` go. `endpoint_id` is set when they go to a gateway endpoint; a hop that is
+    neither local nor to an endpoint is a black hole."""
+
+    block: IPv4Network
+    route: Route
+    endpoint_id: str | None = None
+
+    @property
+    def local(self) -> bool:
+        return self.route.target == LOCAL
+
+
+def of_subnet(world: World, subnet: Subnet) -> RouteTable | None:
+    """The table of a subnet: its own, else the VPC's main one."""
+    main: RouteTable | None = None
+    for table in world.where(RouteTable, vpc_id=subnet.vpc_id):
+        for association in table.associations:
+            if association.subnet_id == subnet.subnet_id:
+                return table
+            if association.main:
+                main = table
+    return main
+
+
+def routes(world: World, table: RouteTable) -> list[Route]:
+    """All routes of a table: `local` ones, those made by calls, those of its gateway endpoints."""
+    vpc = world.get(Vpc, table.vpc_id)
+    local = [
+        Route(destination=c, target=LOCAL, origin="CreateRouteTable") for c in (vpc.cidrs if vpc else ())
+    ]
+    made = [
+        route for route in table.routes if route.target != LOCAL and not route.destination.startswith("pl-")
+    ]
+    return [*local, *made, *endpoint_routes(world, table)]
+
+
+def endpoint_routes(world: World, table: RouteTable) -> list[Route]:
+    """The `pl-… → vpce-…` routes of the gateway endpoints associated with a table."""
+    return [
+        Route(destination=prefix_list_of(world, endpoint).prefix_list_id, target=endpoint.endpoint_id)
+        for endpoint in world.where(VpcEndpoint, vpc_id=table.vpc_id)
+        if endpoint.kind == "Gateway" and table.route_table_id in endpoint.route_table_ids
+    ] + [
+        route
+        for route in table.routes
+        if route.destination.startswith("pl-") and not _is_gateway_endpoint(world, route.target)
+    ]
+
+
+def _is_gateway_endpoint(world: World, target: str) -> bool:
+    endpoint = world.get(VpcEndpoint, target)
+    return endpoint is not None and endpoint.kind == "Gateway"
+
+
+def resolve(world: World, table: RouteTable) -> dict[IPv4Network, Hop]:
+    """The table's hops by block. For one block `local` wins, then a static route, then an endpoint's."""
+    hops: dict[IPv4Network, Hop] = {}
+    for route in routes(world, table):
+        endpoint_id = None
+        if route.destination.startswith("pl-"):
+            listed = prefix_list(world, route.destination)
+            blocks = [IPv4Network(cidr) for cidr in listed.entries] if listed else []
+            endpoint = world.get(VpcEndpoint, route.target)
+            if endpoint is not None and endpoint.state == "available":
+                endpoint_id = endpoint.endpoint_id
+        else:
+            blocks = [IPv4Network(route.destination, strict=False)]
+        for block in blocks:
+            hops.setdefault(block, Hop(block=block, route=route, endpoint_id=endpoint_id))
+    return hops
+
+
+def lookup(world: World, table: RouteTable, destination: str) -> Hop | None:
+    """The hop for a destination address: the longest prefix that contains it; None: no route, dropped."""
+    address = IPv4Address(destination)
+    found = [hop for hop in resolve(world, table).values() if address in hop.block]
+    return max(found, key=lambda hop: hop.block.prefixlen, default=None)
+
+
+def parts(world: World, table: RouteTable) -> Iterator[Part]:
+    """The policy rule of the table's mark and its Linux routes. `local` is a throw: the look-up goes on
+    in the main table, which has one route for each attached address and nothing else."""
+    vpc = table.vpc_id
+    yield PolicyRule(netns=vpc, priority=PRIORITY, table=table.number, mark=table.number)
+    for block, hop in resolve(world, table).items():
+        if hop.local:
+            yield KernelRoute(netns=vpc, table=table.number, destination=str(block), type="throw")
+        elif hop.endpoint_id is not None:
+            dev = outer_if(hop.endpoint_id)
+            yield KernelRoute(netns=vpc, table=table.number, destination=str(block), dev=dev)
+        else:
+            yield KernelRoute(netns=vpc, table=table.number, destination=str(block), type="blackhole")
