@@ -1,0 +1,104 @@
+"""A processing job as a document: all that a daemon needs to carry on with it after `kill -9`.
+
+`ProcessingJob.request` is CreateProcessingJob's input as the caller gave it. What Cloister decided or
+observed since is in the other fields. Times are POSIX seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloister.jobs.lifecycle import STATUS, InstanceState, JobState
+from cloister.world import document
+
+#: where the platform puts its own files in a container
+CONFIG_PATH = "/opt/ml/config"
+PROCESSING_PATH = "/opt/ml/processing"
+OUTPUT_PATH = "/opt/ml/output"
+#: AWS: /aws/sagemaker/ProcessingJobs, streams JOBNAME/algo-N-EPOCH
+LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One instance of a job's cluster. `index` counts from 1; its host name is `algo-<index>`.
+
+    `address` is the container's, `agent_address` the platform agent's; both are on `interface_id`."""
+
+    index: int
+    state: InstanceState = InstanceState.WAITING
+    interface_id: str | None = None
+    address: str | None = None
+    agent_address: str | None = None
+    netns: str | None = None
+    agent_netns: str | None = None
+    exit_code: int | None = None
+    out_of_memory: bool = False
+    log_stream: str | None = None
+
+    @property
+    def host(self) -> str:
+        return f"algo-{self.index}"
+
+
+@document("processing-job", key="name", index=("arn",))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessingJob:
+    """`job_id` tells this job from earlier ones of the same name (a deleted job's name is reusable)."""
+
+    name: str
+    job_id: str
+    arn: str
+    request: dict[str, Any]
+    state: JobState = JobState.PENDING
+    instances: tuple[Instance, ...]
+    #: random, so that a container cannot guess another job's credentials path
+    credentials_path: str
+    created: float
+    modified: float
+    started: float | None = None
+    ended: float | None = None
+    #: when the containers were told to stop, for the grace before SIGKILL
+    stop_sent: float | None = None
+    failure_reason: str | None = None
+    exit_message: str | None = None
+    subnet_id: str | None = None
+    zone: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """InProgress | Completed | Failed | Stopping | Stopped."""
+        return STATUS[self.state]
+
+    @property
+    def terminal(self) -> bool:
+        return self.state in (JobState.COMPLETED, JobState.FAILED, JobState.STOPPED)
+
+    @property
+    def folder(self) -> str:
+        """Name of this job's folder under `STATE/jobs`."""
+        return f"{self.name}-{self.job_id}"
+
+    @property
+    def security_group_ids(self) -> tuple[str, ...]:
+        return tuple(self.request["NetworkConfig"]["VpcConfig"]["SecurityGroupIds"])
+
+    @property
+    def subnet_ids(self) -> tuple[str, ...]:
+        return tuple(self.request["NetworkConfig"]["VpcConfig"]["Subnets"])
+
+    @property
+    def inputs(self) -> list[dict[str, Any]]:
+        return self.request.get("ProcessingInputs") or []
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        return (self.request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
+
+    @property
+    def max_runtime(self) -> int:
+        """Seconds. AWS: the default maximum runtime of a processing job is one day."""
+        condition = self.request.get("StoppingCondition") or {}
+        return int(condition.get("MaxRuntimeInSeconds", 86400))

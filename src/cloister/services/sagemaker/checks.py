@@ -1,0 +1,187 @@
+"""What CreateProcessingJob refuses, beyond the shapes, lengths, ranges and enums that the model tells.
+
+Three kinds, each with a sentence that names the value: what AWS refuses; what AWS leaves open and would
+end in a mess (paths that overlap); and what AWS accepts and Cloister does not do yet, which is refused by
+name, never ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cloister.iam import collect
+from cloister.iam.decide import Request, decide
+from cloister.iam.model import Role
+from cloister.jobs.model import PROCESSING_PATH
+from cloister.services.api import Call, Params
+from cloister.vpc.model import SecurityGroup, Subnet
+from cloister.wire.errors import AwsError
+
+SERVICE = "sagemaker.amazonaws.com"
+
+
+def invalid(message: str) -> AwsError:
+    return AwsError("ValidationException", message)
+
+
+def _not_yet(what: str) -> AwsError:
+    return invalid(f"Cloister does not implement {what} yet")
+
+
+def check(call: Call, params: Params) -> None:
+    """Raises AwsError for the first thing found wrong."""
+    check_implemented(params)
+    check_channels(params)
+    check_network(call, params["NetworkConfig"]["VpcConfig"])
+    check_role(call, params["RoleArn"])
+
+
+def check_implemented(params: Params) -> None:
+    """Refuse by name what AWS accepts and Cloister does not do yet."""
+    if any((params.get("ExperimentConfig") or {}).values()):
+        raise _not_yet("ExperimentConfig")
+    cluster = params["ProcessingResources"]["ClusterConfig"]
+    if cluster.get("InstancePreferences"):
+        raise _not_yet("ClusterConfig.InstancePreferences")
+    if cluster.get("VolumeKmsKeyId"):
+        raise _not_yet("ClusterConfig.VolumeKmsKeyId")
+    for each in params.get("ProcessingInputs") or ():
+        _check_input_implemented(each)
+    output_config = params.get("ProcessingOutputConfig") or {}
+    if output_config.get("KmsKeyId"):
+        raise _not_yet("ProcessingOutputConfig.KmsKeyId")
+    for each in output_config.get("Outputs") or ():
+        name = each["OutputName"]
+        if each.get("AppManaged"):
+            raise _not_yet(f"AppManaged (output {name})")
+        if each.get("FeatureStoreOutput"):
+            raise _not_yet(f"FeatureStoreOutput (output {name})")
+        if (each.get("S3Output") or {}).get("S3UploadMode") == "Continuous":
+            raise _not_yet(f"S3UploadMode Continuous (output {name})")
+    network = params.get("NetworkConfig") or {}
+    if network.get("EnableNetworkIsolation"):
+        raise _not_yet("EnableNetworkIsolation")
+    if network.get("EnableInterContainerTrafficEncryption"):
+        raise _not_yet("EnableInterContainerTrafficEncryption")
+    if not network.get("VpcConfig"):
+        raise _not_yet("jobs without NetworkConfig.VpcConfig")
+
+
+def _check_input_implemented(given: dict[str, Any]) -> None:
+    name = given["InputName"]
+    if given.get("AppManaged"):
+        raise _not_yet(f"AppManaged (input {name})")
+    if given.get("DatasetDefinition"):
+        raise _not_yet(f"DatasetDefinition (input {name})")
+    s3 = given.get("S3Input") or {}
+    if s3.get("S3InputMode") == "Pipe":
+        raise _not_yet(f"S3InputMode Pipe (input {name})")
+    if s3.get("S3CompressionType") == "Gzip":
+        raise _not_yet(f"S3CompressionType Gzip (input {name})")
+
+
+def check_channels(params: Params) -> None:
+    """Names, S3 URIs and local paths of inputs and outputs; and what only the cluster can tell."""
+    cluster = params["ProcessingResources"]["ClusterConfig"]
+    if not cluster.get("InstanceType"):
+        raise invalid("Either InstanceType or InstancePreferences must be specified in ClusterConfig")
+    paths: list[tuple[str, str]] = []
+    for kind, channels in (
+        ("Input", params.get("ProcessingInputs") or []),
+        ("Output", (params.get("ProcessingOutputConfig") or {}).get("Outputs") or []),
+    ):
+        names: set[str] = set()
+        for each in channels:
+            name = each[f"{kind}Name"]
+            what = f"{kind.lower()} {name}"
+            if name in names:
+                raise invalid(f"{kind}Name must be unique: {name} is given twice")
+            names.add(name)
+            s3 = each.get(f"S3{kind}")
+            if not s3:
+                raise invalid(f"S3{kind} must be specified for {what}")
+            check_s3_uri(s3["S3Uri"], what)
+            paths.append((what, local_path(s3.get("LocalPath"), what)))
+    _check_overlap(paths)
+
+
+def check_s3_uri(uri: str, what: str) -> None:
+    if uri.startswith("https://"):
+        raise _not_yet(f"S3Uri with https:// ({what}: {uri})")
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise invalid(f"S3Uri {uri} of {what} names no bucket")
+    if any(part in (".", "..") for part in key.split("/")) or "\0" in key:
+        raise invalid(f"S3Uri {uri} of {what} has a path segment that is not allowed")
+
+
+def local_path(path: str | None, what: str) -> str:
+    """The canonical local path. AWS: it "begins with /opt/ml/processing/", and is required unless AppManaged."""
+    if not path:
+        raise invalid(f"LocalPath must be specified for {what}")
+    parts = path.rstrip("/").split("/")
+    if not path.startswith(PROCESSING_PATH + "/") or len(parts) < 5:
+        raise invalid(f"LocalPath {path} of {what} must be under {PROCESSING_PATH}/")
+    if any(part in ("", ".", "..") for part in parts[1:]) or "\0" in path:
+        raise invalid(f"LocalPath {path} of {what} must not contain '.', '..' or empty segments")
+    return "/".join(parts)
+
+
+def _check_overlap(paths: list[tuple[str, str]]) -> None:
+    # Choice of ours: AWS does not say what happens when one channel lies in another.
+    ordered = sorted(paths, key=lambda each: each[1] + "/")
+    for (one, path), (other, inner) in zip(ordered, ordered[1:], strict=False):
+        if (inner + "/").startswith(path + "/"):
+            raise invalid(f"LocalPath {path} of {one} and LocalPath {inner} of {other} overlap")
+
+
+def check_network(call: Call, vpc_config: dict[str, Any]) -> None:
+    """Subnets and groups exist and are of one VPC."""
+    vpcs: dict[str, str] = {}
+    for subnet_id in vpc_config["Subnets"]:
+        subnet = call.tx.get(Subnet, subnet_id)
+        if subnet is None:
+            raise invalid(f"The subnet ID '{subnet_id}' does not exist")
+        vpcs[subnet_id] = subnet.vpc_id
+    first, vpc_id = next(iter(vpcs.items()))
+    for subnet_id, other in vpcs.items():
+        if other != vpc_id:
+            raise invalid(
+                f"Subnets {first} and {subnet_id} are in different VPCs ({vpc_id} and {other}): "
+                "all subnets of a job must be in the same VPC"
+            )
+    for group_id in vpc_config["SecurityGroupIds"]:
+        group = call.tx.get(SecurityGroup, group_id)
+        if group is None:
+            raise invalid(f"The security group '{group_id}' does not exist")
+        if group.vpc_id != vpc_id:
+            raise invalid(f"Security group {group_id} and subnet {first} belong to different networks.")
+
+
+def role_of(call: Call, arn: str) -> Role | None:
+    """The role of this account with exactly this ARN."""
+    role = call.tx.get(Role, arn.rsplit("/", 1)[-1])
+    if role is None or arn != f"arn:{call.partition}:iam::{call.account}:role{role.path}{role.name}":
+        return None
+    return role
+
+
+def check_role(call: Call, arn: str) -> None:
+    """The caller may pass the role, and SageMaker may assume it."""
+    decision = decide(
+        Request(
+            principal=call.principal,
+            action="iam:PassRole",
+            resource=arn,
+            context={"iam:PassedToService": SERVICE},
+        ),
+        collect.identity_policies(call.tx, call.principal),
+    )
+    if not decision.allowed:
+        raise AwsError("AccessDeniedException", decision.sentence())
+    role = role_of(call, arn)
+    if role is None or not collect.may_assume_service(role, SERVICE):
+        raise invalid(
+            f"Could not assume role {arn}. Please ensure that the role exists and allows principal "
+            f"'{SERVICE}' to assume the role."
+        )
