@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 
 
-def load() -> None:
-    """Import every module below `cloister.services`, so that all operations are registered."""
-    for module in pkgutil.walk_packages(__path__, prefix=f"{__name__}."):
+def load(package: str = __name__) -> None:
+    """Import every module below `package`, all services by default, so that its operations are registered."""
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, prefix=f"{package}."):
         importlib.import_module(module.name)

@@ -10,6 +10,7 @@ from cloister.services.ec2.subnets import make_subnet, subnet_shape
 from cloister.services.ec2.vpcs import VPCS, make_vpc
 from cloister.services.ec2.zones import zone_of, zones
 from cloister.vpc import addresses
+from cloister.vpc.endpoints import s3_prefix_list
 from cloister.vpc.model import Subnet, Vpc
 from cloister.wire.errors import AwsError
 from cloister.world import Transaction
@@ -25,6 +26,12 @@ def make_default_vpc(tx: Transaction, region: str) -> Vpc:
     for zone, block in zip(zones(region), IPv4Network(CIDR).subnets(new_prefix=SUBNET_LENGTH), strict=False):
         make_subnet(tx, vpc, str(block), zone, default_for_az=True)
     return vpc
+
+
+def seed(tx: Transaction, region: str, account: str) -> None:
+    """What a new account finds in its region. Called once, at the first start."""
+    tx.put(s3_prefix_list(region))
+    make_default_vpc(tx, region)
 
 
 @operation("ec2", "CreateDefaultVpc", resources=on(vpc="*"))

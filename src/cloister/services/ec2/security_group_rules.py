@@ -25,14 +25,8 @@ from cloister.world import World
 #: AWS's default quota, in each direction; `limits["rules_per_security_group"]` of the daemon raises it
 RULES_PER_GROUP = 60
 _NUMBERS = {"6": "tcp", "17": "udp", "1": "icmp", "58": "icmpv6"}
-_FLAT = (
-    "CidrIp",
-    "IpProtocol",
-    "FromPort",
-    "ToPort",
-    "SourceSecurityGroupName",
-    "SourceSecurityGroupOwnerId",
-)
+_RANGE = ("IpProtocol", "FromPort", "ToPort")
+_FLAT = ("CidrIp", *_RANGE, "SourceSecurityGroupName", "SourceSecurityGroupOwnerId")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,9 +132,7 @@ def _wanted(call: Call, group: SecurityGroup, params: Params, *, egress: bool) -
 
 
 def _flat_permission(params: Params) -> Params:
-    permission: Params = {
-        name: params[name] for name in ("IpProtocol", "FromPort", "ToPort") if name in params
-    }
+    permission: Params = {name: params[name] for name in _RANGE if name in params}
     if params.get("SourceSecurityGroupName"):
         pair = {"GroupName": params["SourceSecurityGroupName"]}
         if params.get("SourceSecurityGroupOwnerId"):
@@ -430,7 +422,7 @@ def modify_security_group_rules(call: Call, params: Params) -> Params:
 
 
 def _modified(call: Call, group: SecurityGroup, old: GroupRule, given: Params) -> GroupRule:
-    permission: Params = {name: given[name] for name in ("IpProtocol", "FromPort", "ToPort") if name in given}
+    permission: Params = {name: given[name] for name in _RANGE if name in given}
     note = {"Description": given["Description"]} if "Description" in given else {}
     if given.get("CidrIpv6"):
         permission["Ipv6Ranges"] = [{"CidrIpv6": given["CidrIpv6"]}]

@@ -25,7 +25,8 @@ def check_text(text: str, what: str, *, may_be_empty: bool = False) -> None:
     if not (_TEXT.fullmatch(text) or (may_be_empty and not text)):
         raise AwsError(
             "InvalidParameterValue",
-            f"Value ({text}) for parameter {what} is invalid. Up to 255 characters are allowed: {_CHARACTERS}.",
+            f"Value ({text}) for parameter {what} is invalid. "
+            f"Up to 255 characters are allowed: {_CHARACTERS}.",
         )
 
 

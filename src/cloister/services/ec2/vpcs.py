@@ -14,7 +14,6 @@ from cloister.vpc import addresses
 from cloister.vpc.model import (
     GroupRule,
     NetworkInterface,
-    Route,
     RouteTable,
     RouteTableAssociation,
     SecurityGroup,
@@ -89,7 +88,8 @@ VPCS: Resource[Vpc] = Resource(
 def make_vpc(
     tx: Transaction, cidr: str, *, is_default: bool = False, tags: dict[str, str] | None = None
 ) -> Vpc:
-    """A new VPC with its main route table and its default group.
+    """A new VPC with its main route table and its default group. `local` routes are derived from the
+    VPC's blocks (vpc/route_tables.py), a table only holds routes made by calls.
     Raises InvalidParameterValue, InvalidVpc.Range."""
     vpc = Vpc(
         vpc_id=resource_id("vpc"),
@@ -108,7 +108,6 @@ def make_vpc(
             route_table_id=resource_id("rtb"),
             vpc_id=vpc.vpc_id,
             number=FIRST_TABLE,
-            routes=local_routes(vpc),
             associations=(main,),
         )
     )
@@ -125,11 +124,6 @@ def make_vpc(
         )
     )
     return vpc
-
-
-def local_routes(vpc: Vpc) -> tuple[Route, ...]:
-    """One `local` route for each of the VPC's blocks, first in every route table."""
-    return tuple(Route(destination=cidr, target="local", origin="CreateRouteTable") for cidr in vpc.cidrs)
 
 
 @operation("ec2", "CreateVpc", resources=on(vpc="*"))
@@ -234,7 +228,7 @@ def associate_vpc_cidr_block(call: Call, params: Params) -> Params:
             f"This network '{vpc.vpc_id}' has met its maximum number of allowed CIDRs: {CIDRS_PER_VPC}",
         )
     association_id = resource_id("vpc-cidr-assoc")
-    _put_blocks(call.tx, vpc, {**vpc.more_cidrs, association_id: cidr})
+    call.tx.put(replace(vpc, more_cidrs={**vpc.more_cidrs, association_id: cidr}))
     return {"VpcId": vpc.vpc_id, "CidrBlockAssociation": _association(association_id, cidr, "associating")}
 
 
@@ -259,20 +253,12 @@ def disassociate_vpc_cidr_block(call: Call, params: Params) -> Params:
             "InvalidCidrBlock.InUse",
             f"The vpc {vpc.vpc_id} currently has a subnet within CIDR block {cidr}",
         )
-    _put_blocks(call.tx, vpc, {key: block for key, block in vpc.more_cidrs.items() if key != association_id})
+    kept = {key: block for key, block in vpc.more_cidrs.items() if key != association_id}
+    call.tx.put(replace(vpc, more_cidrs=kept))
     return {
         "VpcId": vpc.vpc_id,
         "CidrBlockAssociation": _association(association_id, cidr, "disassociating"),
     }
-
-
-def _put_blocks(tx: Transaction, vpc: Vpc, more: dict[str, str]) -> None:
-    """Change the VPC's further blocks, and with them the `local` routes of all its tables."""
-    vpc = replace(vpc, more_cidrs=more)
-    tx.put(vpc)
-    for table in list(tx.where(RouteTable, vpc_id=vpc.vpc_id)):
-        others = tuple(route for route in table.routes if route.target != "local")
-        tx.put(replace(table, routes=(*local_routes(vpc), *others)))
 
 
 def vpc_or_default(call: Call, vpc_id: str | None) -> Vpc:
