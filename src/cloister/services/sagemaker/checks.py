@@ -7,6 +7,7 @@ name, never ignored.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from cloister.iam import collect
@@ -116,7 +117,7 @@ def check_s3_uri(uri: str, what: str) -> None:
 
 
 def local_path(path: str | None, what: str) -> str:
-    """The canonical local path. AWS: it "begins with /opt/ml/processing/", and is required unless AppManaged."""
+    """The canonical local path. AWS: it "begins with /opt/ml/processing/"; required unless AppManaged."""
     if not path:
         raise invalid(f"LocalPath must be specified for {what}")
     parts = path.rstrip("/").split("/")
@@ -130,7 +131,7 @@ def local_path(path: str | None, what: str) -> str:
 def _check_overlap(paths: list[tuple[str, str]]) -> None:
     # Choice of ours: AWS does not say what happens when one channel lies in another.
     ordered = sorted(paths, key=lambda each: each[1] + "/")
-    for (one, path), (other, inner) in zip(ordered, ordered[1:], strict=False):
+    for (one, path), (other, inner) in itertools.pairwise(ordered):
         if (inner + "/").startswith(path + "/"):
             raise invalid(f"LocalPath {path} of {one} and LocalPath {inner} of {other} overlap")
 

@@ -1,4 +1,4 @@
-"""CreateProcessingJob and its siblings. Running a job is `cloister.jobs`; here its document is written and read.
+"""CreateProcessingJob and its siblings: they write and read a job's document. Running it is `cloister.jobs`.
 
 Texts and codes are AWS's where they are known (docs: choices of ours where AWS is unknown).
 """
@@ -233,8 +233,8 @@ def delete_processing_job(call: Call, params: Params) -> Params:
     if not job.terminal:
         raise AwsError(
             "ResourceInUse",
-            f"The processing job {job.name} is in status {job.status}: only a job that is Completed, Failed or "
-            "Stopped can be deleted",
+            f"The processing job {job.name} is in status {job.status}: only a job that is Completed, Failed "
+            "or Stopped can be deleted",
         )
     call.tx.delete(ProcessingJob, job.name)
     return {}
