@@ -49,7 +49,7 @@ def create_interface(
         raise AwsError("InvalidSubnetID.NotFound", f"The subnet ID '{subnet_id}' does not exist")
     groups = check_groups(tx, group_ids, subnet)
     interface_id = resource_id("eni")
-    chosen = _choose(tx, subnet, addresses, max(count, len(addresses), len(attach), 1), interface_id)
+    chosen = choose_addresses(tx, subnet, addresses, max(count, len(addresses), len(attach), 1), interface_id)
     interface = NetworkInterface(
         interface_id=interface_id,
         vpc_id=subnet.vpc_id,
@@ -160,7 +160,11 @@ def check_groups(world: World, group_ids: Sequence[str], subnet: Subnet) -> tupl
     return wanted
 
 
-def _choose(world: World, subnet: Subnet, wanted: Sequence[str], count: int, seed: str) -> list[str]:
+def choose_addresses(
+    world: World, subnet: Subnet, wanted: Sequence[str], count: int, seed: str
+) -> list[str]:
+    """`count` addresses of `subnet` that are free: those wanted, then others. Raises InvalidParameterValue,
+    InvalidIPAddress.InUse, InsufficientFreeAddressesInSubnet."""
     taken = ip.used(world, subnet.subnet_id)
     chosen: list[str] = []
     for text in wanted:

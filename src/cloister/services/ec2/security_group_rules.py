@@ -277,7 +277,8 @@ def _sentence(rule: GroupRule) -> str:
     return f"peer: {peer}, {protocol}, from port: {rule.from_port}, to port: {rule.to_port}, ALLOW"
 
 
-def _check_limit(call: Call, group: SecurityGroup, *, egress: bool) -> None:
+def check_limit(call: Call, group: SecurityGroup, *, egress: bool) -> None:
+    """Raises RulesPerSecurityGroupLimitExceeded."""
     limit = call.deps.get("limits", {}).get("rules_per_security_group", RULES_PER_GROUP)
     count = sum(_weight(call.tx, rule) for rule in group.rules if rule.egress is egress)
     if count > limit:
@@ -311,7 +312,7 @@ def _authorize(call: Call, params: Params, *, egress: bool) -> Params:
             )
         added.append(replace(rule, rule_id=resource_id("sgr"), tags=tags))
     group = replace(group, rules=(*group.rules, *added))
-    _check_limit(call, group, egress=egress)
+    check_limit(call, group, egress=egress)
     call.tx.put(group)
     return {
         "Return": True,
@@ -415,8 +416,8 @@ def modify_security_group_rules(call: Call, params: Params) -> Params:
             )
         seen.add(_content(rule))
     group = replace(group, rules=rules)
-    _check_limit(call, group, egress=False)
-    _check_limit(call, group, egress=True)
+    check_limit(call, group, egress=False)
+    check_limit(call, group, egress=True)
     call.tx.put(group)
     return {"Return": True}
 
