@@ -1,0 +1,52 @@
+"""`cloister demo`: start Cloister when it is not up, tell the story, leave it running."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from cloister import options as options_file
+from cloister.cli.lifecycle import environment, start
+from cloister.cli.main import json_option
+from cloister.cli.paths import read_running
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def demo(state: Path, as_json: bool) -> None:
+    """Show a job in a private VPC, end to end: 336,776 flights, what is reachable and what is refused.
+
+    Every step checks what it prints; the command fails if any step is not as stated. Cloister is started if
+    it is not up, and left running."""
+    from cloister.demo import data, story
+
+    running = read_running(state)
+    if running is None:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        options_file.write(state, options_file.read(state))
+        running = start(state, quiet=as_json)
+    lines: list[str] = []
+    say = lines.append if as_json else click.echo
+    try:
+        story.tell(story.stage(running.region, environment(state, running), say))
+        failed = None
+    except (story.StoryError, data.DatasetMissing) as error:
+        failed = str(error)
+    if as_json:
+        click.echo(json.dumps({"held": failed is None, "failed": failed, "lines": lines}, indent=2))
+    if failed is not None:
+        raise click.ClickException(failed)
+    if not as_json:
+        click.echo(NEXT)
+
+
+NEXT = """
+Cloister is still up. Go on:
+    eval "$(cloister env)"                        boto3, the AWS CLI and the SDK now talk to it
+    aws sagemaker list-processing-jobs            … or any other client
+    cloister status                               what it holds
+    cloister down                                 stop; resources and objects are kept
+"""

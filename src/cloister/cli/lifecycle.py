@@ -1,0 +1,191 @@
+"""`up`, `down`, `status`, `env`, `gc`: a Cloister's own life."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cloister import options as options_file
+from cloister.cli.main import json_option
+from cloister.cli.paths import Running, ask, read_running
+from cloister.kernel import holder
+from cloister.options import Options
+
+START_TIMEOUT = 60.0
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(1, 65535), help="HTTPS port on loopback.  [default: 4510]")
+@click.option("--http-port", type=click.IntRange(0, 65535), help="Also serve plain HTTP there (0: do not).")
+@click.option("--region", help="The region to be.  [default: us-east-1]")
+@click.option("--account", help="The 12-digit account id to be.  [default: 123456789012]")
+@click.option(
+    "--cors-origin", "cors_origins", multiple=True, help="Allow this browser origin (off by default)."
+)
+@click.option(
+    "--s3-backend", help="Keep objects in this S3 endpoint (URL) instead of the embedded SeaweedFS."
+)
+@click.option("--s3-backend-access-key", help="Its access key.")
+@click.option("--s3-backend-secret-key", envvar="CLOISTER_S3_BACKEND_SECRET_KEY", help="Its secret key.")
+@click.option("--rules-per-security-group", type=click.IntRange(1, 100000), help="Quota.  [default: 60]")
+@click.option("--stop-grace", type=float, help="Seconds from SIGINT to SIGKILL at a stop.  [default: 120]")
+@click.option("--foreground", is_flag=True, help="Stay, show the daemon's log, and go down at Ctrl-C.")
+@json_option
+@click.pass_obj
+def up(state: Path, foreground: bool, as_json: bool, **given: Any) -> None:
+    """Start Cloister, or find it running. Options are remembered for the next `up`."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    chosen = {name: value for name, value in given.items() if value not in (None, ())}
+    unknown = set(chosen) - {f.name for f in fields(Options)}
+    assert not unknown, unknown
+    options = replace(options_file.read(state), **chosen)
+    if not (options.account.isdigit() and len(options.account) == 12):
+        raise click.ClickException(f"--account takes 12 digits, not {options.account!r}.")
+    running = read_running(state)
+    if running is not None and chosen and options != options_file.read(state):
+        raise click.ClickException("Cloister is up with other options: run `cloister down` first.")
+    options_file.write(state, options)
+    if running is None:
+        running = start(state, quiet=as_json)
+    if as_json:
+        click.echo(json.dumps({"state": str(state), "url": running.url, "pid": running.pid}))
+    else:
+        click.echo(f"Cloister is up at {running.url} (state in {state}).")
+        click.echo('Next: eval "$(cloister env)"')
+    if foreground:
+        _follow(state)
+
+
+def start(state: Path, *, quiet: bool) -> Running:
+    """Start the holder and its daemon, and wait until it answers."""
+    began = time.monotonic()
+    log = state / "daemon.log"
+    before = log.stat().st_size if log.exists() else 0
+    try:
+        holder.ensure(state, [sys.executable, "-m", "cloister.daemon", str(state)], log)
+    except (OSError, RuntimeError) as error:
+        raise click.ClickException(f"{error}\n`cloister doctor` says what this host lacks.") from error
+    while time.monotonic() - began < START_TIMEOUT:
+        running = read_running(state)
+        if running is not None:
+            return running
+        if not quiet and sys.stderr.isatty():
+            click.echo(f"\rstarting … {time.monotonic() - began:4.1f} s", nl=False, err=True)
+        time.sleep(0.05)
+    holder.stop(state, 10)
+    tail = log.read_bytes()[before:].decode(errors="replace").splitlines()[-15:]
+    raise click.ClickException(
+        f"the daemon did not answer within {START_TIMEOUT:.0f} s. The end of {log}:\n" + "\n".join(tail)
+    )
+
+
+def _follow(state: Path) -> None:
+    try:
+        subprocess.run(["tail", "-n", "0", "-F", str(state / "daemon.log")], check=False)
+    except KeyboardInterrupt:
+        holder.stop(state, 30)
+        click.echo("Cloister is down.")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def down(state: Path, as_json: bool) -> None:
+    """Stop Cloister. Jobs that run are ended; every resource and object is kept for the next `up`."""
+    was_up = holder.stop(state, 30)
+    (state / "daemon.json").unlink(missing_ok=True)
+    if as_json:
+        click.echo(json.dumps({"was_up": was_up}))
+    else:
+        click.echo("Cloister is down." if was_up else "Cloister was not up.")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def status(state: Path, as_json: bool) -> None:
+    """What runs, what it holds, and whether anything is wrong. Exits 3 when Cloister is not up."""
+    running = read_running(state)
+    if running is None:
+        click.echo(json.dumps({"up": False}) if as_json else "Cloister is not up. Start it: cloister up")
+        raise SystemExit(3)
+    found = ask(state, "GET", "/status")
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo(f"up at {found['url']}, region {found['region']}, account {found['account']}")
+    click.echo(f"memory {found['memory_mb']} MB, objects in {found['s3']}")
+    click.echo("resources  " + ", ".join(f"{count} {kind}" for kind, count in found["resources"].items()))
+    if found["problem"]:
+        click.echo(f"PROBLEM    {found['problem']}")
+    for job in found["jobs"]:
+        where = f"  {job['subnet']}" if job["subnet"] else ""
+        click.echo(f"job        {job['name']:40} {job['status']:11} {job['phase']}{where}")
+
+
+@click.command()
+@click.option("--unset", is_flag=True, help="Print the lines that undo it.")
+@json_option
+@click.pass_obj
+def env(state: Path, unset: bool, as_json: bool) -> None:
+    """Print the exports that point AWS clients at this Cloister: eval "$(cloister env)"."""
+    running = read_running(state)
+    if running is None:
+        raise click.ClickException("Cloister is not up. Start it: cloister up")
+    variables = environment(state, running)
+    if as_json:
+        click.echo(json.dumps(variables, indent=2))
+    else:
+        for name, value in variables.items():
+            click.echo(f"unset {name}" if unset else f"export {name}={shlex.quote(value)}")
+
+
+def environment(state: Path, running: Running) -> dict[str, str]:
+    """The variables every AWS client reads, for this Cloister's root key."""
+    root = json.loads((state / "root.json").read_text())
+    return {
+        "AWS_ENDPOINT_URL": running.url,
+        "AWS_ACCESS_KEY_ID": os.environ.get("CLOISTER_ROOT_ACCESS_KEY_ID") or root["access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": os.environ.get("CLOISTER_ROOT_SECRET_ACCESS_KEY")
+        or root["secret_access_key"],
+        "AWS_REGION": running.region,
+        "AWS_DEFAULT_REGION": running.region,
+        "AWS_CA_BUNDLE": str(state / "bundle.pem"),
+    }
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@json_option
+@click.pass_obj
+def gc(state: Path, dry_run: bool, as_json: bool) -> None:
+    """Remove what a crash of this machine may have left: folders of ended jobs, cgroups, stale files."""
+    removed = collect_garbage(state, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps({"removed": removed}))
+    elif removed:
+        click.echo(("Would remove:\n  " if dry_run else "Removed:\n  ") + "\n  ".join(removed))
+    else:
+        click.echo("Nothing to remove.")
+
+
+def collect_garbage(state: Path, *, dry_run: bool) -> list[str]:
+    """The paths removed. A running daemon cleans its own jobs; without one everything volatile is stale."""
+    if read_running(state) is not None:
+        found: list[str] = ask(state, "POST", "/gc?dry_run=1" if dry_run else "/gc")
+        return found
+    removed = [str(path) for path in (state / "run", state / "daemon.json") if path.exists()]
+    if not dry_run:
+        shutil.rmtree(state / "run", ignore_errors=True)
+        (state / "daemon.json").unlink(missing_ok=True)
+    return removed

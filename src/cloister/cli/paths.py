@@ -1,0 +1,77 @@
+"""Where a Cloister keeps its state, and how the commands talk to its daemon."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def default_state() -> Path:
+    """`CLOISTER_STATE`, else /var/lib/cloister for root, else ~/.local/state/cloister."""
+    named = os.environ.get("CLOISTER_STATE")
+    if named:
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/var/lib/cloister")
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "cloister"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """What a running daemon says of itself (STATE/daemon.json)."""
+
+    pid: int
+    url: str
+    region: str
+    account: str
+    http_url: str | None = None
+
+
+def read_running(state: Path) -> Running | None:
+    """The daemon's own words, or None when it is not up (whatever a stale file says)."""
+    try:
+        found = json.loads((state / "daemon.json").read_text())
+        ask(state, "GET", "/ping", timeout=5)
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    return Running(**found)
+
+
+class ControlError(Exception):
+    """The daemon answered a command with a refusal; the text says why."""
+
+
+def ask(state: Path, method: str, path: str, *, timeout: float = 60) -> Any:
+    """One request on the daemon's control socket. OSError when it is not up."""
+    connection = _UnixConnection(state / "control.sock", timeout)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        body = json.loads(response.read() or b"null")
+        if response.status != 200:
+            raise ControlError(body["error"])
+        return body
+    finally:
+        connection.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("cloister", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        # A socket's path is limited to 107 bytes; by way of the folder's descriptor it never is longer.
+        folder = os.open(self._path.parent, os.O_PATH)
+        try:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(f"/proc/self/fd/{folder}/{self._path.name}")
+        finally:
+            os.close(folder)
