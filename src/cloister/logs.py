@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS log_stream (
     last_event INTEGER,
     last_ingestion INTEGER,
     stored INTEGER NOT NULL DEFAULT 0,
-    position INTEGER NOT NULL DEFAULT 0,
+    position TEXT NOT NULL DEFAULT '',
     UNIQUE (group_name, name)
 );
 CREATE TABLE IF NOT EXISTS log_event (
@@ -86,8 +86,8 @@ class LogStream:
     last_event: int | None
     last_ingestion: int | None
     stored: int
-    #: bytes of the followed file that are in the stream (`append`)
-    position: int
+    #: how far the followed file is in the stream (`append`); only the follower knows what it means
+    position: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +268,7 @@ class LogStore:
             raise
 
     def append(
-        self, group: str, name: str, events: Sequence[tuple[int, str]], *, now: int, position: int
+        self, group: str, name: str, events: Sequence[tuple[int, str]], *, now: int, position: str
     ) -> None:
         """`put` for a followed container log: makes the group and the stream when they are not there yet."""
         try:
@@ -279,12 +279,12 @@ class LogStore:
             self.create_stream(group, name, created=now)
         self.put(group, name, events, now=now, position=position)
 
-    def position(self, group: str, name: str) -> int:
-        """Where to go on following a container's log; 0 when nothing is stored yet."""
+    def position(self, group: str, name: str) -> str:
+        """Where to go on following a container's log; "" when nothing is stored yet."""
         try:
             return self.stream(group, name).position
         except UnknownLog:
-            return 0
+            return ""
 
     def get(
         self,

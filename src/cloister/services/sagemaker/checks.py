@@ -12,14 +12,11 @@ from typing import Any
 
 from cloister.iam import collect
 from cloister.iam.decide import Request, decide
-from cloister.iam.model import Role
+from cloister.jobs import execution_role
 from cloister.jobs.model import PROCESSING_PATH
 from cloister.services.api import Call, Params
 from cloister.vpc.model import SecurityGroup, Subnet
 from cloister.wire.errors import AwsError
-
-SERVICE = "sagemaker.amazonaws.com"
-
 
 def invalid(message: str) -> AwsError:
     return AwsError("ValidationException", message)
@@ -159,14 +156,6 @@ def check_network(call: Call, vpc_config: dict[str, Any]) -> None:
             raise invalid(f"Security group {group_id} and subnet {first} belong to different networks.")
 
 
-def role_of(call: Call, arn: str) -> Role | None:
-    """The role of this account with exactly this ARN."""
-    role = call.tx.get(Role, arn.rsplit("/", 1)[-1])
-    if role is None or arn != f"arn:{call.partition}:iam::{call.account}:role{role.path}{role.name}":
-        return None
-    return role
-
-
 def check_role(call: Call, arn: str) -> None:
     """The caller may pass the role, and SageMaker may assume it."""
     decision = decide(
@@ -174,15 +163,14 @@ def check_role(call: Call, arn: str) -> None:
             principal=call.principal,
             action="iam:PassRole",
             resource=arn,
-            context={"iam:PassedToService": SERVICE},
+            context={"iam:PassedToService": execution_role.SERVICE},
         ),
         collect.identity_policies(call.tx, call.principal),
     )
     if not decision.allowed:
         raise AwsError("AccessDeniedException", decision.sentence())
-    role = role_of(call, arn)
-    if role is None or not collect.may_assume_service(role, SERVICE):
+    if execution_role.assume(call.tx, arn) is None:
         raise invalid(
             f"Could not assume role {arn}. Please ensure that the role exists and allows principal "
-            f"'{SERVICE}' to assume the role."
+            f"'{execution_role.SERVICE}' to assume the role."
         )
