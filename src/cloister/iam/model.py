@@ -24,10 +24,30 @@ class Principal:
     session_tags: dict[str, str] = field(default_factory=dict)
     issued: float = 0.0
     expires: float | None = None
+    #: of a session: the role's ARN with its path, what aws:PrincipalArn shows
+    role_arn: str | None = None
 
     @property
     def is_root(self) -> bool:
         return self.role_name is None and self.arn.endswith(":root")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePrincipal:
+    """An AWS service that acts by itself: "sagemaker.amazonaws.com"."""
+
+    service: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederatedPrincipal:
+    """A user of an identity provider: the provider's ARN or name, "cognito-identity.amazonaws.com"."""
+
+    provider: str
+
+
+#: whoever may ask; None is an anonymous caller
+Caller = Principal | ServicePrincipal | FederatedPrincipal | None
 
 
 @document("role", key="name")
