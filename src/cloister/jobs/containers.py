@@ -1,0 +1,655 @@
+"""Containers, run by conmon and runc without an engine.
+
+A container outlives the daemon: conmon keeps its log and writes its exit code to a file. What the daemon has
+to know of a container is a small record in the state folder, so that the next daemon goes on with it.
+
+    start ─► thread: own mount namespace ─► overlay, binds ─► config.json ─► conmon ─► runc create ─► start
+    wait  ─► conmon's pidfd ─► exit file ─► Exit
+    remove ─► KILL ─► runc delete ─► cgroup and folder gone (the mounts went with the processes)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import resource
+import select
+import shutil
+import signal as signals
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cloister.jobs import bundle, rootfs
+from cloister.jobs.bundle import Bind, Limits
+from cloister.jobs.images import Image
+from cloister.jobs.logfile import LogLine, LogPosition, LogReader
+
+T = TypeVar("T")
+
+_SECCOMP_PROFILES = ("/usr/share/containers/seccomp.json", "/etc/containers/seccomp.json")
+_CREATE_SECONDS = 60.0
+_POLL_SECONDS = 0.1
+_LOG_CHUNK = 1 << 20
+_OOM_SCORE = 200
+
+
+class ContainerError(Exception):
+    """The container could not be started; `str()` is a sentence. `exit_code` is what a shell would say:
+    127 for a command that is not in the image, 126 for one that cannot be run."""
+
+    def __init__(self, sentence: str, exit_code: int = 125) -> None:
+        self.exit_code = exit_code
+        super().__init__(sentence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A folder or file shown in the container at the absolute path `target`."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """What to run. `folder` is the instance's folder: `folder/container` is ours. `entrypoint` and `arguments`
+    follow AWS's rule (`bundle.argv`). `netns` is a path. `hosts` are names and their addresses."""
+
+    id: str
+    folder: Path
+    image: Image
+    netns: str
+    hostname: str
+    log_path: Path
+    entrypoint: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[Mount, ...] = ()
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    resolv_conf: str = ""
+    limits: Limits = Limits()
+    shm_size: int = 64 << 20
+    capabilities: tuple[str, ...] = bundle.CAPABILITIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a container ended. `code` is the shell's: 128 + n after signal n. `lost`: nobody saw its end, because
+    its monitor was killed or the machine went down; then `code` means nothing. Times: seconds since 1970."""
+
+    code: int
+    signal: int | None
+    oom_killed: bool
+    started: float
+    ended: float
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Process:
+    """A process, known again: its number alone may belong to another one by now."""
+
+    pid: int
+    identity: str
+
+    @staticmethod
+    def of(pid: int) -> _Process:
+        return _Process(pid=pid, identity=_identity(pid))
+
+    @property
+    def alive(self) -> bool:
+        return self.pid > 0 and self.identity != "" and _identity(self.pid) == self.identity
+
+    def kill(self, number: int) -> None:
+        """Send a signal, if it is still this process."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except OSError:
+            return
+        try:
+            if self.alive:
+                signals.pidfd_send_signal(fd, number)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """What is kept of a container, in `state/run/containers/ID.json`."""
+
+    id: str
+    folder: str
+    log: str
+    cgroup: str
+    phase: str  # "starting" | "started"
+    monitor: _Process = _Process(pid=0, identity="")
+    process: _Process = _Process(pid=0, identity="")
+    started: float = 0.0
+
+    @property
+    def own(self) -> Path:
+        return Path(self.folder) / "container"
+
+
+class Containers:
+    """The containers of one state folder. To be made inside the holder's world, by the one daemon."""
+
+    def __init__(self, state: Path, *, cgroup_parent: str | None = None) -> None:
+        """`cgroup_parent`: below which cgroups are made ("/cloister-x"), "" for none; default: found out."""
+        self._records = state / "run" / "containers"
+        self._runtime_root = state / "run" / "runtime"
+        for folder in (self._records, self._runtime_root):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        self._runtime = find_runtime()
+        self._conmon = _find("conmon")
+        self._ids = rootfs.container_ids(state)
+        self._seccomp = bundle.seccomp(_seccomp_profile(), platform.machine())
+        self._cgroup_parent = default_cgroup_parent(state) if cgroup_parent is None else cgroup_parent
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    # ---- the life of a container -----------------------------------------------------------------
+
+    async def start(self, spec: ContainerSpec) -> None:
+        """Start the container; returns when its process runs. Starting an id that runs, or ran, does
+        nothing. Raises ContainerError."""
+        async with self._lock(spec.id):
+            record = self._read(spec.id)
+            if record is not None:
+                record = await asyncio.to_thread(self._recover, record)
+                if record.phase == "started":
+                    return
+                await self._remove(record)
+            await _in_thread(lambda: self._start(spec))
+
+    async def wait(self, container: str) -> Exit:
+        """How it ended. Any number of callers, also after a restart of the daemon. LookupError when there
+        is no such container."""
+        record = self._read(container)
+        if record is None:
+            raise LookupError(f"there is no container {container}")
+        await _ended(record.monitor)
+        return await asyncio.to_thread(self._exit, record)
+
+    async def kill(self, container: str, signal: int) -> None:
+        """Send a signal to its first process; nothing happens when it has ended."""
+        record = self._read(container)
+        if record is not None:
+            record.process.kill(signal)
+
+    async def remove(self, container: str) -> None:
+        """Kill it if it runs; leave nothing of it: processes, mounts, cgroup, files. Doing it again is fine."""
+        async with self._lock(container):
+            record = self._read(container)
+            if record is not None:
+                await self._remove(record)
+        self._locks.pop(container, None)
+
+    def adopt(self) -> tuple[str, ...]:
+        """The containers there are, running or ended, also those of a daemon before us."""
+        return tuple(sorted(path.stem for path in self._records.glob("*.json")))
+
+    async def follow_log(
+        self, container: str, position: LogPosition = LogPosition()
+    ) -> AsyncIterator[tuple[list[LogLine], LogPosition]]:
+        """The container's lines from `position` on as they come, in batches, each with the position after
+        it; ends when the container has ended and all is read."""
+        record = self._read(container)
+        if record is None:
+            raise LookupError(f"there is no container {container}")
+        reader = LogReader(position=position)
+        at = position.offset
+        while True:
+            alive = record.monitor.alive  # asked before reading: what follows its end is complete
+            data = await asyncio.to_thread(_read_from, record.log, at)
+            at += len(data)
+            lines = reader.feed(data)
+            if not data and not alive:
+                lines += reader.finish()
+            if lines:
+                yield lines, reader.position
+            if not data:
+                if not alive:
+                    return
+                await asyncio.sleep(_POLL_SECONDS)
+
+    # ---- starting --------------------------------------------------------------------------------
+
+    def _start(self, spec: ContainerSpec) -> None:
+        """In a thread of its own, which ends afterwards: it moves into a new mount namespace."""
+        cgroup = f"{self._cgroup_parent}/{spec.id}" if self._cgroup_parent else ""
+        record = _Record(
+            id=spec.id, folder=str(spec.folder), log=str(spec.log_path), cgroup=cgroup, phase="starting"
+        )
+        argv = bundle.argv(
+            spec.image.config.entrypoint, spec.image.config.command, spec.entrypoint, spec.arguments
+        )
+        if not argv:
+            raise ContainerError("Neither the job nor the image says which command to run.", 127)
+        self._write(record)
+        try:
+            record = self._launch(spec, record, argv)
+        except (OSError, rootfs.NoSuchUser, subprocess.SubprocessError) as error:
+            self._discard(record)
+            raise ContainerError(f"The container could not be started: {error}.") from error
+        except ContainerError:
+            self._discard(record)
+            raise
+        self._write(replace(record, phase="started"))
+
+    def _launch(self, spec: ContainerSpec, record: _Record, argv: tuple[str, ...]) -> _Record:
+        own = record.own
+        overlay, etc, out = own / "overlay", own / "etc", own / "bundle"
+        for folder in (overlay / "upper", overlay / "work", etc, out, own / "exit"):
+            folder.mkdir(parents=True)
+        (overlay / "upper").chmod(0o755)
+        _write_etc(etc, spec)
+        spec.log_path.parent.mkdir(parents=True, exist_ok=True)
+
+        sysfs = _join(lambda: rootfs.sysfs(spec.netns))
+        used = [str(own), str(self._records), str(spec.log_path), self._runtime, self._conmon]
+        rootfs.private_mounts()
+        made = rootfs.assemble(
+            spec.image,
+            overlay=overlay,
+            etc=etc,
+            binds=[Bind(source=m.source, target=m.target, read_only=m.read_only) for m in spec.mounts],
+            netns=spec.netns,
+            sysfs_fd=sysfs,
+            ids=self._ids,
+            base=rootfs.choose_base(used),
+        )
+        rootfs.forget_namespaces(made.netns)
+        user = rootfs.find_user(made.path, spec.image.config.user)
+        config = bundle.config(
+            bundle.Bundle(
+                rootfs=made.path,
+                argv=argv,
+                env=bundle.environment(spec.image.config.env, spec.env, user, spec.hostname),
+                cwd=spec.image.config.working_dir,
+                user=user,
+                hostname=spec.hostname,
+                netns=made.netns,
+                uid_map=self._ids.uid_map,
+                gid_map=self._ids.gid_map,
+                binds=made.binds,
+                cgroup=record.cgroup,
+                limits=spec.limits,
+                shm_size=spec.shm_size,
+                rlimits=_rlimits(),
+                seccomp=self._seccomp,
+                capabilities=spec.capabilities,
+                oom_score=max(_OOM_SCORE, int(Path("/proc/self/oom_score_adj").read_text())),
+            )
+        )
+        (out / "config.json").write_text(json.dumps(config))
+        record = self._create(record, out)
+        started = time.time()
+        self._run_runtime(["start", record.id])
+        return replace(record, started=started)
+
+    def _create(self, record: _Record, out: Path) -> _Record:
+        """conmon, which has runc create the container; it tells the process's number, or why there is none."""
+        own = record.own
+        command = [
+            self._conmon, "--api-version", "1", "--cid", record.id, "--cuuid", record.id, "--name", record.id,
+            "--runtime", self._runtime, "--bundle", str(out), "--persist-dir", str(own), "--full-attach",
+            "--conmon-pidfile", str(own / "monitor.pid"), "--container-pidfile", str(own / "process.pid"),
+            "--exit-dir", str(own / "exit"), "--log-path", f"k8s-file:{record.log}", "--log-level", "debug", 
+            "--no-sync-log",
+            "--runtime-arg", "--root", "--runtime-arg", str(self._runtime_root),
+        ]  # fmt: skip
+        reading, writing = os.pipe()
+        try:
+            try:
+                monitor = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    pass_fds=(writing,), env={**_path(), "_OCI_SYNCPIPE": str(writing)}, start_new_session=True,
+                )  # fmt: skip
+            finally:
+                os.close(writing)
+            monitor.wait(_CREATE_SECONDS)
+            said = _read_line(reading, _CREATE_SECONDS)
+        finally:
+            os.close(reading)
+        answer = json.loads(said) if said.strip() else {}
+        pid = int(answer.get("data", -1))
+        if pid <= 0:
+            raise _refusal(str(answer.get("message", "")))
+        monitor_pid = int((own / "monitor.pid").read_text())
+        record = replace(record, monitor=_Process.of(monitor_pid), process=_Process.of(pid))
+        self._write(record)
+        return record
+
+    def _recover(self, record: _Record) -> _Record:
+        """What became of a start that a killed daemon did not finish: a process that is no longer the
+        runtime's own has begun to run the job's command."""
+        if record.phase == "started":
+            return record
+        ran = _command(record.process.pid)[1:2] != [b"init"] if record.process.alive else False
+        if ran or (record.process.pid and (record.own / "exit" / record.id).exists()):
+            record = replace(record, phase="started", started=record.started or time.time())
+            self._write(record)
+        return record
+
+    def _run_runtime(self, arguments: Sequence[str], *, check: bool = True) -> None:
+        done = subprocess.run(
+            [self._runtime, "--root", str(self._runtime_root), *arguments],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
+            timeout=_CREATE_SECONDS, env=_path(),
+        )  # fmt: skip
+        if check and done.returncode != 0:
+            raise _refusal(done.stderr.decode(errors="replace"))
+
+    # ---- ending ----------------------------------------------------------------------------------
+
+    def _exit(self, record: _Record) -> Exit:
+        file = record.own / "exit" / record.id
+        oom = _oom_kills(record.cgroup) > 0 or (record.own / "oom").exists()
+        try:
+            code, ended = int(file.read_text()), file.stat().st_mtime
+        except (OSError, ValueError):
+            record.process.kill(signals.SIGKILL)  # nobody watches it any more
+            return Exit(
+                code=-1, signal=None, oom_killed=oom, started=record.started, ended=time.time(), lost=True
+            )
+        return Exit(
+            code=code,
+            signal=code - 128 if 128 < code < 128 + signals.NSIG else None,
+            oom_killed=oom,
+            started=record.started,
+            ended=ended,
+        )
+
+    async def _remove(self, record: _Record) -> None:
+        record.process.kill(signals.SIGKILL)
+        if record.monitor.alive:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await _ended(record.monitor)
+            record.monitor.kill(signals.SIGKILL)
+        await asyncio.to_thread(self._discard, record)
+
+    def _discard(self, record: _Record) -> None:
+        for process in _started_for(str(record.own)):  # a monitor or runtime that no record knows of yet
+            process.kill(signals.SIGKILL)
+        if (self._runtime_root / record.id).exists():
+            with suppress(subprocess.TimeoutExpired):
+                self._run_runtime(["delete", "--force", record.id], check=False)
+            shutil.rmtree(self._runtime_root / record.id, ignore_errors=True)
+        _remove_cgroup(record.cgroup)
+        _remove_tree(record.own)
+        with suppress(FileNotFoundError):
+            (self._records / f"{record.id}.json").unlink()
+
+    # ---- records ---------------------------------------------------------------------------------
+
+    def _lock(self, container: str) -> asyncio.Lock:
+        return self._locks.setdefault(container, asyncio.Lock())
+
+    def _read(self, container: str) -> _Record | None:
+        try:
+            raw = json.loads((self._records / f"{container}.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        raw["monitor"], raw["process"] = _Process(**raw["monitor"]), _Process(**raw["process"])
+        return _Record(**raw)
+
+    def _write(self, record: _Record) -> None:
+        path = self._records / f"{record.id}.json"
+        partial = path.with_suffix(".new")
+        partial.write_text(json.dumps(asdict(record)))
+        partial.rename(path)
+
+
+# ------------------------------------------------------------------------------------- what the host has
+
+
+def find_runtime() -> str:
+    """runc, or crun where there is no runc. crun refuses hosts with version 1 and 2 cgroups side by side."""
+    for name in ("runc", "crun"):
+        with suppress(ContainerError):
+            return _find(name)
+    raise ContainerError("Neither runc nor crun is installed (Debian: apt install runc).")
+
+
+def _find(name: str) -> str:
+    found = shutil.which(name, path=_path()["PATH"])
+    if found is None:
+        raise ContainerError(f"{name} is not installed (Debian: apt install {name}).")
+    return found
+
+
+def _path() -> dict[str, str]:
+    # What a monitor and a runtime get of our environment: no keys.
+    return {"PATH": os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"}
+
+
+def _seccomp_profile() -> Mapping[str, Any] | None:
+    for path in _SECCOMP_PROFILES:
+        try:
+            profile: dict[str, Any] = json.loads(Path(path).read_bytes())
+        except FileNotFoundError:
+            continue
+        return profile
+    return None
+
+
+def _rlimits() -> tuple[tuple[str, int, int], ...]:
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    top = min(files, 1 << 20) if files != resource.RLIM_INFINITY else 1 << 20
+    return (("RLIMIT_NOFILE", top, top), ("RLIMIT_CORE", 0, 0))
+
+
+def _write_etc(etc: Path, spec: ContainerSpec) -> None:
+    lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in spec.hosts.items())]
+    if spec.hostname not in spec.hosts:
+        lines.append(f"127.0.1.1 {spec.hostname}")
+    for name, text in {
+        "hosts": "\n".join(lines) + "\n",
+        "hostname": spec.hostname + "\n",
+        "resolv.conf": spec.resolv_conf,
+    }.items():
+        (etc / name).write_text(text)
+        (etc / name).chmod(0o644)
+    etc.chmod(0o755)
+
+
+def _refusal(message: str) -> ContainerError:
+    """The runtime's words, as a sentence and a shell's exit code."""
+    line = next((text for text in reversed(message.splitlines()) if text.strip()), "no reason was given")
+    with suppress(ValueError):  # runc's log as JSON
+        line = json.loads(line)["msg"]
+    line = line.strip()
+    code = 125
+    if "executable file not found" in line or "no such file or directory" in line.lower():
+        code = 127
+    elif "permission denied" in line or "exec format error" in line:
+        code = 126
+    return ContainerError(f"The container could not be started: {line[:500]}", code)
+
+
+# ------------------------------------------------------------------------------------------------ cgroups
+
+
+def default_cgroup_parent(state: Path) -> str:
+    """Where we may limit containers: as root, below a group of ours. "" where we may not: in a user
+    namespace the host's cgroups are not ours."""
+    if rootfs.in_user_namespace() or not os.access("/sys/fs/cgroup", os.W_OK):
+        return ""
+    return f"/cloister-{state.stat().st_ino:x}"
+
+
+def _cgroup_folders(cgroup: str) -> list[Path]:
+    root = Path("/sys/fs/cgroup")
+    if (root / "cgroup.controllers").exists():
+        return [root / cgroup.lstrip("/")]
+    return [
+        entry / cgroup.lstrip("/") for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink()
+    ]
+
+
+def _oom_kills(cgroup: str) -> int:
+    if not cgroup:
+        return 0
+    for folder in _cgroup_folders(cgroup):
+        for name in ("memory.events", "memory.oom_control"):
+            with suppress(OSError, ValueError):
+                for line in (folder / name).read_text().splitlines():
+                    word, _, count = line.partition(" ")
+                    if word == "oom_kill" and int(count):
+                        return int(count)
+    return 0
+
+
+def _remove_cgroup(cgroup: str) -> None:
+    """The container's group and, with the last one, the parent."""
+    if not cgroup:
+        return
+    for folder in _cgroup_folders(cgroup):
+        with suppress(OSError):
+            folder.rmdir()
+        with suppress(OSError):
+            folder.parent.rmdir()
+
+
+# ---------------------------------------------------------------------------------------------- processes
+
+
+def _identity(pid: int) -> str:
+    """Boot and start time of a process, "" when there is none (or only its exit status is left)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in (b"Z", b"X") else f"{_boot()}:{int(fields[19])}"
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _command(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _started_for(own: str) -> list[_Process]:
+    """Monitors and runtimes whose command names this container's folder."""
+    found = []
+    prefix = own.encode() + b"/"
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and any(word.startswith(prefix) for word in _command(int(entry))[1:]):
+            process = _Process.of(int(entry))
+            name = os.path.basename(_command(process.pid)[:1][0]) if _command(process.pid) else b""
+            if name in (b"conmon", b"runc", b"crun"):
+                found.append(process)
+    return found
+
+
+async def _ended(process: _Process) -> None:
+    """Return when this process is gone."""
+    try:
+        fd = os.pidfd_open(process.pid) if process.pid else -1
+    except OSError:
+        return
+    if fd < 0:
+        return
+    try:
+        if not process.alive:
+            return
+        loop = asyncio.get_running_loop()
+        gone: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(fd, lambda: None if gone.done() else gone.set_result(None))
+        try:
+            await gone
+        finally:
+            loop.remove_reader(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_line(fd: int, seconds: float) -> bytes:
+    """One line from a pipe; what there was when its other end is closed or the time is up."""
+    data, deadline = b"", time.monotonic() + seconds
+    while not data.endswith(b"\n"):
+        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        chunk = os.read(fd, 65_536) if ready else b""
+        if not chunk:
+            break
+        data += chunk
+    return data
+
+
+def _read_from(path: str, offset: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(_LOG_CHUNK)
+    except FileNotFoundError:
+        return b""
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove what a container left, whatever modes it gave its folders."""
+
+    def again(function: Callable[..., Any], path: str, _: object) -> None:
+        with suppress(OSError):
+            os.chmod(os.path.dirname(path), 0o700)
+            os.chmod(path, 0o700)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                os.unlink(path)
+
+    shutil.rmtree(folder, onerror=again)
+
+
+def _join(work: Callable[[], T]) -> T:
+    """Do it in a thread that ends afterwards: it may leave its namespaces."""
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="namespace", daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """`_join` for coroutines: not a pool's thread, which would come back in the wrong namespace."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            loop.call_soon_threadsafe(done.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(done.set_result, result)
+
+    threading.Thread(target=run, name="container", daemon=True).start()
+    return await asyncio.shield(done)
