@@ -74,7 +74,7 @@ def update(plan: dict[Key, Part], before: World, after: World, changes: Iterable
 # --- scopes: what compiles by itself ---------------------------------------------------------------------
 
 #: a kind of part and the resource's id; for "groups" the VPC's id and the ids of the groups
-Scope = tuple[str, *tuple[str, ...]]
+Scope = tuple[str, ...]
 
 
 def _parts(world: World, scope: Scope) -> Iterator[Part]:
@@ -109,10 +109,7 @@ def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
         elif isinstance(doc, Vpc):
             yield ("vpc", doc.vpc_id)
             if born_or_gone or _differs(change, "cidr", "more_cidrs"):
-                for world in (before, after):
-                    yield from (
-                        ("table", t.route_table_id) for t in world.where(RouteTable, vpc_id=doc.vpc_id)
-                    )
+                yield from _tables_of(before, after, doc.vpc_id)
             if born_or_gone:
                 yield from _everything_in(before, after, doc.vpc_id)
         elif isinstance(doc, Subnet):
@@ -127,10 +124,7 @@ def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
         elif isinstance(doc, VpcEndpoint):
             yield ("endpoint", doc.endpoint_id)
             if born_or_gone or _differs(change, "route_table_ids", "state", "service_name", "vpc_id", "kind"):
-                for world in (before, after):
-                    yield from (
-                        ("table", t.route_table_id) for t in world.where(RouteTable, vpc_id=doc.vpc_id)
-                    )
+                yield from _tables_of(before, after, doc.vpc_id)
         elif isinstance(doc, SecurityGroup):
             yield ("group", doc.group_id)
             if born_or_gone or _differs(change, "vpc_id"):
@@ -145,6 +139,11 @@ def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
 
 def _differs(change: Change, *fields: str) -> bool:
     return any(getattr(change.before, field) != getattr(change.after, field) for field in fields)
+
+
+def _tables_of(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
+    for world in (before, after):
+        yield from (("table", table.route_table_id) for table in world.where(RouteTable, vpc_id=vpc_id))
 
 
 def _everything_in(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
@@ -320,7 +319,7 @@ def _mark(world: World, interface_id: str) -> Iterator[Part]:
 
 
 def _instance_chains(netns: str) -> Iterator[Part]:
-    """What a namespace of an instance lets through: its loopback and its port. The walls are in the router."""
+    """An instance may use its loopback and its port. The walls are outside, in the router."""
     for name, direction in (("input", "iifname"), ("output", "oifname")):
         yield Chain(
             netns=netns,

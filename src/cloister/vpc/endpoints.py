@@ -1,8 +1,8 @@
 """Gateway endpoints and the AWS-managed prefix lists they route.
 
-An AWS-managed prefix list is the blocks of a service in a Region. Which blocks S3 has is AWS's to change; here
-they only have to be the same everywhere in Cloister. `_KNOWN` gives known Regions the list id that AWS gives
-(our choice where the id is derived) and blocks that S3 has had there; other Regions get derived ones.
+An AWS-managed prefix list is the blocks of a service in a Region. Which blocks S3 has is AWS's to change;
+here they only have to be the same everywhere in Cloister. `_KNOWN` gives the list ids that AWS gives and
+blocks that S3 has had there; other Regions get a derived id and derived blocks, which is our choice.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def s3_prefix_list(region: str) -> PrefixList:
     known = _KNOWN.get(region)
     if known is None:
         digest = hashlib.sha256(name.encode()).digest()
-        # Derived: two blocks out of ranges that are Amazon's S3's.
+        # two blocks out of Amazon's ranges for S3
         known = (
             f"pl-{digest.hex()[:8]}",
             (f"3.5.{digest[4] & 0xFC}.0/22", f"52.219.{digest[5] & 0xFC}.0/22"),

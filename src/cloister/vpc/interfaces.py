@@ -160,9 +160,7 @@ def check_groups(world: World, group_ids: Sequence[str], subnet: Subnet) -> tupl
     return wanted
 
 
-def choose_addresses(
-    world: World, subnet: Subnet, wanted: Sequence[str], count: int, seed: str
-) -> list[str]:
+def choose_addresses(world: World, subnet: Subnet, wanted: Sequence[str], count: int, seed: str) -> list[str]:
     """`count` addresses of `subnet` that are free: those wanted, then others. Raises InvalidParameterValue,
     InvalidIPAddress.InUse, InsufficientFreeAddressesInSubnet."""
     taken = ip.used(world, subnet.subnet_id)

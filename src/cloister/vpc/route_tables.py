@@ -1,9 +1,9 @@
 """Route tables: where a packet that leaves an interface goes.
 
 AWS ("Route tables", VPC guide): `local` is always there; the longest prefix wins; a subnet without an
-association uses the VPC's main table; no route means dropped; a route whose target is gone is a black hole and
-drops. A gateway endpoint's route, `pl-… → vpce-…`, comes and goes with the endpoint's association; a static route
-to the same block wins over it.
+association uses the VPC's main table; no route means dropped; a route whose target is gone is a black
+hole and drops. A gateway endpoint's route, `pl-… → vpce-…`, comes and goes with the endpoint's association;
+a static route to the same block wins over it.
 
 `resolve` lists a table's routes by block once; `lookup` reads the result, `parts` renders it: Linux routing
 table `number`, chosen by the mark of the sender's port.

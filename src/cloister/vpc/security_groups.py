@@ -1,17 +1,17 @@
 """Security groups: which packets their rules admit, and the nftables chains that say so.
 
-AWS ("Security groups", VPC guide): rules only allow; a packet that starts a connection needs a rule of one
-of the sender's groups (egress) *and* of one of the receiver's (ingress); replies need none. A rule that names a
-group means the addresses of that group's interfaces.
+AWS ("Security groups", VPC guide): rules only allow; a packet that starts a connection needs a rule of
+one of the sender's groups (egress) *and* of one of the receiver's (ingress); replies need none. A rule that
+names a group means the addresses of that group's interfaces.
 
-`matches` resolves a group's rules once; `admits` reads the result, `chain_parts` renders it. One group is two
-chains, `i_…` (ingress) and `e_…` (egress), and its members a set, `m_…`. Interfaces with the same groups share
-a pair of chains `I_…`, `E_…` that jump to their groups' chains.
+`matches` resolves a group's rules once; `admits` reads the result, `chain_parts` renders it. One group is
+two chains, `i_…` (ingress) and `e_…` (egress), and its members a set, `m_…`. Interfaces with the same groups
+share a pair of chains `I_…`, `E_…` that jump to their groups' chains.
 
 Rules become elements of interval sets, so a packet costs the same with 1 and with 5,000 rules. nftables
-(1.0.6, kernel 6.18) refuses an element that begins inside another of its set, so overlapping rules are put into
-different sets, *layers*: a rule's layer is how many blocks of its set's kind contain its own block. Blocks of one layer
-are disjoint; there are at most 33 layers, one or two in practice.
+(1.0.6, kernel 6.18) refuses an element that begins inside another of its set, so overlapping rules go to
+different sets, *layers*: a rule's layer is how many blocks of its set's kind contain its own block. Blocks
+of one layer are disjoint; there are at most 33 layers, one or two in practice.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ COMMENT_BYTES = 128
 class Match:
     """What one rule admits: peers in `cidr`, or members of group `member_of`.
 
-    `low`..`high` is an interval on the protocol's axis: ports for tcp and udp; type * 256 + code for icmp; None
-    for others. `protocol` is "-1" for all, "tcp", "udp", "icmp" or a number."""
+    `low`..`high` is an interval on the protocol's axis: ports for tcp and udp; type * 256 + code for icmp;
+    None for others. `protocol` is "-1" for all, "tcp", "udp", "icmp" or a number."""
 
     protocol: str
     low: int | None
