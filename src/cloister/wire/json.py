@@ -14,9 +14,20 @@ from cloister.wire.model import Operation, Service, Shape
 
 Convert: TypeAlias = Callable[[Any], Any]
 
-_ARTICLE = {"string": "a String", "integer": "an Integer", "long": "a Long", "float": "a Float",
-            "double": "a Double", "boolean": "a Boolean", "timestamp": "a Timestamp", "blob": "a Blob",
-            "character": "a Character", "structure": "a structure", "list": "a list", "map": "a map"}  # fmt: skip
+_ARTICLE = {
+    "string": "a String",
+    "character": "a Character",
+    "integer": "an Integer",
+    "long": "a Long",
+    "float": "a Float",
+    "double": "a Double",
+    "boolean": "a Boolean",
+    "timestamp": "a Timestamp",
+    "blob": "a Blob",
+    "structure": "a structure",
+    "list": "a list",
+    "map": "a map",
+}
 
 
 def _refuse(message: str, path: str) -> NoReturn:

@@ -170,7 +170,7 @@ class Service:
         return shape.get("members", {}), shape.get("required", [])
 
     def shape(self, ref: dict[str, Any]) -> Shape:
-        """The shape that a reference `{"shape": name, …traits}` means; the same object for equal references."""
+        """The shape that `{"shape": name, …traits}` means; the same object for equal references."""
         name: str = ref["shape"]
         key: Any = name if len(ref) == 1 else (name, repr(ref))
         shape = self._shapes.get(key)

@@ -1,14 +1,13 @@
 """The models' regular expressions, which are Java's, as Python's.
 
-Translated: `\\p{…}` classes (outside and inside brackets), Java's nested classes where they occur as plain
-members, `-` that Java takes literally after a class such as `\\w`, surrogate pairs written as `\\uD800\\uDC00`,
-`${…}` (a quantifier on an anchor). Matching is anchored at both ends, as AWS's is, whatever the pattern says.
+Translated: `\\p{…}` outside and inside brackets, a `[` inside brackets, `-` after a class such as `\\w`
+(Java takes it literally), surrogate pairs written as `\\uD800\\uDC00`, and quantifiers on an anchor
+(`${1,128}`). Matching is anchored at both ends, as AWS's is, whatever the pattern says.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 from functools import cache
 
@@ -29,18 +28,25 @@ _POSIX = {
 }
 
 
+#: the planes that have characters; beyond them everything is unassigned or for private use
+_ASSIGNED = (range(0x40000), range(0xE0000, 0xE0200))
+
+
 @cache
 def _all_categories() -> dict[str, str]:
     """Category ("Lu", and "L" for all that begin so) -> the inside of a character class."""
     ranges: dict[str, list[list[int]]] = {}
-    for code in range(sys.maxunicode + 1):
-        name = unicodedata.category(chr(code))
-        for category in (name, name[0]):
-            spans = ranges.setdefault(category, [])
-            if spans and spans[-1][1] == code - 1:
-                spans[-1][1] = code
-            else:
-                spans.append([code, code])
+    for codes in _ASSIGNED:
+        for code in codes:
+            name = unicodedata.category(chr(code))
+            if name[0] == "C":
+                continue
+            for category in (name, name[0]):
+                spans = ranges.setdefault(category, [])
+                if spans and spans[-1][1] == code - 1:
+                    spans[-1][1] = code
+                else:
+                    spans.append([code, code])
     return {category: "".join(_span(low, high) for low, high in spans) for category, spans in ranges.items()}
 
 
@@ -60,7 +66,7 @@ _PIECE = re.compile(
     r"""\\[pP]\{\^?(?P<name>\w+)\}          # a property
     | \\[pP](?P<letter>[A-Z])               # a property of one letter
     | \\u(?P<high>[dD][89abAB][0-9a-fA-F]{2})\\u(?P<low>[dD][c-fC-F][0-9a-fA-F]{2})   # a surrogate pair
-    | \\u(?P<odd>10[0-9a-fA-F]{4})          # a code point beyond four digits: sts's "\u10000"
+    | \\u(?P<odd>10[0-9a-fA-F]{4})          # a code point of six digits, as sts's "\u10FFFF" means
     | \\[wdsWDS]-(?=[^\]])                  # a range cannot begin with a class: the "-" is itself
     | \\.                                   # any other escape
     | \$\{ | \$(?=[*+?])                    # a quantifier on an anchor

@@ -67,6 +67,11 @@ class Target:
     head: bool = False
 
 
+def signing_name_of(target: Target) -> str:
+    """The service that a signature's scope must name for this target: "monitoring" for cloudwatch."""
+    return load(target.service).signing_name
+
+
 def signing_name(request: HttpRequest) -> str | None:
     """The service in the signature's credential scope; read for routing, trusted by nobody until verified."""
     authorization = request.header("authorization")

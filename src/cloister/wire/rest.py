@@ -277,6 +277,8 @@ def render(operation: Operation, result: Mapping[str, Any], request_id: str) -> 
     elif any(member.location is None for member in shape.members.values()):
         if is_json:
             body = json.dump(json.converter(shape)(_in_body(shape, result)))
+        elif operation.name == "GetBucketLocation":
+            body = _location(result.get("LocationConstraint"))
         else:
             body = _document(operation, shape, result, shape.location_name or f"{operation.name}Result")
     if body and operation.method != "HEAD":
@@ -289,13 +291,43 @@ def _in_body(shape: Shape, result: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if shape.members[name].location is None}
 
 
+#: S3's documents whose root the model does not name; SDKs that do not read the model expect these
+_ROOTS = {
+    "CompleteMultipartUpload": "CompleteMultipartUploadResult",
+    "CreateMultipartUpload": "InitiateMultipartUploadResult",
+    "DeleteObjects": "DeleteResult",
+    "GetBucketAcl": "AccessControlPolicy",
+    "GetBucketCors": "CORSConfiguration",
+    "GetBucketLifecycleConfiguration": "LifecycleConfiguration",
+    "GetBucketLogging": "BucketLoggingStatus",
+    "GetBucketTagging": "Tagging",
+    "GetBucketVersioning": "VersioningConfiguration",
+    "GetBucketWebsite": "WebsiteConfiguration",
+    "GetObjectAcl": "AccessControlPolicy",
+    "GetObjectTagging": "Tagging",
+    "ListBuckets": "ListAllMyBucketsResult",
+    "ListMultipartUploads": "ListMultipartUploadsResult",
+    "ListObjectVersions": "ListVersionsResult",
+    "ListObjects": "ListBucketResult",
+    "ListObjectsV2": "ListBucketResult",
+    "ListParts": "ListPartsResult",
+}
+
+
 def _document(operation: Operation, shape: Shape, value: Any, name: str) -> bytes:
-    tag = shape.location_name or name
+    tag = shape.location_name or _ROOTS.get(operation.name, name)
     space = operation.service.namespace or "http://s3.amazonaws.com/doc/2006-03-01/"
     out = [DECLARATION, f'<{tag} xmlns="{space}">']
     xml.contents_writer(shape)(value, out)
     out.append(f"</{tag}>")
     return "".join(out).encode()
+
+
+def _location(region: str | None) -> bytes:
+    """GetBucketLocation's document is its root's text; us-east-1 is the empty one."""
+    text = xml.escape(region or "")
+    space = "http://s3.amazonaws.com/doc/2006-03-01/"
+    return f'{DECLARATION}<LocationConstraint xmlns="{space}">{text}</LocationConstraint>'.encode()
 
 
 def _render_header(shape: Shape, value: Any) -> str:

@@ -13,31 +13,64 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
+from cloister.wire.canonical import (
+    ALGORITHM,
+    STREAMING,
+    STREAMING_SIGNED,
+    STREAMING_SIGNED_TRAILER,
+    STREAMING_UNSIGNED_TRAILER,
+    UNSIGNED_PAYLOAD,
+    canonical_request,
+    header_map,
+    hmac_hex,
+    signing_key,
+    string_to_sign,
+    write_stamp,
+)
+from cloister.wire.denials import (
+    S3_NAMES,
+    WRONG,
+    content_mismatch,
+    expired_token,
+    invalid_key,
+    invalid_token,
+    missing_authentication,
+    signature_code,
+)
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest
+from cloister.wire.payload import ChunkDecoder, PlainDecoder, decoder
 
-ALGORITHM = "AWS4-HMAC-SHA256"
-EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
-UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
-STREAMING_SIGNED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
-STREAMING_SIGNED_TRAILER = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"
-STREAMING_UNSIGNED_TRAILER = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
-STREAMING = frozenset({STREAMING_SIGNED, STREAMING_SIGNED_TRAILER, STREAMING_UNSIGNED_TRAILER})
+__all__ = [
+    "ALGORITHM",
+    "STREAMING",
+    "STREAMING_SIGNED",
+    "STREAMING_SIGNED_TRAILER",
+    "STREAMING_UNSIGNED_TRAILER",
+    "UNSIGNED_PAYLOAD",
+    "ChunkDecoder",
+    "PlainDecoder",
+    "SignedBy",
+    "Verified",
+    "decoder",
+    "expired_token",
+    "invalid_key",
+    "invalid_token",
+    "missing_authentication",
+    "parse_authorization",
+    "sign",
+    "signing_key",
+    "verify",
+]
 
 MAX_SKEW_SECONDS = 900
 MAX_EXPIRES_SECONDS = 604_800
 
-_S3_NAMES = frozenset({"s3", "s3express", "s3-outposts", "s3-object-lambda"})
-_QUERY_NAMES = frozenset(
-    {"iam", "sts", "sqs", "sns", "ses", "rds", "cloudformation", "autoscaling", "elasticloadbalancing",
-     "redshift", "elasticache", "cloudsearch", "elasticbeanstalk", "sdb"}
-)  # fmt: skip
 _STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _CREDENTIAL = re.compile(
@@ -51,7 +84,7 @@ _SINGLE = ("authorization", "host", "x-amz-date", "date", "x-amz-content-sha256"
 class SignedBy:
     """What a request says about its signature. Nothing of it is true before `verify`."""
 
-    access_key: str
+    access_key_id: str
     token: str | None
     #: the time of signing, as it was written (20260102T030405Z) and as seconds since 1970
     stamp: str
@@ -71,7 +104,7 @@ class SignedBy:
 
     @property
     def is_s3(self) -> bool:
-        return self.service in _S3_NAMES
+        return self.service in S3_NAMES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +130,7 @@ def parse_authorization(request: HttpRequest) -> SignedBy | None:
 
     Raises AwsError: IncompleteSignature (S3: AuthorizationHeaderMalformed,
     AuthorizationQueryParametersError), InvalidRequest for other signing schemes and for both at once."""
-    headers = _header_map(request)
+    headers = header_map(request.headers)
     for name in _SINGLE:
         if len(headers.get(name, ())) > 1:
             raise AwsError("IncompleteSignature", f"The request has more than one {name} header.")
@@ -228,7 +261,7 @@ def _signed_by(
             "The Credential must be '<access-key>/YYYYMMDD/REGION/SERVICE/aws4_request', "
             f"not '{credential[:200]}'.",
         )
-    access_key, day, region, service = scope.groups()
+    access_key_id, day, region, service = scope.groups()
     stamp, time = _read_stamp(stamp, is_s3)
     if stamp[:8] != day:
         raise _malformed(
@@ -241,7 +274,7 @@ def _signed_by(
     if not _HEX64.fullmatch(signature):
         raise _malformed(is_s3, f"The Signature must be 64 hexadecimal digits, not '{signature[:100]}'.")
     return SignedBy(
-        access_key=access_key,
+        access_key_id=access_key_id,
         token=token,
         stamp=stamp,
         time=time,
@@ -276,13 +309,6 @@ def _read_stamp(text: str, is_s3: bool) -> tuple[str, float]:
         ) from None
 
 
-def _header_map(request: HttpRequest) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name, value in request.headers:
-        found.setdefault(name.lower(), []).append(value)
-    return found
-
-
 # -- verifying --------------------------------------------------------------------------------------------
 
 
@@ -305,7 +331,7 @@ def verify(
     """
     _check_scope(signed_by, service, region)
     _check_time(signed_by, now)
-    headers = _header_map(request)
+    headers = header_map(request.headers)
     _check_coverage(signed_by, headers)
     payload = _declared_payload(signed_by, headers)
     if not (streamed and signed_by.is_s3):
@@ -318,7 +344,7 @@ def verify(
         payload, is_s3=signed_by.is_s3,
     )  # fmt: skip
     text = string_to_sign(signed_by.stamp, signed_by.scope, canonical)
-    if not hmac.compare_digest(_hmac_hex(key, text), signed_by.signature):
+    if not hmac.compare_digest(hmac_hex(key, text), signed_by.signature):
         raise _wrong_signature(signed_by, text, canonical)
     return Verified(signed_by=signed_by, payload=payload, signing_key=key)
 
@@ -337,20 +363,26 @@ def _check_scope(signed_by: SignedBy, service: str | None, region: str | None) -
             )
     else:
         return
-    raise AwsError(_signature_code(signed_by.service), message, 403)
+    raise AwsError(signature_code(signed_by.service), message, 403)
 
 
 def _check_time(signed_by: SignedBy, now: float) -> None:
     age = now - signed_by.time
-    server = _stamp(now)
+    server = write_stamp(now)
     if signed_by.mode == "query":
         expires = signed_by.expires or 0
         if age > expires:
             if signed_by.is_s3:
                 raise AwsError(
-                    "AccessDenied", "Request has expired", 403,
-                    **{"X-Amz-Expires": str(expires), "Expires": _iso(signed_by.time + expires), "ServerTime": _iso(now)},
-                )  # fmt: skip
+                    "AccessDenied",
+                    "Request has expired",
+                    403,
+                    **{
+                        "X-Amz-Expires": str(expires),
+                        "Expires": _iso(signed_by.time + expires),
+                        "ServerTime": _iso(now),
+                    },
+                )
             raise _expired(
                 signed_by, f"Signature expired: {signed_by.stamp} and {expires} s are past; now {server}"
             )
@@ -368,10 +400,10 @@ def _check_time(signed_by: SignedBy, now: float) -> None:
             MaxAllowedSkewMilliseconds=str(MAX_SKEW_SECONDS * 1000),
         )
     if age > 0:
-        limit = _stamp(now - MAX_SKEW_SECONDS)
+        limit = write_stamp(now - MAX_SKEW_SECONDS)
         message = f"Signature expired: {signed_by.stamp} is now earlier than {limit} ({server} - 15 min.)"
     else:
-        limit = _stamp(now + MAX_SKEW_SECONDS)
+        limit = write_stamp(now + MAX_SKEW_SECONDS)
         message = (
             f"Signature not yet current: {signed_by.stamp} is still later than {limit} ({server} + 15 min.)"
         )
@@ -381,11 +413,7 @@ def _check_time(signed_by: SignedBy, now: float) -> None:
 def _expired(signed_by: SignedBy, message: str) -> AwsError:
     if signed_by.service == "ec2":
         return AwsError("RequestExpired", f"Request has expired. {message}")
-    return AwsError(_signature_code(signed_by.service), message, 403)
-
-
-def _stamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%dT%H%M%SZ")
+    return AwsError(signature_code(signed_by.service), message, 403)
 
 
 def _iso(seconds: float) -> str:
@@ -407,7 +435,7 @@ def _check_coverage(signed_by: SignedBy, headers: dict[str, list[str]]) -> None:
                 HeadersNotSigned=", ".join(sorted(uncovered)),
             )
         raise AwsError(
-            _signature_code(signed_by.service),
+            signature_code(signed_by.service),
             f"'{sorted(uncovered)[0]}' must be a 'SignedHeader' in the AWS Authorization.",
             403,
         )
@@ -428,14 +456,14 @@ def _declared_payload(signed_by: SignedBy, headers: dict[str, list[str]]) -> str
         raise AwsError(
             "InvalidArgument",
             "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, "
-            "STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER or a valid sha256 "
-            "value.",
+            "STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER or a valid "
+            "sha256 value.",
             ArgumentName="x-amz-content-sha256",
             ArgumentValue=value[:200],
         )
     # Only S3 takes bodies that the signature does not cover.
     raise AwsError(
-        _signature_code(signed_by.service),
+        signature_code(signed_by.service),
         f"x-amz-content-sha256 must be a sha256 value, not '{value[:100]}'.",
         403,
     )
@@ -454,200 +482,25 @@ def _check_body(signed_by: SignedBy, declared: str | None, actual: str, body: by
     return declared
 
 
-def content_mismatch(service: str, declared: str, actual: str) -> AwsError:
-    """The body is not the one whose hash was signed."""
-    if service in _S3_NAMES:
-        return AwsError(
-            "XAmzContentSHA256Mismatch",
-            "The provided 'x-amz-content-sha256' header does not match what was computed.",
-            ClientComputedContentSHA256=declared,
-            S3ComputedContentSHA256=actual,
-        )
-    return AwsError(_signature_code(service), _WRONG, 403)
-
-
-# -- the canonical request --------------------------------------------------------------------------------
-
-_CANONICAL_PATH = re.compile(r"(?:[A-Za-z0-9\-._~/]|%(?:[013-9A-F][0-9A-F]|2[0-9A-CF]))*")
-_CANONICAL_QUERY = re.compile(r"(?:[A-Za-z0-9\-._~]|%[0-9A-F]{2})+=(?:[A-Za-z0-9\-._~]|%[0-9A-F]{2})*"
-                              r"(?:&(?:[A-Za-z0-9\-._~]|%[0-9A-F]{2})+=(?:[A-Za-z0-9\-._~]|%[0-9A-F]{2})*)*")  # fmt: skip
-_SPACES = re.compile(r"\s+")
-
-
-def canonical_request(
-    method: str,
-    path: str,
-    query: str,
-    headers: dict[str, list[str]],
-    signed_headers: Iterable[str],
-    payload: str,
-    *,
-    is_s3: bool,
-) -> str:
-    """`headers` by lower-case name; `query` without X-Amz-Signature."""
-    lines = [method.upper(), canonical_path(path, is_s3=is_s3), canonical_query(query)]
-    names = list(signed_headers)
-    for name in names:
-        values = headers.get(name, [""])
-        value = values[0].strip() if len(values) == 1 else ",".join(one.strip() for one in values)
-        lines.append(f"{name}:{_SPACES.sub(' ', value) if ' ' in value or chr(9) in value else value}")
-    lines += ["", ";".join(names), payload]
-    return "\n".join(lines)
-
-
-def canonical_path(path: str, *, is_s3: bool) -> str:
-    if path in ("", "/"):
-        return "/"
-    if is_s3:
-        # What a path means is signed: however it was escaped, it is escaped in the one canonical way here.
-        return (
-            path
-            if "%" not in path and _CANONICAL_PATH.fullmatch(path)
-            else _encode(unquote_to_bytes(path), "/")
-        )
-    return quote(_normalize(path), safe="/~")
-
-
-def _normalize(path: str) -> str:
-    """RFC 3986 section 6: dot segments and empty segments removed; a last slash is kept."""
-    parts: list[str] = []
-    for part in path.split("/"):
-        if part == "..":
-            if parts:
-                parts.pop()
-        elif part not in ("", "."):
-            parts.append(part)
-    tail = "/" if parts and path.endswith("/") else ""
-    return "/" + "/".join(parts) + tail
-
-
-def canonical_query(query: str) -> str:
-    if not query:
-        return ""
-    if _CANONICAL_QUERY.fullmatch(query):
-        pairs = [part.split("=", 1) for part in query.split("&")] if "&" in query else []
-        return "&".join("=".join(pair) for pair in sorted(pairs)) if pairs else query
-    split = [part.partition("=") for part in query.split("&") if part]
-    return "&".join(
-        f"{key}={value}" for key, value in sorted((_requote(key), _requote(value)) for key, _, value in split)
-    )
-
-
-def _requote(text: str) -> str:
-    return _encode(unquote_to_bytes(text.replace("+", " ")), "")
-
-
-def _encode(raw: bytes, safe: str) -> str:
-    return quote(raw, safe=safe + "-_.~")
-
-
 def _query_to_sign(request: HttpRequest, signed_by: SignedBy) -> str:
     if signed_by.mode == "header":
         return request.query
     return "&".join(part for part in request.query.split("&") if not part.startswith("X-Amz-Signature="))
 
 
-def string_to_sign(stamp: str, scope: str, canonical: str) -> str:
-    digest = hashlib.sha256(canonical.encode("utf-8", "surrogateescape")).hexdigest()
-    return f"{ALGORITHM}\n{stamp}\n{scope}\n{digest}"
-
-
-_KEYS: dict[tuple[str, str, str, str], bytes] = {}
-_MAX_KEYS = 512
-
-
-def signing_key(secret: str, day: str, region: str, service: str) -> bytes:
-    """The key of one day, region and service. Four HMACs, remembered for the last few hundred."""
-    index = (secret, day, region, service)
-    key = _KEYS.get(index)
-    if key is None:
-        key = ("AWS4" + secret).encode()
-        for part in (day, region, service, "aws4_request"):
-            key = hmac.digest(key, part.encode(), "sha256")
-        if len(_KEYS) >= _MAX_KEYS:
-            _KEYS.clear()
-        _KEYS[index] = key
-    return key
-
-
-def _hmac_hex(key: bytes, text: str) -> str:
-    return hmac.digest(key, text.encode(), "sha256").hex()
-
-
-# -- errors -----------------------------------------------------------------------------------------------
-
-_WRONG = (
-    "The request signature we calculated does not match the signature you provided. Check your AWS Secret "
-    "Access Key and signing method. Consult the service documentation for details."
-)
-
-
-def _signature_code(service: str) -> str:
-    """The services that speak JSON have a code of their own."""
-    known = service in _S3_NAMES or service in _QUERY_NAMES or service == "ec2"
-    return "SignatureDoesNotMatch" if known else "InvalidSignatureException"
-
-
 def _wrong_signature(signed_by: SignedBy, text: str, canonical: str) -> AwsError:
     if not signed_by.is_s3:
-        return AwsError(_signature_code(signed_by.service), _WRONG, 403)
+        return AwsError(signature_code(signed_by.service), WRONG, 403)
     return AwsError(
         "SignatureDoesNotMatch",
         "The request signature we calculated does not match the signature you provided. Check your key and "
         "signing method.",
         403,
-        AWSAccessKeyId=signed_by.access_key,
+        AWSAccessKeyId=signed_by.access_key_id,
         StringToSign=text,
         SignatureProvided=signed_by.signature,
         CanonicalRequest=canonical,
     )
-
-
-def invalid_key(service: str, access_key: str) -> AwsError:
-    """No such access key; `service` is a signing name."""
-    if service in _S3_NAMES:
-        return AwsError(
-            "InvalidAccessKeyId",
-            "The AWS Access Key Id you provided does not exist in our records.",
-            403,
-            AWSAccessKeyId=access_key,
-        )
-    if service == "ec2":
-        return AwsError("AuthFailure", "AWS was not able to validate the provided access credentials", 401)
-    return AwsError(_token_code(service), "The security token included in the request is invalid.", 403)
-
-
-def invalid_token(service: str) -> AwsError:
-    """The session token does not belong to the access key, or is forged."""
-    if service in _S3_NAMES:
-        return AwsError("InvalidToken", "The provided token is malformed or otherwise invalid.")
-    if service == "ec2":
-        return AwsError("AuthFailure", "AWS was not able to validate the provided access credentials", 401)
-    return AwsError(_token_code(service), "The security token included in the request is invalid.", 403)
-
-
-def expired_token(service: str) -> AwsError:
-    if service in _S3_NAMES:
-        return AwsError("ExpiredToken", "The provided token has expired.")
-    if service == "ec2":
-        return AwsError("RequestExpired", "Request has expired.")
-    code = "ExpiredToken" if service in _QUERY_NAMES else "ExpiredTokenException"
-    return AwsError(code, "The security token included in the request is expired", 403)
-
-
-def missing_authentication(service: str | None) -> AwsError:
-    """An anonymous request where none is allowed."""
-    if service in _S3_NAMES:
-        return AwsError("AccessDenied", "Access Denied", 403)
-    if service == "ec2":
-        return AwsError("AuthFailure", "AWS was not able to validate the provided access credentials", 401)
-    query = service in _QUERY_NAMES
-    code = "MissingAuthenticationToken" if query or service is None else "MissingAuthenticationTokenException"
-    return AwsError(code, "Request is missing Authentication Token", 403)
-
-
-def _token_code(service: str) -> str:
-    return "InvalidClientTokenId" if service in _QUERY_NAMES else "UnrecognizedClientException"
 
 
 # -- signing ----------------------------------------------------------------------------------------------
@@ -668,8 +521,8 @@ def sign(
 
     `request` must have a Host header. `payload_hash`: hex or one of this module's constants; computed from
     the body when None."""
-    stamp = _stamp(now)
-    is_s3 = service in _S3_NAMES
+    stamp = write_stamp(now)
+    is_s3 = service in S3_NAMES
     payload = payload_hash or hashlib.sha256(request.body).hexdigest()
     dropped = ("authorization", "x-amz-date", "x-amz-security-token", "x-amz-content-sha256")
     kept = [pair for pair in request.headers if pair[0].lower() not in dropped]
@@ -678,7 +531,7 @@ def sign(
         kept.append(("x-amz-security-token", token))
     if is_s3 or payload_hash is not None:
         kept.append(("x-amz-content-sha256", payload))
-    headers = _header_map(HttpRequest(request.method, headers=tuple(kept)))
+    headers = header_map(kept)
     unsigned = (
         "connection",
         "user-agent",
@@ -694,7 +547,7 @@ def sign(
     )
     scope = f"{stamp[:8]}/{region}/{service}/aws4_request"
     key = signing_key(secret, stamp[:8], region, service)
-    signature = _hmac_hex(key, string_to_sign(stamp, scope, canonical))
+    signature = hmac_hex(key, string_to_sign(stamp, scope, canonical))
     value = (
         f"{ALGORITHM} Credential={access_key}/{scope}, SignedHeaders={';'.join(names)}, Signature={signature}"
     )
