@@ -1,0 +1,47 @@
+# The two commands of the README are `make demo` and `make test`; both install what is missing first.
+PYTHON := .venv/bin/python
+# Tests and tools never need the network once installed.
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test check unit fabric e2e user bench fuzz clean install
+
+demo: install
+	.venv/bin/cloister demo
+	@echo 'First put the command on your PATH: export PATH="$(CURDIR)/.venv/bin:$$PATH"'
+
+test: check fabric e2e user
+
+# Format, lint, types, layers, and every test that needs no privilege: under a minute.
+check: install
+	$(PYTHON) -m ruff format --check src tests bench
+	$(PYTHON) -m ruff check src tests bench
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports --no-logo
+	$(PYTHON) -m pytest -q -n 2 --ignore tests/fabric --ignore tests/e2e
+
+# Real packets, in a throw-away private world.
+fabric: install
+	$(PYTHON) -m cloister.kernel.holder --exec $(PYTHON) -m pytest -q tests/fabric
+
+# A whole Cloister, driven by real clients.
+e2e: install
+	$(PYTHON) -m pytest -q tests/e2e
+
+# The same two again as an unprivileged user (made here, as root); without root they already ran so.
+user: install
+	scripts/as-user.sh
+
+bench: install
+	$(PYTHON) -m bench
+
+# The long run of the property tests.
+fuzz: install
+	CLOISTER_FUZZ=1 $(PYTHON) -m pytest -q -n 2 tests/wire tests/iam tests/vpc tests/test_world.py
+	CLOISTER_FUZZ=1 $(PYTHON) -m cloister.kernel.holder --exec $(PYTHON) -m pytest -q tests/fabric
+
+install:
+	@scripts/install.sh
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache bench/results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Installs what is missing: Debian packages (with apt, as root or with passwordless sudo; otherwise prints the
+# one command and stops) and the virtual environment. Quick when nothing is missing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=(podman conmon runc nftables libnftables1 uidmap iproute2 ca-certificates busybox-static
+  dnf createrepo-c rpm procps)
+
+python=
+for candidate in /usr/bin/python3.11 /usr/bin/python3.12 /usr/bin/python3.13 /usr/bin/python3; do
+  if [ -x "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    python=$candidate
+    break
+  fi
+done
+if [ -z "$python" ]; then
+  packages+=(python3.11 python3.11-venv)
+elif ! "$python" -c 'import ensurepip' 2>/dev/null; then
+  packages+=("python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv")
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  command="apt-get install -y --no-install-recommends ${missing[*]}"
+  if [ "$(id -u)" = 0 ]; then
+    as_root=()
+  elif sudo -n true 2>/dev/null; then
+    as_root=(sudo -n)
+  else
+    echo "Cloister needs Debian packages that are not installed. Run this, then again what you ran:" >&2
+    echo "    sudo $command" >&2
+    exit 1
+  fi
+  echo "installing ${missing[*]}"
+  "${as_root[@]}" apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" $command >/dev/null
+  exec "$0"
+fi
+
+want=$(cat requirements.lock pyproject.toml | sha256sum)
+if [ "$(cat .venv/installed 2>/dev/null)" != "$want $PWD" ]; then
+  echo "making the virtual environment (.venv)"
+  rm -rf .venv
+  "$python" -m venv .venv
+  .venv/bin/python -m pip install -q -r requirements.lock
+  .venv/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+  echo "$want $PWD" >.venv/installed
+fi

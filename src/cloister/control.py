@@ -1,0 +1,113 @@
+"""What the daemon tells the commands, over a socket in the state folder that only its owner can open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from cloister.engine import Engine
+from cloister.fabric import Fabric
+from cloister.jobs.model import ProcessingJob
+from cloister.jobs.supervise import Supervisor
+from cloister.logs import LogStore
+from cloister.s3.backend import SeaweedFS
+from cloister.s3.model import Bucket
+from cloister.vpc.model import NetworkInterface, RouteTable, SecurityGroup, Subnet, Vpc, VpcEndpoint
+
+LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
+TERMINAL = ("Completed", "Failed", "Stopped")
+
+
+class Control:
+    """GET /ping, GET /status, GET /logs?job=NAME&after=N, POST /gc[?dry_run=1]; answers are JSON."""
+
+    def __init__(
+        self,
+        running: dict[str, Any],
+        engine: Engine,
+        fabric: Fabric,
+        supervisor: Supervisor,
+        logs: LogStore,
+        backend: SeaweedFS,
+    ) -> None:
+        self._running = running
+        self._engine = engine
+        self._fabric = fabric
+        self._supervisor = supervisor
+        self._logs = logs
+        self._backend = backend
+
+    def application(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/ping", self._ping)
+        app.router.add_get("/status", self._status)
+        app.router.add_get("/logs", self._log_events)
+        app.router.add_post("/gc", self._gc)
+        return app
+
+    async def _ping(self, _: web.Request) -> web.Response:
+        return web.json_response({"pid": self._running["pid"]})
+
+    async def _status(self, _: web.Request) -> web.Response:
+        world = self._engine.world
+        kinds = {
+            "VPCs": Vpc,
+            "subnets": Subnet,
+            "security groups": SecurityGroup,
+            "route tables": RouteTable,
+            "endpoints": VpcEndpoint,
+            "interfaces": NetworkInterface,
+            "buckets": Bucket,
+            "jobs": ProcessingJob,
+        }
+        jobs = sorted(world.all(ProcessingJob), key=lambda job: -job.created)[:20]
+        return web.json_response(
+            self._running
+            | {
+                "up": True,
+                "memory_mb": _memory_mb(),
+                "s3": self._backend.url,
+                "problem": self._fabric.problem,
+                "resources": {name: world.count(cls) for name, cls in kinds.items()},
+                "jobs": [
+                    {"name": j.name, "status": j.status, "phase": j.phase, "subnet": j.subnet_id} for j in jobs
+                ],
+            }
+        )
+
+    async def _log_events(self, request: web.Request) -> web.Response:
+        name = request.query.get("job", "")
+        job = self._engine.world.get(ProcessingJob, name)
+        if job is None:
+            return web.json_response(
+                {"error": f"No job is named {name!r}. `cloister status` lists the latest."}, status=404
+            )
+        after = int(request.query.get("after", "0"))
+        found = self._logs.since(LOG_GROUP, f"{name}/", after)
+        return web.json_response(
+            {
+                "events": [
+                    {
+                        "timestamp": event.timestamp,
+                        "instance": "-".join(event.stream.removeprefix(f"{name}/").split("-")[:2]),
+                        "message": event.message,
+                    }
+                    for event in found
+                ],
+                "next": max((event.number for event in found), default=after),
+                "ended": job.status in TERMINAL,
+                "status": job.status,
+                "failure_reason": job.failure_reason,
+            }
+        )
+
+    async def _gc(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._supervisor.collect_garbage(dry_run="dry_run" in request.query))
+
+
+def _memory_mb() -> int:
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) // 1024

@@ -1,0 +1,168 @@
+"""The composition root: makes every part, connects them, runs until told to stop. The only module that
+imports everything.
+
+`python -m cloister.daemon STATE`, started by the holder, inside the holder's user, mount and pid namespaces
+and in the host's network namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from cloister import options as options_file
+from cloister import services
+from cloister.control import Control
+from cloister.credentials import Credentials
+from cloister.dispatch import Dispatcher
+from cloister.dns import Resolvers
+from cloister.engine import Engine
+from cloister.fabric import Fabric
+from cloister.front import Front
+from cloister.jobs.containers import Containers
+from cloister.jobs.images import Images
+from cloister.jobs.supervise import Supervisor
+from cloister.kernel.netns import Namespaces
+from cloister.kernel.reconcile import Reconciler
+from cloister.logs import LogStore
+from cloister.options import Options
+from cloister.s3.backend import SeaweedFS
+from cloister.s3.certificates import Authority
+from cloister.s3.door import Door
+from cloister.s3.doors import EndpointDoors
+from cloister.services.ec2 import default_vpc
+from cloister.store import Store
+from cloister.vpc.model import Vpc
+
+log = logging.getLogger("cloister")
+
+
+async def run(state: Path, options: Options) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        url = await compose(state, options, stack)
+        log.info("ready at %s", url)
+        await stop.wait()
+        log.info("stopping")
+
+
+async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
+    """Make and start every part; what is to be stopped is pushed on `stack`. The URL to reach it."""
+    services.load()
+    store = Store(state / "world.sqlite")
+    stack.callback(store.close)
+    engine = Engine(store)
+    if engine.world.count(Vpc) == 0 and not (state / "seeded").exists():
+        with engine.transaction() as tx:
+            default_vpc.seed(tx, region=options.region, account=options.account)
+        (state / "seeded").touch()
+    credentials = Credentials(state)
+    authority = Authority(state)
+    logs = LogStore(state / "logs.sqlite")
+    stack.callback(logs.close)
+    namespaces = stack.enter_context(Namespaces(state / "run" / "netns"))
+    fabric = Fabric(engine, namespaces, Reconciler(namespaces))
+    await fabric.start()
+    stack.push_async_callback(fabric.stop)
+    backend = SeaweedFS(state, namespaces)
+    await backend.start()
+    stack.push_async_callback(backend.stop)
+    door = Door(engine, credentials, backend, region=options.region, account=options.account)
+    stack.push_async_callback(door.close)
+    doors = EndpointDoors(engine, fabric, namespaces, door, authority)
+    await doors.start()
+    stack.push_async_callback(doors.stop)
+    resolvers = Resolvers(engine, fabric, namespaces, region=options.region)
+    await resolvers.start()
+    stack.push_async_callback(resolvers.stop)
+    supervisor = Supervisor(
+        state=state,
+        engine=engine,
+        fabric=fabric,
+        containers=Containers(state),
+        images=Images(),
+        credentials=credentials,
+        logs=logs,
+        namespaces=namespaces,
+        options=options,
+    )
+    dispatcher = Dispatcher(
+        engine,
+        credentials,
+        account=options.account,
+        region=options.region,
+        deps={
+            "logs": logs,
+            "credentials": credentials,
+            "limits": {"rules_per_security_group": options.rules_per_security_group},
+        },
+    )
+    front = Front(dispatcher, door, cors_origins=options.cors_origins)
+    runner = web.ServerRunner(web.Server(front.handle, access_log=None))
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.TCPSite(
+        runner, options.address, options.port, ssl_context=authority.server_context(), reuse_address=True
+    ).start()
+    if options.http_port:
+        await web.TCPSite(runner, options.address, options.http_port, reuse_address=True).start()
+    await supervisor.start()
+    stack.push_async_callback(supervisor.stop)
+    running = {
+        "pid": os.getpid(),
+        "url": f"https://{options.address}:{options.port}",
+        "http_url": f"http://{options.address}:{options.http_port}" if options.http_port else None,
+        "region": options.region,
+        "account": options.account,
+    }
+    control = Control(running, engine, fabric, supervisor, logs, backend)
+    await _serve_control(state, control, stack)
+    _write_running(state, running)
+    return str(running["url"])
+
+
+async def _serve_control(state: Path, control: Control, stack: AsyncExitStack) -> None:
+    path = state / "control.sock"
+    path.unlink(missing_ok=True)
+    # Bound by way of the folder's descriptor: a socket's path is limited to 107 bytes.
+    folder = os.open(state, os.O_PATH)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"/proc/self/fd/{folder}/{path.name}")
+    os.close(folder)
+    path.chmod(0o600)
+    runner = web.AppRunner(control.application(), access_log=None)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.SockSite(runner, listener).start()
+
+
+def _write_running(state: Path, running: dict[str, Any]) -> None:
+    scratch = state / "daemon.json.new"
+    scratch.write_text(json.dumps(running))
+    os.replace(scratch, state / "daemon.json")
+
+
+def main() -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    state = Path(sys.argv[1])
+    asyncio.run(run(state, options_file.read(state)))
+
+
+if __name__ == "__main__":
+    main()

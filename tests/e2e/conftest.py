@@ -1,0 +1,191 @@
+"""A whole Cloister for the end-to-end tests: its own state folder and port, taken down and checked after."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister.cli.lifecycle import environment
+from cloister.cli.paths import Running, read_running
+from cloister.demo import story
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@dataclass(slots=True)
+class Cloister:
+    """A running Cloister and the clients to drive it."""
+
+    state: Path
+    port: int
+    lines: list[str] = field(default_factory=list)
+
+    def command(self, *arguments: str, check: bool = True) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "cloister.cli.main", "--state", str(self.state), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            log = self.state / "daemon.log"
+            tail = log.read_text(errors="replace")[-3000:] if log.exists() else ""
+            raise AssertionError(
+                f"cloister {arguments} exited {done.returncode}:\n{done.stdout}{done.stderr}\n{tail}"
+            )
+        return done.stdout
+
+    def up(self) -> Running:
+        self.command("up", "--port", str(self.port), "--stop-grace", "3")
+        return self.running()
+
+    def down(self) -> None:
+        self.command("down")
+
+    def running(self) -> Running:
+        running = read_running(self.state)
+        assert running is not None
+        return running
+
+    def stage(self) -> story.Stage:
+        """A fresh set of clients, whose `undo` the test must play back with `strike`."""
+        running = self.running()
+        return story.stage(running.region, environment(self.state, running), self.lines.append)
+
+
+def strike(on: story.Stage) -> None:
+    """Take away what a test made, newest first."""
+    for undo in reversed(on.undo):
+        undo()
+
+
+@dataclass(slots=True, kw_only=True)
+class Lab:
+    """One VPC with a way to S3, a bucket, a role: what most tests start from."""
+
+    on: story.Stage
+    vpc: str
+    subnet: str
+    group: str
+    endpoint: str
+    route_table: str
+    bucket: str
+    role: str
+    count: int = 0
+
+    def run(self, script: str, *, name: str | None = None, **how: Any) -> dict[str, Any]:
+        """Run this Python text as a job; the last Describe."""
+        self.count += 1
+        key = f"script-{self.count}.py"
+        self.on.s3.put_object(Bucket=self.bucket, Key=f"code/{key}", Body=script.encode())
+        settings: dict[str, Any] = {
+            "role": self.role,
+            "subnets": [self.subnet],
+            "group": self.group,
+            "bucket": self.bucket,
+        } | how
+        return story.run_job(self.on, name or f"job-{self.count}-{self.on.mark}", script=key, **settings)
+
+    def log(self, job: dict[str, Any]) -> str:
+        return "\n".join(story.job_log(self.on, job["ProcessingJobName"]))
+
+
+def make_lab(on: story.Stage, cidr: str = "10.40.0.0/16") -> Lab:
+    vpc = story.make_vpc(on, cidr)
+    subnet = story.make_subnet(on, vpc, cidr.replace(".0.0/16", ".1.0/24"), f"{on.region}a")
+    group = story.make_group(on, vpc, f"lab-{on.mark}", allow_itself=True)
+    main = on.ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"][0]
+    endpoint = on.ec2.create_vpc_endpoint(
+        VpcId=vpc, ServiceName=f"com.amazonaws.{on.region}.s3", RouteTableIds=[main["RouteTableId"]]
+    )["VpcEndpoint"]["VpcEndpointId"]
+    on.undo.append(lambda: on.ec2.delete_vpc_endpoints(VpcEndpointIds=[endpoint]))
+    bucket = story.make_bucket(on, f"lab-{on.mark}-{os.urandom(3).hex()}")
+    role = story.make_role(on, f"lab-{on.mark}-{os.urandom(3).hex()}", [bucket])
+    return Lab(
+        on=on,
+        vpc=vpc,
+        subnet=subnet,
+        group=group,
+        endpoint=endpoint,
+        route_table=main["RouteTableId"],
+        bucket=bucket,
+        role=role,
+    )
+
+
+@pytest.fixture(scope="session")
+def cloister() -> Iterator[Cloister]:
+    folder = Path(tempfile.mkdtemp(prefix="cloister-e2e-", dir="/var/tmp"))
+    found = Cloister(folder, free_port())
+    found.up()
+    try:
+        yield found
+    finally:
+        found.down()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture()
+def lab(cloister: Cloister) -> Iterator[Lab]:
+    on = cloister.stage()
+    try:
+        yield make_lab(on)
+    finally:
+        strike(on)
+
+
+def traces_of(state: Path) -> list[str]:
+    """Processes, mounts and cgroups on this host that name the state folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(state) in command:
+            found.append(f"process {process.name}: {command}")
+    found += [line for line in Path("/proc/mounts").read_text().splitlines() if str(state) in line]
+    return found
+
+
+def cloister_cgroups() -> set[str]:
+    return {str(p) for p in Path("/sys/fs/cgroup").rglob("cloister*") if p.is_dir()}
+
+
+def wait_until(what: str, true: Any, timeout: float = 30) -> None:
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        time.sleep(0.05)
+
+
+def daemon_pid(state: Path) -> int:
+    """The daemon's pid as this host sees it (it lives in a pid namespace of its own)."""
+    wanted = f"cloister.daemon\0{state}\0".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if wanted in (process / "cmdline").read_bytes():
+                return int(process.name)
+        except OSError:
+            continue
+    return 0
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
