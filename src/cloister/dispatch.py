@@ -1,7 +1,7 @@
 """One API call, from bytes to bytes: identify, authenticate, validate, authorise, run, commit, render.
 
 The order is AWS's: a wrong signature is told before a wrong parameter, and neither reaches a handler.
-Any exception that is not an AwsError is a defect: it is logged with the request id and told as InternalFailure.
+Any exception that is not an AwsError is a defect: logged with the request id and told as InternalFailure.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def cloister() -> Iterator[Cloister]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture()
+@pytest.fixture
 def lab(cloister: Cloister) -> Iterator[Lab]:
     on = cloister.stage()
     try:

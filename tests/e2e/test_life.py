@@ -13,9 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from cloister.cli.paths import read_running
-from cloister.demo import story
 from tests.e2e.conftest import (
     Cloister,
     cloister_cgroups,
@@ -27,10 +24,13 @@ from tests.e2e.conftest import (
     wait_until,
 )
 
+from cloister.cli.paths import read_running
+from cloister.demo import story
+
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture()
+@pytest.fixture
 def own() -> Iterator[Cloister]:
     """A Cloister of this test's own, not started."""
     folder = Path(tempfile.mkdtemp(prefix="cloister-life-", dir="/var/tmp"))

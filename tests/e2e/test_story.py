@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from tests.e2e.conftest import Cloister
 
 pytestmark = pytest.mark.e2e

@@ -336,7 +336,8 @@ def _upload(on: Stage, net: Network, text: str) -> None:
     )
     on.s3.put_bucket_policy(Bucket=net.bucket, Policy=only_through(net.bucket, net.endpoint, on.account))
     on.say(
-        f"   {data.FLIGHTS:,} flights as {len(parts)} objects in s3://{net.bucket}/input/, bucket policy: {net.endpoint} only"
+        f"   {data.FLIGHTS:,} flights as {len(parts)} objects in s3://{net.bucket}/input/, "
+        f"bucket policy: {net.endpoint} only"
     )
 
 
@@ -529,6 +530,12 @@ def _from_inside(on: Stage, net: Network) -> None:
     ]
     with _listener_on_this_host() as (host, host_port):
         socket.create_connection((host, host_port), timeout=2).close()  # the host itself reaches it
+        addresses = {
+            "an outside address": ["198.51.100.1", 443],
+            "this host's loopback": ["127.0.0.1", host_port],
+            f"this host's {host}": [host, host_port],
+            "another VPC, same CIDR": [address, port],
+        }
         asked = {
             "region": on.region,
             "bucket": net.bucket,
@@ -536,12 +543,7 @@ def _from_inside(on: Stage, net: Network) -> None:
             "key": "input/flights-00.csv",
             "repository": f"http://{net.repository}/2/core/latest/mirror.list",
             "names": names,
-            "addresses": {
-                "an outside address": ["198.51.100.1", 443],
-                "this host's loopback": ["127.0.0.1", host_port],
-                f"this host's {host}": [host, host_port],
-                "another VPC, same CIDR": [address, port],
-            },
+            "addresses": addresses,
         }
         found = _probe(on, net, "inside", asked)
     size = on.s3.head_object(Bucket=net.bucket, Key="input/flights-00.csv")["ContentLength"]
@@ -549,7 +551,7 @@ def _from_inside(on: Stage, net: Network) -> None:
         "own bucket, boto3": f"read {size} bytes over https",
         "another bucket, boto3": "403 by the endpoint policy",
         "package repository": "403",
-        **{label: "unreachable" for label in asked["addresses"]},  # type: ignore[attr-defined]
+        **dict.fromkeys(addresses, "unreachable"),
     }
     on.ec2.modify_vpc_endpoint(
         VpcEndpointId=net.endpoint, PolicyDocument=endpoint_policy(net.bucket, deny_repository=False)
