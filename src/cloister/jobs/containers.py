@@ -19,7 +19,6 @@ import select
 import shutil
 import signal as signals
 import subprocess
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,10 +26,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cloister.jobs import bundle, rootfs
+from cloister.jobs import bundle, cgroups, rootfs
 from cloister.jobs.bundle import Bind, Limits
 from cloister.jobs.images import Image
 from cloister.jobs.logfile import LogLine, LogPosition, LogReader
+from cloister.jobs.processes import NOBODY, Process, command_of, ended, in_thread, join, started_for
 
 T = TypeVar("T")
 
@@ -61,8 +61,8 @@ class Mount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
-    """What to run. `folder` is the instance's folder: `folder/container` is ours. `entrypoint` and `arguments`
-    follow AWS's rule (`bundle.argv`). `netns` is a path. `hosts` are names and their addresses."""
+    """What to run. `folder` is the instance's folder: `folder/container` is ours. `entrypoint` and
+    `arguments` follow AWS's rule (`bundle.argv`). `netns` is a path. `hosts`: name -> address."""
 
     id: str
     folder: Path
@@ -76,15 +76,15 @@ class ContainerSpec:
     mounts: tuple[Mount, ...] = ()
     hosts: Mapping[str, str] = field(default_factory=dict)
     resolv_conf: str = ""
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     shm_size: int = 64 << 20
     capabilities: tuple[str, ...] = bundle.CAPABILITIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
-    """How a container ended. `code` is the shell's: 128 + n after signal n. `lost`: nobody saw its end, because
-    its monitor was killed or the machine went down; then `code` means nothing. Times: seconds since 1970."""
+    """How a container ended. `code` is the shell's: 128 + n after signal n. `lost`: nobody saw its end,
+    because its monitor was killed or the machine went down; then `code` means nothing. Times: seconds."""
 
     code: int
     signal: int | None
@@ -92,36 +92,6 @@ class Exit:
     started: float
     ended: float
     lost: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Process:
-    """A process, known again: its number alone may belong to another one by now."""
-
-    pid: int
-    identity: str
-
-    @staticmethod
-    def of(pid: int) -> _Process:
-        return _Process(pid=pid, identity=_identity(pid))
-
-    @property
-    def alive(self) -> bool:
-        return self.pid > 0 and self.identity != "" and _identity(self.pid) == self.identity
-
-    def kill(self, number: int) -> None:
-        """Send a signal, if it is still this process."""
-        try:
-            fd = os.pidfd_open(self.pid)
-        except OSError:
-            return
-        try:
-            if self.alive:
-                signals.pidfd_send_signal(fd, number)
-        except ProcessLookupError:
-            pass
-        finally:
-            os.close(fd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +103,8 @@ class _Record:
     log: str
     cgroup: str
     phase: str  # "starting" | "started"
-    monitor: _Process = _Process(pid=0, identity="")
-    process: _Process = _Process(pid=0, identity="")
+    monitor: Process = NOBODY
+    process: Process = NOBODY
     started: float = 0.0
 
     @property
@@ -156,7 +126,7 @@ class Containers:
         self._conmon = _find("conmon")
         self._ids = rootfs.container_ids(state)
         self._seccomp = bundle.seccomp(_seccomp_profile(), platform.machine())
-        self._cgroup_parent = default_cgroup_parent(state) if cgroup_parent is None else cgroup_parent
+        self._cgroup_parent = cgroups.default_parent(state) if cgroup_parent is None else cgroup_parent
         self._locks: dict[str, asyncio.Lock] = {}
 
     # ---- the life of a container -----------------------------------------------------------------
@@ -171,7 +141,7 @@ class Containers:
                 if record.phase == "started":
                     return
                 await self._remove(record)
-            await _in_thread(lambda: self._start(spec))
+            await in_thread(lambda: self._start(spec))
 
     async def wait(self, container: str) -> Exit:
         """How it ended. Any number of callers, also after a restart of the daemon. LookupError when there
@@ -179,7 +149,7 @@ class Containers:
         record = self._read(container)
         if record is None:
             raise LookupError(f"there is no container {container}")
-        await _ended(record.monitor)
+        await ended(record.monitor)
         return await asyncio.to_thread(self._exit, record)
 
     async def kill(self, container: str, signal: int) -> None:
@@ -189,7 +159,7 @@ class Containers:
             record.process.kill(signal)
 
     async def remove(self, container: str) -> None:
-        """Kill it if it runs; leave nothing of it: processes, mounts, cgroup, files. Doing it again is fine."""
+        """Kill it if it runs; leave nothing of it: processes, mounts, cgroup, files. Idempotent."""
         async with self._lock(container):
             record = self._read(container)
             if record is not None:
@@ -201,15 +171,15 @@ class Containers:
         return tuple(sorted(path.stem for path in self._records.glob("*.json")))
 
     async def follow_log(
-        self, container: str, position: LogPosition = LogPosition()
+        self, container: str, position: LogPosition | None = None
     ) -> AsyncIterator[tuple[list[LogLine], LogPosition]]:
         """The container's lines from `position` on as they come, in batches, each with the position after
         it; ends when the container has ended and all is read."""
         record = self._read(container)
         if record is None:
             raise LookupError(f"there is no container {container}")
-        reader = LogReader(position=position)
-        at = position.offset
+        reader = LogReader(position=position or LogPosition())
+        at = reader.position.offset
         while True:
             alive = record.monitor.alive  # asked before reading: what follows its end is complete
             data = await asyncio.to_thread(_read_from, record.log, at)
@@ -257,7 +227,7 @@ class Containers:
         _write_etc(etc, spec)
         spec.log_path.parent.mkdir(parents=True, exist_ok=True)
 
-        sysfs = _join(lambda: rootfs.sysfs(spec.netns))
+        sysfs = join(lambda: rootfs.sysfs(spec.netns))
         used = [str(own), str(self._records), str(spec.log_path), self._runtime, self._conmon]
         rootfs.private_mounts()
         made = rootfs.assemble(
@@ -300,13 +270,13 @@ class Containers:
         return replace(record, started=started)
 
     def _create(self, record: _Record, out: Path) -> _Record:
-        """conmon, which has runc create the container; it tells the process's number, or why there is none."""
+        """conmon, which has runc create the container; it tells the process's number or what went wrong."""
         own = record.own
         command = [
             self._conmon, "--api-version", "1", "--cid", record.id, "--cuuid", record.id, "--name", record.id,
-            "--runtime", self._runtime, "--bundle", str(out), "--persist-dir", str(own), "--full-attach",
+            "--runtime", self._runtime, "--bundle", str(out), "--full-attach",
             "--conmon-pidfile", str(own / "monitor.pid"), "--container-pidfile", str(own / "process.pid"),
-            "--exit-dir", str(own / "exit"), "--log-path", f"k8s-file:{record.log}", "--log-level", "debug", 
+            "--exit-dir", str(own / "exit"), "--log-path", f"k8s-file:{record.log}", "--log-level", "error",
             "--no-sync-log",
             "--runtime-arg", "--root", "--runtime-arg", str(self._runtime_root),
         ]  # fmt: skip
@@ -315,7 +285,8 @@ class Containers:
             try:
                 monitor = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                    pass_fds=(writing,), env={**_path(), "_OCI_SYNCPIPE": str(writing)}, start_new_session=True,
+                    pass_fds=(writing,), start_new_session=True,
+                    env={**_path(), "_OCI_SYNCPIPE": str(writing)},
                 )  # fmt: skip
             finally:
                 os.close(writing)
@@ -328,7 +299,7 @@ class Containers:
         if pid <= 0:
             raise _refusal(str(answer.get("message", "")))
         monitor_pid = int((own / "monitor.pid").read_text())
-        record = replace(record, monitor=_Process.of(monitor_pid), process=_Process.of(pid))
+        record = replace(record, monitor=Process.of(monitor_pid), process=Process.of(pid))
         self._write(record)
         return record
 
@@ -337,7 +308,7 @@ class Containers:
         runtime's own has begun to run the job's command."""
         if record.phase == "started":
             return record
-        ran = _command(record.process.pid)[1:2] != [b"init"] if record.process.alive else False
+        ran = command_of(record.process.pid)[1:2] != [b"init"] if record.process.alive else False
         if ran or (record.process.pid and (record.own / "exit" / record.id).exists()):
             record = replace(record, phase="started", started=record.started or time.time())
             self._write(record)
@@ -356,7 +327,7 @@ class Containers:
 
     def _exit(self, record: _Record) -> Exit:
         file = record.own / "exit" / record.id
-        oom = _oom_kills(record.cgroup) > 0 or (record.own / "oom").exists()
+        oom = cgroups.oom_kills(record.cgroup) > 0
         try:
             code, ended = int(file.read_text()), file.stat().st_mtime
         except (OSError, ValueError):
@@ -377,18 +348,18 @@ class Containers:
         if record.monitor.alive:
             with suppress(TimeoutError):
                 async with asyncio.timeout(5):
-                    await _ended(record.monitor)
+                    await ended(record.monitor)
             record.monitor.kill(signals.SIGKILL)
         await asyncio.to_thread(self._discard, record)
 
     def _discard(self, record: _Record) -> None:
-        for process in _started_for(str(record.own)):  # a monitor or runtime that no record knows of yet
+        for process in started_for(str(record.own)):  # a monitor or runtime that no record knows of yet
             process.kill(signals.SIGKILL)
         if (self._runtime_root / record.id).exists():
             with suppress(subprocess.TimeoutExpired):
                 self._run_runtime(["delete", "--force", record.id], check=False)
             shutil.rmtree(self._runtime_root / record.id, ignore_errors=True)
-        _remove_cgroup(record.cgroup)
+        cgroups.remove(record.cgroup)
         _remove_tree(record.own)
         with suppress(FileNotFoundError):
             (self._records / f"{record.id}.json").unlink()
@@ -403,7 +374,7 @@ class Containers:
             raw = json.loads((self._records / f"{container}.json").read_bytes())
         except FileNotFoundError:
             return None
-        raw["monitor"], raw["process"] = _Process(**raw["monitor"]), _Process(**raw["process"])
+        raw["monitor"], raw["process"] = Process(**raw["monitor"]), Process(**raw["process"])
         return _Record(**raw)
 
     def _write(self, record: _Record) -> None:
@@ -480,108 +451,6 @@ def _refusal(message: str) -> ContainerError:
     return ContainerError(f"The container could not be started: {line[:500]}", code)
 
 
-# ------------------------------------------------------------------------------------------------ cgroups
-
-
-def default_cgroup_parent(state: Path) -> str:
-    """Where we may limit containers: as root, below a group of ours. "" where we may not: in a user
-    namespace the host's cgroups are not ours."""
-    if rootfs.in_user_namespace() or not os.access("/sys/fs/cgroup", os.W_OK):
-        return ""
-    return f"/cloister-{state.stat().st_ino:x}"
-
-
-def _cgroup_folders(cgroup: str) -> list[Path]:
-    root = Path("/sys/fs/cgroup")
-    if (root / "cgroup.controllers").exists():
-        return [root / cgroup.lstrip("/")]
-    return [
-        entry / cgroup.lstrip("/") for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink()
-    ]
-
-
-def _oom_kills(cgroup: str) -> int:
-    if not cgroup:
-        return 0
-    for folder in _cgroup_folders(cgroup):
-        for name in ("memory.events", "memory.oom_control"):
-            with suppress(OSError, ValueError):
-                for line in (folder / name).read_text().splitlines():
-                    word, _, count = line.partition(" ")
-                    if word == "oom_kill" and int(count):
-                        return int(count)
-    return 0
-
-
-def _remove_cgroup(cgroup: str) -> None:
-    """The container's group and, with the last one, the parent."""
-    if not cgroup:
-        return
-    for folder in _cgroup_folders(cgroup):
-        with suppress(OSError):
-            folder.rmdir()
-        with suppress(OSError):
-            folder.parent.rmdir()
-
-
-# ---------------------------------------------------------------------------------------------- processes
-
-
-def _identity(pid: int) -> str:
-    """Boot and start time of a process, "" when there is none (or only its exit status is left)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in (b"Z", b"X") else f"{_boot()}:{int(fields[19])}"
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _command(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return []
-
-
-def _started_for(own: str) -> list[_Process]:
-    """Monitors and runtimes whose command names this container's folder."""
-    found = []
-    prefix = own.encode() + b"/"
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and any(word.startswith(prefix) for word in _command(int(entry))[1:]):
-            process = _Process.of(int(entry))
-            name = os.path.basename(_command(process.pid)[:1][0]) if _command(process.pid) else b""
-            if name in (b"conmon", b"runc", b"crun"):
-                found.append(process)
-    return found
-
-
-async def _ended(process: _Process) -> None:
-    """Return when this process is gone."""
-    try:
-        fd = os.pidfd_open(process.pid) if process.pid else -1
-    except OSError:
-        return
-    if fd < 0:
-        return
-    try:
-        if not process.alive:
-            return
-        loop = asyncio.get_running_loop()
-        gone: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(fd, lambda: None if gone.done() else gone.set_result(None))
-        try:
-            await gone
-        finally:
-            loop.remove_reader(fd)
-    finally:
-        os.close(fd)
-
-
 def _read_line(fd: int, seconds: float) -> bytes:
     """One line from a pipe; what there was when its other end is closed or the time is up."""
     data, deadline = b"", time.monotonic() + seconds
@@ -617,39 +486,3 @@ def _remove_tree(folder: Path) -> None:
                 os.unlink(path)
 
     shutil.rmtree(folder, onerror=again)
-
-
-def _join(work: Callable[[], T]) -> T:
-    """Do it in a thread that ends afterwards: it may leave its namespaces."""
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="namespace", daemon=True)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """`_join` for coroutines: not a pool's thread, which would come back in the wrong namespace."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def run() -> None:
-        try:
-            result = work()
-        except BaseException as error:
-            loop.call_soon_threadsafe(done.set_exception, error)
-        else:
-            loop.call_soon_threadsafe(done.set_result, result)
-
-    threading.Thread(target=run, name="container", daemon=True).start()
-    return await asyncio.shield(done)

@@ -53,7 +53,15 @@ nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
 _GROUP = (
     "root:x:0:\ndaemon:x:1:\ntty:x:5:\ndisk:x:6:\nmail:x:8:\nwww-data:x:33:\nusers:x:100:\nnogroup:x:65534:\n"
 )
-_NSSWITCH = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\n"
+_NSSWITCH = """\
+passwd: files
+group: files
+shadow: files
+hosts: files dns
+networks: files
+protocols: files
+services: files
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +89,7 @@ def is_host(uri: str) -> bool:
 
 
 def build(cache: Path) -> HostImage:
-    """The image; its layer is made in `cache` when it is not there yet, under the digest of what goes into it."""
+    """The image; its layer is made in `cache` when it is not there yet, named by what goes into it."""
     files = _files()
     binds, env = python_environment()
     links = [(name, os.readlink(f"/{name}")) for name in _TOP_LINKS if os.path.islink(f"/{name}")]

@@ -140,7 +140,7 @@ def _has_digest(record: dict[str, Any], name: str) -> bool:
         return False
     named = {n.rsplit(":", 1)[0] if ":" in n.rsplit("/", 1)[-1] else n for n in record.get("names") or ()}
     digests = {record.get("digest"), *(record.get("names") or ())}
-    return repository in named and digest in digests or name in digests
+    return (repository in named and digest in digests) or name in digests
 
 
 def _load(storage: Storage, record: dict[str, Any], name: str) -> Image | None:

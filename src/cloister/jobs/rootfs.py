@@ -49,9 +49,8 @@ class Ids:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rootfs:
-    """`base` is the folder all lies in, `path` the root, `binds` what the bundle has to bind, `netns` a path."""
+    """Paths in the private mount namespace: the root, and what the bundle has to name."""
 
-    base: str
     path: str
     netns: str
     binds: tuple[Bind, ...]
@@ -145,7 +144,7 @@ def private_mounts() -> None:
 
 
 def forget_namespaces(keep: str) -> None:
-    """Drop our copies of pinned namespaces but `keep`: a container must not hold other jobs' networks alive."""
+    """Drop our copies of pinned namespaces but `keep`: else a container holds other jobs' networks alive."""
     with open("/proc/thread-self/mountinfo", "rb") as file:
         pins = [line.split(b" ", 5)[4] for line in file if b" - nsfs " in line]
     for pin in pins:
@@ -198,8 +197,8 @@ def assemble(
     ids: Ids,
     base: str,
 ) -> Rootfs:
-    """Mount everything under `base` and say what is where. `overlay` holds `upper` and `work`, `etc` the files
-    hosts, resolv.conf and hostname. Raises OSError with a sentence."""
+    """Mount everything under `base` and say what is where. `overlay` holds `upper` and `work`, `etc`
+    the files hosts, resolv.conf and hostname. Raises OSError with a sentence."""
     # Copies are taken before `base` is covered: a source may lie anywhere.
     layers = [_copy(layer, ids.userns) for layer in image.layers]
     # The upper layer holds the containers' true ids: the kernel makes `work` as us, who are not in the map.
@@ -244,7 +243,7 @@ def assemble(
     for number, (bind, fd) in enumerate(zip(binds, sources, strict=True)):
         source = _attach(fd, f"{base}/m{number}")
         made.append(Bind(source=source, target=bind.target, read_only=bind.read_only, recursive=True))
-    return Rootfs(base=base, path=root, netns=_attach(net, f"{base}/net"), binds=tuple(made))
+    return Rootfs(path=root, netns=_attach(net, f"{base}/net"), binds=tuple(made))
 
 
 def _copy(path: str, userns: int | None, *, recursive: bool = False) -> int:

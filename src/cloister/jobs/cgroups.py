@@ -1,0 +1,53 @@
+"""The cgroup of a container, in version 1, version 2 and hybrid hierarchies: found, read and removed.
+
+The runtime makes it and writes the limits; here is what remains to be done around that.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from cloister.jobs import rootfs
+
+
+def default_parent(state: Path) -> str:
+    """Where we may limit containers: as root, below a group of ours. "" where we may not: in a user
+    namespace the host's cgroups are not ours."""
+    if rootfs.in_user_namespace() or not os.access("/sys/fs/cgroup", os.W_OK):
+        return ""
+    return f"/cloister-{state.stat().st_ino:x}"
+
+
+def _folders(cgroup: str) -> list[Path]:
+    root = Path("/sys/fs/cgroup")
+    if (root / "cgroup.controllers").exists():
+        return [root / cgroup.lstrip("/")]
+    return [
+        entry / cgroup.lstrip("/") for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink()
+    ]
+
+
+def oom_kills(cgroup: str) -> int:
+    if not cgroup:
+        return 0
+    for folder in _folders(cgroup):
+        for name in ("memory.events", "memory.oom_control"):
+            with suppress(OSError, ValueError):
+                for line in (folder / name).read_text().splitlines():
+                    word, _, count = line.partition(" ")
+                    if word == "oom_kill" and int(count):
+                        return int(count)
+    return 0
+
+
+def remove(cgroup: str) -> None:
+    """The container's group and, with the last one, the parent."""
+    if not cgroup:
+        return
+    for folder in _folders(cgroup):
+        with suppress(OSError):
+            folder.rmdir()
+        with suppress(OSError):
+            folder.parent.rmdir()
