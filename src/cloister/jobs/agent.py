@@ -248,7 +248,7 @@ def _reach(spec: Spec) -> None:
     for attempt in (1, 2):
         try:
             address = socket.getaddrinfo(host, 443)[0][4]
-            socket.create_connection((address[0], 443), CONNECT_SECONDS).close()
+            socket.create_connection((str(address[0]), 443), CONNECT_SECONDS).close()
             return
         except OSError as error:
             if attempt == 2:
@@ -320,8 +320,8 @@ def _download(spec: Spec, client: Any) -> Result:
     total = sum(each.size for _, _, files, _ in todo for each, _ in files)
     if total > spec.volume_bytes:
         raise Failure(
-            f"ClientError: Failed to download data. The input data of this instance ({total} bytes) is larger "
-            f"than its storage volume ({spec.volume_bytes} bytes). Please increase VolumeSizeInGB."
+            f"ClientError: Failed to download data. The input data of this instance ({total} bytes) is "
+            f"larger than its storage volume ({spec.volume_bytes} bytes). Please increase VolumeSizeInGB."
         )
     count = 0
     try:
@@ -350,9 +350,9 @@ def _objects(spec: Spec, client: Any, channel: Channel) -> list[Object]:
         bucket, _ = split_uri(channel.uri)
         # AWS's own sentence for an empty prefix
         raise Failure(
-            f'ClientError: Failed to download data. No S3 objects found under S3 URL "{channel.uri}" given in '
-            f"input data source. Please ensure that the bucket exists in the selected region ({spec.region}), "
-            f'that objects exist under that S3 prefix, and that the role "{spec.role_arn}" has '
+            f'ClientError: Failed to download data. No S3 objects found under S3 URL "{channel.uri}" given '
+            "in input data source. Please ensure that the bucket exists in the selected region "
+            f'({spec.region}), that objects exist under that S3 prefix, and that the role "{spec.role_arn}" has '
             f'"s3:ListBucket" permissions on bucket "{bucket}".'
         )
     return sorted(found, key=lambda each: each.key.encode())
@@ -454,8 +454,8 @@ def _disk(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Failure(
-                f"ClientError: Failed to download data. No space left on the disk while writing {path}. Please "
-                "increase VolumeSizeInGB, or free space on the machine that runs Cloister."
+                f"ClientError: Failed to download data. No space left on the disk while writing {path}. "
+                "Please increase VolumeSizeInGB, or free space on the machine that runs Cloister."
             ) from error
         if error.errno == errno.ENAMETOOLONG:
             raise Failure(f"ClientError: Failed to download data. The name {path!r} is too long.") from error
@@ -483,13 +483,13 @@ def _upload(spec: Spec, client: Any) -> Result:
             except UnicodeEncodeError:
                 name = os.fsencode("/".join(parts))
                 raise Failure(
-                    f"ClientError: Artifact upload failed:The name of the file {name!r} (output {channel.name}) is "
-                    "not UTF-8, so it cannot be an S3 key."
+                    f"ClientError: Artifact upload failed:The name of the file {name!r} (output "
+                    f"{channel.name}) is not UTF-8, so it cannot be an S3 key."
                 ) from None
             if length > KEY_LIMIT:
                 raise Failure(
-                    f"ClientError: Artifact upload failed:The key {key[:100]}… of output {channel.name} is longer "
-                    f"than {KEY_LIMIT} bytes."
+                    f"ClientError: Artifact upload failed:The key {key[:100]}… of output {channel.name} is "
+                    f"longer than {KEY_LIMIT} bytes."
                 )
             todo.append((channel.path, bucket, key, parts, size))
 

@@ -1,6 +1,6 @@
 """Agent processes: start one, wait for it, end it. They outlive the daemon (see `jobs/agent.py`).
 
-A task is a folder-less pair of files: NAME.json (the spec, 0600: it holds a session's keys) and NAME.result.
+A task is a pair of files: NAME.json (the spec, 0600: it holds a session's keys) and NAME.result.
 Starting a task again is always right: the second process waits for the first one's lock and finds its result.
 """
 
@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from cloister.jobs.agent import Result, Spec, lock_path, result_path
@@ -41,7 +42,11 @@ def read_result(path: Path) -> Result | None:
 
 
 def end(path: Path) -> None:
-    """Kill the process that works on this task, if any."""
+    """End a task: a process that works on it is killed, one that is about to begin finds that it shall not."""
+    if not path.exists():
+        return
+    if not result_path(path).exists():
+        _write_private(result_path(path), json.dumps(asdict(Result(ok=False, reason="the task was ended"))))
     try:
         with open(lock_path(path)) as lock:
             try:
@@ -55,14 +60,19 @@ def end(path: Path) -> None:
 
 
 def _write_private(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".json.new")
+    temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
         out.write(text)
     temporary.rename(path)
 
 
+#: processes that were left alone; polled now and then, so that they do not stay as zombies
+_left: list[subprocess.Popen[bytes]] = []
+
+
 async def _run(path: Path) -> None:
+    _left[:] = [process for process in _left if process.poll() is None]
     with open(path.with_suffix(".log"), "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-I", "-m", "cloister.jobs.agent", str(path)],
@@ -84,4 +94,4 @@ async def _run(path: Path) -> None:
         loop.remove_reader(fd)
         os.close(fd)
         if process.poll() is None:
-            process.returncode = 0  # ours no more: the daemon's parent reaps what outlives it
+            _left.append(process)

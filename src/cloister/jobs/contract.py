@@ -115,16 +115,9 @@ def environment(job: ProcessingJob, region: str) -> dict[str, str]:
     return {**ours, **(job.request.get("Environment") or {})}
 
 
-def hosts_file(job: ProcessingJob) -> bytes:
-    """/etc/hosts: every instance of the job resolves by its name in every container of it."""
-    lines = ["127.0.0.1 localhost"]
-    lines += [f"{each.address} {each.host}" for each in job.instances if each.address]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def resolv_conf(resolver: str) -> bytes:
+def resolv_conf(resolver: str) -> str:
     """/etc/resolv.conf: the VPC's resolver (base+2), nothing of the host's."""
-    return f"nameserver {resolver}\n".encode()
+    return f"nameserver {resolver}\n"
 
 
 def exit_message(messages: list[bytes]) -> str | None:

@@ -1,7 +1,7 @@
 """From object keys to the files of an input channel. Pure.
 
 Keys are whatever somebody wrote into a bucket: every local name that comes out of here is relative, has no
-empty, `.` or `..` segment, no NUL, and fits a Linux file system; what does not is refused with the key's name.
+empty, `.` or `..` segment, no NUL, and fits a Linux file system; what does not is refused by the key's name.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def plan_files(objects: Sequence[Object]) -> tuple[list[tuple[Object, str]], lis
             folders.setdefault("/".join(parts[:depth]), each)
     for path in files.keys() & folders.keys():
         raise BadKey(
-            f"The key {files[path].key!r} is a file, and {folders[path].key!r} needs a folder of the same name"
+            f"The key {files[path].key!r} is a file, and {folders[path].key!r} needs a folder of that name"
         )
     return [(each, path) for path, each in files.items()], sorted(folders)
 

@@ -18,6 +18,7 @@ from cloister.services.api import Call, Params
 from cloister.vpc.model import SecurityGroup, Subnet
 from cloister.wire.errors import AwsError
 
+
 def invalid(message: str) -> AwsError:
     return AwsError("ValidationException", message)
 

@@ -1,0 +1,198 @@
+"""Where a job's things lie on the host, and what of them its containers and agents see.
+
+STATE/jobs/NAME-ID/algo-N/
+    input/K   output/K      one folder per input and output channel, mounted at its LocalPath
+    config    message       /opt/ml/config and /opt/ml/output
+    download.json upload.json   the agent's tasks, with .result, .log and .lock
+    log                     what the container wrote, in conmon's format
+    container/              `jobs/containers.py`'s own
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from cloister.credentials import SessionKeys
+from cloister.jobs import contract
+from cloister.jobs.agent import Channel, Spec, tree
+from cloister.jobs.containers import ContainerSpec, Mount
+from cloister.jobs.images import Image
+from cloister.jobs.model import CONFIG_PATH, OUTPUT_PATH, Instance, ProcessingJob
+
+GIB = 1 << 30
+
+
+def folder(jobs: Path, job: ProcessingJob, instance: Instance) -> Path:
+    return jobs / job.folder / instance.host
+
+
+def container_id(job: ProcessingJob, instance: Instance) -> str:
+    return f"{job.folder}-{instance.host}"
+
+
+def prepare(jobs: Path, job: ProcessingJob, instance: Instance) -> None:
+    """Make an instance's folders and configuration. Doing it again changes nothing."""
+    own = folder(jobs, job, instance)
+    (own / "input").mkdir(parents=True, exist_ok=True)
+    for path in (*(_output(own, number) for number in range(len(job.outputs))), own / "message"):
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o777)  # an image may run as any user
+    config = own / "config"
+    config.mkdir(exist_ok=True)
+    for name, content in contract.config_files(job, instance).items():
+        (config / name).write_bytes(content)
+
+
+def _input(own: Path, number: int) -> Path:
+    return own / "input" / str(number)
+
+
+def _output(own: Path, number: int) -> Path:
+    return own / "output" / str(number)
+
+
+def container_spec(
+    jobs: Path,
+    job: ProcessingJob,
+    instance: Instance,
+    image: Image,
+    *,
+    netns: Path,
+    resolver: str,
+    region: str,
+    ca_bundle: Path,
+) -> ContainerSpec:
+    own = folder(jobs, job, instance)
+    app = job.request["AppSpecification"]
+    mounts = [
+        Mount(source=str(own / "config"), target=CONFIG_PATH),
+        Mount(source=str(own / "message"), target=OUTPUT_PATH),
+        Mount(source=str(ca_bundle), target=contract.CA_BUNDLE_PATH, read_only=True),
+    ]
+    for number, each in enumerate(job.inputs):
+        target = each["S3Input"]["LocalPath"].rstrip("/")
+        mounts.append(Mount(source=str(_input(own, number)), target=target))
+    for number, each in enumerate(job.outputs):
+        target = each["S3Output"]["LocalPath"].rstrip("/")
+        mounts.append(Mount(source=str(_output(own, number)), target=target))
+    return ContainerSpec(
+        id=container_id(job, instance),
+        folder=own,
+        image=image,
+        netns=str(netns),
+        hostname=instance.host,
+        log_path=own / "log",
+        entrypoint=tuple(app.get("ContainerEntrypoint") or ()),
+        arguments=tuple(app.get("ContainerArguments") or ()),
+        env=contract.environment(job, region),
+        mounts=tuple(mounts),
+        hosts={each.host: each.address for each in job.instances if each.address},
+        resolv_conf=contract.resolv_conf(resolver),
+    )
+
+
+def download_spec(
+    jobs: Path,
+    job: ProcessingJob,
+    instance: Instance,
+    keys: SessionKeys,
+    *,
+    netns: Path,
+    resolver: str,
+    region: str,
+    ca_bundle: Path,
+) -> Spec | None:
+    """The download of an instance's inputs, None when there are none."""
+    own = folder(jobs, job, instance)
+    channels = tuple(
+        Channel(
+            name=each["InputName"],
+            uri=each["S3Input"]["S3Uri"],
+            path=str(_input(own, number)),
+            data_type=each["S3Input"]["S3DataType"],
+            sharded=each["S3Input"].get("S3DataDistributionType") == "ShardedByS3Key",
+        )
+        for number, each in enumerate(job.inputs)
+    )
+    return _spec("download", channels, job, instance, keys, netns, resolver, region, ca_bundle)
+
+
+def upload_spec(
+    jobs: Path,
+    job: ProcessingJob,
+    instance: Instance,
+    keys: SessionKeys,
+    *,
+    netns: Path,
+    resolver: str,
+    region: str,
+    ca_bundle: Path,
+) -> Spec | None:
+    """The upload of an instance's outputs, None when no output has a file."""
+    own = folder(jobs, job, instance)
+    channels = tuple(
+        Channel(name=each["OutputName"], uri=each["S3Output"]["S3Uri"], path=str(_output(own, number)))
+        for number, each in enumerate(job.outputs)
+        if next(iter(tree(str(_output(own, number)))), None) is not None
+    )
+    return _spec("upload", channels, job, instance, keys, netns, resolver, region, ca_bundle)
+
+
+def _spec(
+    task: str,
+    channels: tuple[Channel, ...],
+    job: ProcessingJob,
+    instance: Instance,
+    keys: SessionKeys,
+    netns: Path,
+    resolver: str,
+    region: str,
+    ca_bundle: Path,
+) -> Spec | None:
+    if not channels:
+        return None
+    return Spec(
+        task=task,
+        channels=channels,
+        region=region,
+        access_key_id=keys.access_key_id,
+        secret_access_key=keys.secret_access_key,
+        token=keys.token,
+        role_arn=job.request["RoleArn"],
+        instance=instance.index - 1,
+        instances=len(job.instances),
+        volume_bytes=job.request["ProcessingResources"]["ClusterConfig"]["VolumeSizeInGB"] * GIB,
+        ca_bundle=str(ca_bundle),
+        netns=str(netns),
+        resolver=resolver,
+    )
+
+
+def read_message(jobs: Path, job: ProcessingJob, instance: Instance) -> bytes:
+    """/opt/ml/output/message of an instance, as much of it as matters; b"" when there is none. The container's
+    root made it: a link, a pipe or a device is no message."""
+    path = folder(jobs, job, instance) / "message" / "message"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return b""
+        return file.read(contract.MESSAGE_LIMIT + 1)
+
+
+def remove(jobs: Path, job_folder: str) -> None:
+    """Remove all of a job's files, whatever modes its containers gave them."""
+    top = jobs / job_folder
+    shutil.rmtree(top, ignore_errors=True)
+    if top.exists():
+        for path, names, _ in os.walk(top):
+            for name in names:
+                inner = os.path.join(path, name)
+                if not os.path.islink(inner):
+                    os.chmod(inner, 0o700)
+        shutil.rmtree(top, ignore_errors=True)

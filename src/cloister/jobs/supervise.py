@@ -1,0 +1,725 @@
+"""Drives every job through its life (`jobs/lifecycle.py`): one task per job, one step per state.
+
+A step may be begun any number of times: it looks at what is there and does what is missing. So a daemon that
+was killed at any moment is followed by one that goes on where the journal says, and a job whose state
+was changed from outside (StopProcessingJob) has its step cancelled and the new state's step begun.
+
+    PENDING    interfaces, all or none, in one subnet          RELEASING*  logs complete; containers, interfaces,
+    STAGING    network, credentials, inputs, containers                    files gone: then the end is told
+    RUNNING    exits, or time is up                            UPLOADING*  outputs, the exit message
+    ENDING     the others are killed                           STOPPING    SIGINT, grace, SIGKILL
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from cloister.credentials import SessionKeys
+from cloister.iam.model import Role
+from cloister.jobs import agent_process, contract, execution_role, staging
+from cloister.jobs.agent import Result, Spec
+from cloister.jobs.containers import ContainerError, ContainerSpec, Exit
+from cloister.jobs.credentials_endpoint import CredentialsEndpoint
+from cloister.jobs.images import Image, ImageNotFound
+from cloister.jobs.lifecycle import InstanceEvent, JobEvent, JobState, after, instance_after
+from cloister.jobs.logfile import LogLine, LogPosition
+from cloister.jobs.model import LOG_GROUP, Instance, ProcessingJob
+from cloister.logs import LogStore
+from cloister.vpc import addresses
+from cloister.vpc.interfaces import AGENT, CONTAINER, create_interface, release
+from cloister.vpc.model import NetworkInterface, Subnet, Vpc
+from cloister.wire.errors import AwsError
+from cloister.world import Change, Transaction, World
+
+log = logging.getLogger(__name__)
+
+#: AWS, training: SIGTERM, then "120 seconds to terminate gracefully"; processing: SIGINT
+GRACE_SECONDS = 120.0
+SESSION_SECONDS = 6 * 3600.0
+#: a job's agent keys must outlive the longest transfer
+AGENT_SECONDS = 12 * 3600.0
+REASON_LIMIT = 1024
+REQUESTER = "amazon-sagemaker"
+INTERNAL = "InternalServerError: We encountered an internal error. Please try again."
+
+
+class Engine(Protocol):
+    world: World
+    clock: Callable[[], float]
+
+    def transaction(self) -> AbstractContextManager[Transaction]: ...
+    def subscribe(self, subscriber: Callable[[World, World, list[Change]], None]) -> None: ...
+
+
+class Fabric(Protocol):
+    async def settled(self, revision: int) -> None: ...
+
+
+class Containers(Protocol):
+    async def start(self, spec: ContainerSpec) -> None: ...
+    async def wait(self, container: str) -> Exit: ...
+    async def kill(self, container: str, signal: int) -> None: ...
+    async def remove(self, container: str) -> None: ...
+    def adopt(self) -> tuple[str, ...]: ...
+    def follow_log(
+        self, container: str, position: LogPosition = ...
+    ) -> AsyncIterator[tuple[list[LogLine], LogPosition]]: ...
+
+
+class Images(Protocol):
+    async def resolve(self, uri: str) -> Image: ...
+
+
+class Credentials(Protocol):
+    def issue(
+        self,
+        role: Role,
+        session_name: str,
+        seconds: float,
+        session_policies: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+        now: float = 0.0,
+    ) -> SessionKeys: ...
+
+
+class Namespaces(Protocol):
+    def path(self, name: str) -> Path: ...
+    def socket(self, name: str, family: int, kind: int) -> socket.socket: ...
+
+
+class JobFailure(Exception):
+    """The job fails; `str()` is its FailureReason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a step came to. `change` writes what goes with it, in the transaction that moves the state."""
+
+    event: JobEvent
+    reason: str | None = None
+    change: Callable[[Transaction, ProcessingJob], ProcessingJob] | None = None
+
+
+class Supervisor:
+    """Owns the jobs of one daemon. `explain_s3(world, interface)` says in a sentence why the interface's
+    agent cannot reach S3, "" when the network does not explain it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        fabric: Fabric,
+        containers: Containers,
+        images: Images,
+        credentials: Credentials,
+        logs: LogStore,
+        namespaces: Namespaces,
+        *,
+        state: Path,
+        region: str,
+        ca_bundle: Path,
+        explain_s3: Callable[[World, NetworkInterface], str],
+        perform: Callable[[Spec, Path], Awaitable[Result]] = agent_process.perform,
+        grace: float = GRACE_SECONDS,
+    ) -> None:
+        self._engine = engine
+        self._fabric = fabric
+        self._containers = containers
+        self._images = images
+        self._credentials = credentials
+        self._logs = logs
+        self._namespaces = namespaces
+        self._jobs = state / "jobs"
+        self._region = region
+        self._ca_bundle = ca_bundle
+        self._explain_s3 = explain_s3
+        self._perform = perform
+        self._grace = grace
+        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._changed: dict[str, asyncio.Event] = {}
+        self._starting: dict[str, asyncio.Task[None]] = {}
+        self._endpoints: dict[str, CredentialsEndpoint] = {}
+        self._followers: dict[str, asyncio.Task[None]] = {}
+        self._closing = False
+        self._steps: dict[JobState, Callable[[ProcessingJob], Coroutine[Any, Any, Outcome]]] = {
+            JobState.PENDING: self._allocate,
+            JobState.STAGING: self._stage,
+            JobState.RUNNING: self._watch,
+            JobState.ENDING: self._end,
+            JobState.STOPPING: self._stop,
+            JobState.UPLOADING: self._upload,
+            JobState.UPLOADING_FAILED: self._upload,
+            JobState.UPLOADING_STOPPED: self._upload,
+            JobState.RELEASING: self._release,
+            JobState.RELEASING_FAILED: self._release,
+            JobState.RELEASING_STOPPED: self._release,
+        }
+
+    # ---- the daemon's side -----------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Go on with every job that has not ended; remove what belongs to none."""
+        self._jobs.mkdir(parents=True, exist_ok=True)
+        self._jobs.chmod(0o700)
+        live = [job for job in self._engine.world.all(ProcessingJob) if not job.terminal]
+        known = {staging.container_id(job, each) for job in live for each in job.instances}
+        for container in self._containers.adopt():
+            if container not in known:
+                await self._containers.remove(container)
+        folders = {job.folder for job in live}
+        for path in list(self._jobs.iterdir()):
+            if path.name not in folders:
+                await asyncio.to_thread(staging.remove, self._jobs, path.name)
+        self._engine.subscribe(self._committed)
+        for job in live:
+            self._take(job.name)
+
+    async def close(self) -> None:
+        """Stop driving. Containers and agents run on; the next daemon goes on with them."""
+        self._closing = True
+        tasks = [*self._runs.values(), *self._starting.values(), *self._followers.values()]
+        for run in (*self._runs.values(), *self._followers.values()):
+            run.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for endpoint in self._endpoints.values():
+            await endpoint.close()
+
+    def _committed(self, before: World, world: World, changes: list[Change]) -> None:
+        for change in changes:
+            if change.kind == "processing-job" and change.after is not None and not change.after.terminal:
+                self._take(change.key)
+
+    def _take(self, name: str) -> None:
+        if self._closing:
+            return
+        self._changed.setdefault(name, asyncio.Event()).set()
+        if name not in self._runs:
+            task = asyncio.create_task(self._drive(name), name=f"job {name}")
+            self._runs[name] = task
+            task.add_done_callback(lambda done: self._let_go(name, done))
+
+    def _let_go(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._runs[name]
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the supervision of job %s ended", name, exc_info=task.exception())
+        job = self._engine.world.get(ProcessingJob, name)
+        if job is not None and not job.terminal:  # a new job of this name came while the old one's task ended
+            self._take(name)
+        else:
+            self._changed.pop(name, None)
+
+    # ---- one job ---------------------------------------------------------------------------------
+
+    async def _drive(self, name: str) -> None:
+        while (job := self._engine.world.get(ProcessingJob, name)) is not None and not job.terminal:
+            outcome = await self._until_changed(job)
+            if outcome is None:
+                continue
+            try:
+                self._advance(job, outcome)
+            except AwsError as error:  # what a step's change was refused by, in AWS's words
+                self._advance(job, Outcome(event=JobEvent.FAILED, reason=f"ClientError: {error}"))
+            again = self._engine.world.get(ProcessingJob, name)
+            if again is not None and again.state is job.state and outcome.event is JobEvent.FAILED:
+                await asyncio.sleep(1)  # cleaning up did not succeed: it has to, so try again
+
+    async def _until_changed(self, job: ProcessingJob) -> Outcome | None:
+        """The outcome of the state's step; None when the state was changed under it."""
+        changed = self._changed[job.name]
+        step = asyncio.create_task(self._step(job))
+        try:
+            while not step.done():
+                changed.clear()
+                if not self._is_current(job):
+                    return None
+                waiter = asyncio.create_task(changed.wait())
+                try:
+                    await asyncio.wait({step, waiter}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    waiter.cancel()
+            return step.result()
+        finally:
+            if not step.done():
+                step.cancel()
+                await asyncio.gather(step, return_exceptions=True)
+
+    def _is_current(self, job: ProcessingJob) -> bool:
+        now = self._engine.world.get(ProcessingJob, job.name)
+        return now is not None and now.job_id == job.job_id and now.state is job.state
+
+    async def _step(self, job: ProcessingJob) -> Outcome:
+        try:
+            return await self._steps[job.state](job)
+        except JobFailure as failure:
+            return Outcome(event=JobEvent.FAILED, reason=str(failure))
+        except ImageNotFound as failure:
+            return Outcome(event=JobEvent.FAILED, reason=str(failure))
+        except ContainerError as failure:
+            reason = f"AlgorithmError: {str(failure).rstrip('.')}, exit code: {failure.exit_code}"
+            return Outcome(event=JobEvent.FAILED, reason=reason)
+        except Exception as error:
+            log.exception("job %s: the step of state %s failed", job.name, job.state)
+            return Outcome(event=JobEvent.FAILED, reason=f"{INTERNAL} ({error!r})")
+
+    def _advance(self, job: ProcessingJob, outcome: Outcome) -> None:
+        with self._engine.transaction() as tx:
+            now = tx.get(ProcessingJob, job.name)
+            if now is None or now.job_id != job.job_id or now.state is not job.state:
+                return
+            if outcome.change is not None:
+                now = outcome.change(tx, now)
+            clock = self._engine.clock()
+            state = after(now.state, outcome.event)
+            now = replace(now, state=state, modified=clock)
+            if outcome.reason is not None and now.failure_reason is None:
+                now = replace(now, failure_reason=outcome.reason[:REASON_LIMIT])
+            if now.terminal:
+                now = replace(now, ended=clock)
+            tx.put(now)
+
+    def _journal(self, job: ProcessingJob, change: Callable[[ProcessingJob], ProcessingJob]) -> ProcessingJob:
+        """Write what a step found out, without moving the state."""
+        with self._engine.transaction() as tx:
+            now = tx.get(ProcessingJob, job.name)
+            if now is None or now.job_id != job.job_id:
+                return job
+            changed = change(now)
+            tx.put(changed)
+        return changed
+
+    # ---- PENDING ---------------------------------------------------------------------------------
+
+    async def _allocate(self, job: ProcessingJob) -> Outcome:
+        role = self._role(job)
+        session = self._credentials.issue(
+            role, execution_role.SESSION_NAME, SESSION_SECONDS, now=self._engine.clock()
+        ).principal
+        missing = execution_role.missing_permissions(self._engine.world, session)
+        if missing:
+            raise JobFailure(
+                f"ClientError: The execution role {job.request['RoleArn']} is not allowed to perform "
+                f"{', '.join(missing)}, which a job in a VPC needs. Allow it on resource *."
+            )
+
+        def change(tx: Transaction, now: ProcessingJob) -> ProcessingJob:
+            subnet = _choose_subnet(tx, now)
+            clock = self._engine.clock()
+            instances = []
+            for each in now.instances:
+                interface = create_interface(
+                    tx,
+                    subnet_id=subnet.subnet_id,
+                    group_ids=now.security_group_ids,
+                    now=clock,
+                    count=2,
+                    attach=(CONTAINER, AGENT),
+                    description=f"[Do not delete] ENI managed by SageMaker for processing job {now.name}",
+                    requester_managed=True,
+                    requester_id=REQUESTER,
+                )
+                own, agent = interface.addresses[:2]
+                instances.append(
+                    replace(
+                        each,
+                        state=instance_after(each.state, InstanceEvent.ALLOCATED),
+                        interface_id=interface.interface_id,
+                        address=own.address,
+                        netns=own.netns,
+                        agent_address=agent.address,
+                        agent_netns=agent.netns,
+                        log_stream=f"{now.name}/{each.host}-{int(clock)}",
+                    )
+                )
+            return replace(now, instances=tuple(instances), subnet_id=subnet.subnet_id, zone=subnet.zone)
+
+        return Outcome(event=JobEvent.ALLOCATED, change=change)
+
+    def _role(self, job: ProcessingJob) -> Role:
+        arn = job.request["RoleArn"]
+        role = execution_role.assume(self._engine.world, arn)
+        if role is None:
+            raise JobFailure(f"ClientError: SageMaker was unable to assume the role '{arn}'")
+        return role
+
+    # ---- STAGING ---------------------------------------------------------------------------------
+
+    async def _stage(self, job: ProcessingJob) -> Outcome:
+        image, _, _ = await asyncio.gather(
+            self._images.resolve(job.request["AppSpecification"]["ImageUri"]),
+            asyncio.to_thread(self._prepare, job),
+            self._fabric.settled(self._engine.world.revision),
+        )
+        await self._serve(job)
+        await self._transfer(job, "download")
+        starting = self._starting.get(job.folder)
+        if starting is None:
+            starting = asyncio.create_task(self._start_containers(job, image))
+            self._starting[job.folder] = starting
+            starting.add_done_callback(lambda done: self._starting.pop(job.folder, None))
+        # A cancelled step leaves the start to end by itself: the next step waits for it.
+        started = self._engine.clock()
+        await asyncio.shield(starting)
+        self._follow(job)
+
+        def change(tx: Transaction, now: ProcessingJob) -> ProcessingJob:
+            instances = tuple(
+                replace(
+                    each,
+                    state=instance_after(
+                        instance_after(each.state, InstanceEvent.STAGED), InstanceEvent.STARTED
+                    ),
+                )
+                for each in now.instances
+            )
+            return replace(now, instances=instances, started=now.started or started)
+
+        return Outcome(event=JobEvent.STARTED, change=change)
+
+    def _prepare(self, job: ProcessingJob) -> None:
+        for each in job.instances:
+            staging.prepare(self._jobs, job, each)
+
+    async def _start_containers(self, job: ProcessingJob, image: Image) -> None:
+        specs = [
+            staging.container_spec(
+                self._jobs,
+                job,
+                each,
+                image,
+                netns=self._namespaces.path(_netns(each)),
+                resolver=self._resolver(job),
+                region=self._region,
+                ca_bundle=self._ca_bundle,
+            )
+            for each in job.instances
+        ]
+        results = await asyncio.gather(
+            *(self._containers.start(spec) for spec in specs), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def _resolver(self, job: ProcessingJob) -> str:
+        subnet = self._engine.world.get(Subnet, job.subnet_id)
+        vpc = None if subnet is None else self._engine.world.get(Vpc, subnet.vpc_id)
+        if vpc is None:
+            raise JobFailure(f"ClientError: The subnet ID '{job.subnet_id}' does not exist")
+        return addresses.resolver_address(vpc)
+
+    async def _serve(self, job: ProcessingJob) -> None:
+        """The credentials endpoint of every container, once."""
+        for each in job.instances:
+            key = staging.container_id(job, each)
+            if key in self._endpoints or each.netns is None:
+                continue
+            endpoint = CredentialsEndpoint(
+                job.credentials_path, job.request["RoleArn"], lambda: self._keys(job, SESSION_SECONDS)
+            )
+            listener = await asyncio.to_thread(self._listen, each.netns)
+            self._endpoints[key] = endpoint
+            await endpoint.start(listener)
+
+    def _listen(self, netns: str) -> socket.socket:
+        listener = self._namespaces.socket(netns, socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((contract.CREDENTIALS_ADDRESS, 80))
+        listener.listen(64)
+        listener.setblocking(False)
+        return listener
+
+    def _keys(self, job: ProcessingJob, seconds: float) -> SessionKeys | None:
+        role = execution_role.assume(self._engine.world, job.request["RoleArn"])
+        if role is None:
+            return None
+        return self._credentials.issue(role, execution_role.SESSION_NAME, seconds, now=self._engine.clock())
+
+    # ---- data ------------------------------------------------------------------------------------
+
+    async def _transfer(self, job: ProcessingJob, task: str) -> None:
+        """Downloads or uploads of all instances at once. Raises JobFailure."""
+        if not (job.inputs if task == "download" else job.outputs):
+            return
+        results = await asyncio.gather(
+            *(self._transfer_one(job, each, task) for each in job.instances), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _transfer_one(self, job: ProcessingJob, instance: Instance, task: str) -> None:
+        path = self._task_path(job, instance, task)
+        keys = self._keys(job, AGENT_SECONDS)
+        if keys is None:
+            raise JobFailure(
+                f"ClientError: SageMaker was unable to assume the role '{job.request['RoleArn']}'"
+            )
+        make = staging.download_spec if task == "download" else staging.upload_spec
+        spec = await asyncio.to_thread(
+            lambda: make(
+                self._jobs,
+                job,
+                instance,
+                keys,
+                netns=self._namespaces.path(_netns(instance, agent=True)),
+                resolver=self._resolver(job),
+                region=self._region,
+                ca_bundle=self._ca_bundle,
+            )
+        )
+        if spec is None:
+            return
+        result = await self._perform(spec, path)
+        if result.ok:
+            return
+        cause = ""
+        interface = self._engine.world.get(NetworkInterface, instance.interface_id)
+        if result.unreachable and interface is not None:
+            cause = self._explain_s3(self._engine.world, interface)
+        raise JobFailure(f"{result.reason}: {cause}" if cause else result.reason)
+
+    def _task_path(self, job: ProcessingJob, instance: Instance, task: str) -> Path:
+        return staging.folder(self._jobs, job, instance) / f"{task}.json"
+
+    # ---- logs ------------------------------------------------------------------------------------
+
+    def _follow(self, job: ProcessingJob) -> None:
+        """Have every container's log followed into its stream, once."""
+        there = set(self._containers.adopt())
+        for each in job.instances:
+            key = staging.container_id(job, each)
+            if key not in self._followers and key in there and each.log_stream is not None:
+                self._followers[key] = asyncio.create_task(self._follow_one(key, each.log_stream))
+
+    async def _follow_one(self, container: str, stream: str) -> None:
+        text = self._logs.position(LOG_GROUP, stream)
+        position = LogPosition()
+        if text:
+            offset, seen = text.split(":")
+            position = LogPosition(offset=int(offset), seen=int(seen))
+        async for lines, reached in self._containers.follow_log(container, position):
+            # CloudWatch Logs has no empty events
+            events = [(line.time // 1_000_000, line.text) for line in lines if line.text]
+            if events:
+                now = int(self._engine.clock() * 1000)
+                self._logs.append(
+                    LOG_GROUP, stream, events, now=now, position=f"{reached.offset}:{reached.seen}"
+                )
+
+    # ---- RUNNING, ENDING, STOPPING ---------------------------------------------------------------
+
+    async def _resume(self, job: ProcessingJob) -> None:
+        """What a running container needs of a daemon that has just come."""
+        await self._fabric.settled(self._engine.world.revision)
+        await self._serve(job)
+        self._follow(job)
+
+    async def _watch(self, job: ProcessingJob) -> Outcome:
+        await self._resume(job)
+        assert job.started is not None
+        exits = {asyncio.create_task(self._exit(job, each)) for each in job.instances}
+        try:
+            async with asyncio.timeout(max(0.0, job.started + job.max_runtime - self._engine.clock())):
+                while exits:
+                    done, exits = await asyncio.wait(exits, return_when=asyncio.FIRST_COMPLETED)
+                    for each in sorted((task.result() for task in done), key=lambda one: one.index):
+                        if each.exit_code != 0:
+                            return self._exit_failure(job, each)
+            return Outcome(event=JobEvent.SUCCEEDED)
+        except TimeoutError:
+            return Outcome(
+                event=JobEvent.TIMEOUT,
+                reason=f"ClientError: The job was stopped because it exceeded MaxRuntimeInSeconds "
+                f"({job.max_runtime} seconds).",
+            )
+        finally:
+            for task in exits:
+                task.cancel()
+            await asyncio.gather(*exits, return_exceptions=True)
+
+    async def _exit(self, job: ProcessingJob, instance: Instance) -> Instance:
+        """Wait for an instance's container and journal its end. `exit_code` is None when it was lost."""
+        try:
+            ended = await self._containers.wait(staging.container_id(job, instance))
+            lost, code, out_of_memory = ended.lost, ended.code, ended.oom_killed
+        except LookupError:
+            lost, code, out_of_memory = True, -1, False
+        event = InstanceEvent.LOST if lost else InstanceEvent.EXITED
+        found = replace(
+            instance,
+            state=instance_after(instance.state, event),
+            exit_code=None if lost else code,
+            out_of_memory=out_of_memory,
+        )
+        if found != instance:
+            self._journal(
+                job,
+                lambda now: replace(
+                    now,
+                    instances=tuple(found if each.index == found.index else each for each in now.instances),
+                ),
+            )
+        return found
+
+    def _exit_failure(self, job: ProcessingJob, instance: Instance) -> Outcome:
+        if instance.exit_code is None:
+            return Outcome(
+                event=JobEvent.LOST,
+                reason=f"{INTERNAL} The container of {instance.host} was lost: its monitor was killed, or the "
+                "machine went down.",
+            )
+        if instance.out_of_memory:
+            reason = (
+                "ClientError: Please use an instance type with more memory, or reduce the size of job data "
+                "processed on an instance."
+            )
+        elif any(staging.read_message(self._jobs, job, each) for each in job.instances):
+            reason = "AlgorithmError: See job logs for more information"
+        else:
+            reason = f"AlgorithmError: , exit code: {instance.exit_code}"
+        return Outcome(event=JobEvent.FAILED, reason=reason)
+
+    async def _end(self, job: ProcessingJob) -> Outcome:
+        # Choice of ours: the failing instance decided the job's end, the others get no grace.
+        return await self._end_containers(job, grace=0.0)
+
+    async def _stop(self, job: ProcessingJob) -> Outcome:
+        if job.stop_sent is None:
+            sent = self._engine.clock()
+            job = self._journal(job, lambda now: replace(now, stop_sent=now.stop_sent or sent))
+        assert job.stop_sent is not None
+        return await self._end_containers(
+            job, grace=max(0.0, job.stop_sent + self._grace - self._engine.clock())
+        )
+
+    async def _end_containers(self, job: ProcessingJob, *, grace: float) -> Outcome:
+        for each in job.instances:
+            agent_process.end(self._task_path(job, each, "download"))
+        starting = self._starting.get(job.folder)
+        if starting is not None:
+            await asyncio.gather(asyncio.shield(starting), return_exceptions=True)
+        there = set(self._containers.adopt())
+        running = [each for each in job.instances if staging.container_id(job, each) in there]
+        if running:
+            await self._resume(job)
+        waiting = asyncio.gather(*(self._exit(job, each) for each in running))
+        try:
+            if grace:
+                await self._signal(job, running, signal.SIGINT)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(grace):
+                        await asyncio.shield(waiting)
+            if not waiting.done():
+                await self._signal(job, running, signal.SIGKILL)
+                await asyncio.shield(waiting)
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        return Outcome(event=JobEvent.ENDED)
+
+    async def _signal(self, job: ProcessingJob, instances: Sequence[Instance], number: int) -> None:
+        for each in instances:
+            await self._containers.kill(staging.container_id(job, each), number)
+
+    # ---- UPLOADING -------------------------------------------------------------------------------
+
+    async def _upload(self, job: ProcessingJob) -> Outcome:
+        """Outputs of every instance, also after a failure: whatever lies in the output folders."""
+        messages = [staging.read_message(self._jobs, job, each) for each in job.instances]
+        reason: str | None = None
+        message: str | None = None
+        try:
+            message = contract.exit_message(messages)
+        except UnicodeDecodeError:
+            reason = "ClientError: The exit message in /opt/ml/output/message is not UTF-8."
+        if job.outputs:
+            await self._fabric.settled(self._engine.world.revision)
+            try:
+                await self._transfer(job, "upload")
+            except JobFailure as failure:
+                reason = reason or str(failure)
+
+        def change(tx: Transaction, now: ProcessingJob) -> ProcessingJob:
+            instances = tuple(
+                replace(each, state=instance_after(each.state, InstanceEvent.UPLOADED))
+                for each in now.instances
+            )
+            return replace(now, instances=instances, exit_message=message)
+
+        event = JobEvent.UPLOADED if reason is None else JobEvent.FAILED
+        return Outcome(event=event, reason=reason, change=change)
+
+    # ---- RELEASING -------------------------------------------------------------------------------
+
+    async def _release(self, job: ProcessingJob) -> Outcome:
+        """Logs complete, then nothing of the job left but its document and its logs."""
+        for each in job.instances:
+            for task in ("download", "upload"):
+                agent_process.end(self._task_path(job, each, task))
+        self._follow(job)  # a daemon that has just come may have lines left to read
+        await asyncio.gather(*(self._release_container(job, each) for each in job.instances))
+        held = [each.interface_id for each in job.instances if each.interface_id is not None]
+        if any(self._engine.world.get(NetworkInterface, interface) for interface in held):
+            with self._engine.transaction() as tx:
+                for interface in held:
+                    release(tx, interface)
+        await asyncio.gather(
+            self._fabric.settled(self._engine.world.revision),
+            asyncio.to_thread(staging.remove, self._jobs, job.folder),
+        )
+
+        def change(tx: Transaction, now: ProcessingJob) -> ProcessingJob:
+            instances = tuple(
+                replace(each, state=instance_after(each.state, InstanceEvent.RELEASED))
+                for each in now.instances
+            )
+            return replace(now, instances=instances)
+
+        return Outcome(event=JobEvent.RELEASED, change=change)
+
+    async def _release_container(self, job: ProcessingJob, instance: Instance) -> None:
+        key = staging.container_id(job, instance)
+        follower = self._followers.get(key)
+        if follower is not None:
+            await asyncio.gather(asyncio.shield(follower), return_exceptions=True)
+            self._followers.pop(key, None)
+            if not follower.cancelled() and follower.exception() is not None:
+                log.error("the log of %s is not complete", key, exc_info=follower.exception())
+        endpoint = self._endpoints.pop(key, None)
+        if endpoint is not None:
+            await endpoint.close()
+        await self._containers.remove(key)
+
+
+def _netns(instance: Instance, *, agent: bool = False) -> str:
+    name = instance.agent_netns if agent else instance.netns
+    assert name is not None, "the instance has no interface"
+    return name
+
+
+def _choose_subnet(world: World, job: ProcessingJob) -> Subnet:
+    """The first of the job's subnets that has two addresses for each instance (AWS: all of a job's interfaces
+    are in one of the given subnets). Raises AwsError."""
+    need = 2 * len(job.instances)
+    short: list[str] = []
+    for subnet_id in job.subnet_ids:
+        subnet = world.get(Subnet, subnet_id)
+        if subnet is None:
+            raise AwsError("InvalidSubnetID.NotFound", f"The subnet ID '{subnet_id}' does not exist")
+        free = addresses.free_count(world, subnet)
+        if free >= need:
+            return subnet
+        short.append(f"{subnet_id} ({subnet.cidr}) has {free} free")
+    raise AwsError(
+        "InsufficientFreeAddressesInSubnet",
+        "The specified subnet does not have enough free addresses to satisfy the request. "
+        f"{len(job.instances)} instance{'s' if len(job.instances) > 1 else ''} at 2 addresses each need {need}: "
+        f"subnet {', subnet '.join(short)}.",
+    )
