@@ -22,8 +22,9 @@ class Flow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What one gate said. `gate` is "interface", "route", "egress", "ingress", "endpoint" or "dns". `origin` is
-    the resource and rule that decided ("sg-…/sgr-…"). `fix` is an AWS CLI command that would change a refusal."""
+    """What one gate said. `gate` is "interface", "route", "egress", "ingress", "endpoint" or "dns".
+    `origin` is the resource and rule that decided ("sg-…/sgr-…"). `fix` is an AWS CLI command that would
+    change a refusal."""
 
     gate: str
     allowed: bool

@@ -1,0 +1,216 @@
+"""The Amazon DNS server of each VPC: UDP and TCP sockets inside its router namespace.
+
+What is answered is `vpc.dns`; here are only bytes. Packets that are no query are dropped without a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Callable
+
+import dnslib
+
+from cloister.engine import Engine
+from cloister.fabric import Fabric
+from cloister.kernel.netns import Namespaces
+from cloister.vpc import addresses as ip
+from cloister.vpc import dns
+from cloister.vpc.model import Vpc
+from cloister.world import World
+
+log = logging.getLogger(__name__)
+
+PORT = 53
+_PLAIN_UDP, _MOST_UDP = 512, 1232
+_MOST_TCP = 4096
+_CONNECTIONS = 64  # per VPC, at once
+_IDLE = 10.0  # seconds
+_NOTIMP = 4
+
+#: (name, type) -> what to say
+Answerer = Callable[[str, int], dns.Answer]
+
+
+def reply(packet: bytes, answer: Answerer, *, limit: int | None = None) -> bytes | None:
+    """The reply to one query; None: no query, say nothing. `limit` is the transport's size in bytes without
+    EDNS (None: no limit); a reply that is too long comes empty and truncated, so the client uses TCP."""
+    try:
+        query = dnslib.DNSRecord.parse(packet)
+        if query.header.qr or len(query.questions) != 1:
+            return None
+        question = query.questions[0]
+        labels = [bytes(label).decode("ascii") for label in question.qname.label]
+    except Exception:  # hostile bytes: dnslib has many ways to say no
+        return None
+    said = query.reply(ra=1, aa=0)
+    if query.header.opcode != dnslib.OPCODE.QUERY or question.qclass not in (dnslib.CLASS.IN, 255):
+        said.header.rcode = _NOTIMP
+    else:
+        found = answer(".".join(labels), question.qtype)
+        said.header.rcode = found.rcode
+        for data in found.records:
+            rdata = dnslib.PTR(data) if found.rtype == dns.PTR else dnslib.A(data)
+            said.add_answer(dnslib.RR(question.qname, found.rtype, ttl=found.ttl, rdata=rdata))
+    edns = next((extra for extra in query.ar if extra.rtype == dnslib.QTYPE.OPT), None)
+    if edns is not None:
+        said.add_ar(dnslib.EDNS0(udp_len=_MOST_UDP))
+        if limit is not None:
+            limit = max(limit, min(edns.rclass, _MOST_UDP))
+    packed = bytes(said.pack())
+    if limit is not None and len(packed) > limit:
+        said.rr = []
+        said.header.tc = 1
+        packed = bytes(said.pack())
+    return packed
+
+
+class _Udp(asyncio.DatagramProtocol):
+    def __init__(self, answer: Answerer) -> None:
+        self._answer = answer
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str | None, int]) -> None:
+        said = reply(data, self._answer, limit=_PLAIN_UDP)
+        if said is not None and self._transport is not None:
+            self._transport.sendto(said, addr)
+
+
+class _Resolver:
+    """The server of one VPC."""
+
+    def __init__(self, answer: Answerer) -> None:
+        self._answer = answer
+        self._udp: list[asyncio.BaseTransport] = []
+        self._tcp: list[asyncio.Server] = []
+        self._connections: set[asyncio.StreamWriter] = set()
+
+    async def start(self, sockets: list[socket.socket]) -> None:
+        loop = asyncio.get_running_loop()
+        for one in sockets:
+            if one.type == socket.SOCK_DGRAM:
+                transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(self._answer), sock=one)
+                self._udp.append(transport)
+            else:
+                self._tcp.append(await asyncio.start_server(self._serve, sock=one, limit=_MOST_TCP))
+
+    def close(self) -> None:
+        for transport in self._udp:
+            transport.close()
+        for server in self._tcp:
+            server.close()
+        for writer in list(self._connections):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= _CONNECTIONS:
+            writer.transport.abort()
+            return
+        self._connections.add(writer)
+        try:
+            while True:
+                async with asyncio.timeout(_IDLE):
+                    (size,) = struct.unpack("!H", await reader.readexactly(2))
+                    said = reply(await reader.readexactly(size), self._answer)
+                    if said is None:
+                        return
+                    writer.write(struct.pack("!H", len(said)) + said)
+                    await writer.drain()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self._connections.discard(writer)
+            writer.close()
+
+
+class Resolvers:
+    """One DNS server for each VPC with DNS support; follows what the fabric has applied."""
+
+    def __init__(self, engine: Engine, fabric: Fabric, namespaces: Namespaces, *, region: str) -> None:
+        self._engine = engine
+        self._fabric = fabric
+        self._namespaces = namespaces
+        self._region = region
+        self._resolvers: dict[tuple[str, str], _Resolver] = {}  # by VPC and base + 2
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Serve every VPC that the kernel holds, then follow."""
+        await self._sync()
+        self._fabric.follow(self._applied)
+        self._task = asyncio.create_task(self._run(), name="resolvers")
+        self._wake.set()
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        for resolver in self._resolvers.values():
+            resolver.close()
+        self._resolvers = {}
+
+    def _applied(self, world: World) -> None:
+        if world.count(Vpc) != len(self._resolvers) or self._wanted(world) != self._resolvers.keys():
+            self._wake.set()
+
+    def _wanted(self, world: World) -> set[tuple[str, str]]:
+        return {(v.vpc_id, ip.resolver_address(v)) for v in world.all(Vpc) if v.enable_dns_support}
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if not await self._sync():
+                await asyncio.sleep(0.5)
+                self._wake.set()
+
+    async def _sync(self) -> bool:
+        """Start and stop servers; False: some could not be started yet."""
+        wanted = self._wanted(self._engine.world)
+        for key in self._resolvers.keys() - wanted:
+            self._resolvers.pop(key).close()
+        complete = True
+        for key in wanted - self._resolvers.keys():
+            vpc_id, address = key
+            try:
+                sockets = await asyncio.to_thread(self._sockets, vpc_id, address)
+            except (LookupError, OSError) as error:
+                # The fabric has not made the namespace or its addresses yet.
+                log.debug("no resolver in %s yet: %s", vpc_id, error)
+                complete = False
+                continue
+            resolver = _Resolver(self._answerer(vpc_id))
+            self._resolvers[key] = resolver
+            await resolver.start(sockets)
+        return complete
+
+    def _answerer(self, vpc_id: str) -> Answerer:
+        def answer(name: str, qtype: int) -> dns.Answer:
+            return dns.answer(self._engine.world, vpc_id, name, qtype, region=self._region)
+
+        return answer
+
+    def _sockets(self, vpc_id: str, address: str) -> list[socket.socket]:
+        made: list[socket.socket] = []
+        try:
+            for host in (address, ip.LINK_LOCAL_RESOLVER):
+                for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                    one = self._namespaces.socket(vpc_id, socket.AF_INET, kind)
+                    made.append(one)
+                    one.setblocking(False)
+                    if kind == socket.SOCK_STREAM:
+                        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    one.bind((host, PORT))
+        except BaseException:
+            for one in made:
+                one.close()
+            raise
+        return made

@@ -1,0 +1,132 @@
+"""Follows the World: every commit becomes a change of the plan, and the plan the kernel.
+
+Commits are only noted in the event loop; one worker thread compiles and applies them, everything that came
+meanwhile in one go. A failure is logged, shown as `problem` and tried again with back-off: first the same
+change, then everything from what the kernel really holds. Nothing opens by a failure: what is not applied is
+closed, because namespaces and chains are born with policy drop and links go up last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from cloister.engine import Engine
+from cloister.kernel.netns import Namespaces
+from cloister.kernel.plan import Key, Part, Plan
+from cloister.vpc.compile import compile, update
+from cloister.world import Change, World
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds
+
+
+class Applies(Protocol):
+    """What the fabric needs of `kernel.reconcile.Reconciler`."""
+
+    def adopt(self) -> None: ...
+
+    def apply(self, plan: Plan, changed_keys: set[Key] | None = None) -> None: ...
+
+
+class Fabric:
+    """`problem` says what could not be applied, None when all is well. `applied` is the revision of the
+    World that the kernel holds; `plan` belongs to the worker thread."""
+
+    def __init__(self, engine: Engine, namespaces: Namespaces, reconciler: Applies) -> None:
+        self._engine = engine
+        self.namespaces = namespaces
+        self._reconciler = reconciler
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="fabric")
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._progress = asyncio.Condition()
+        self._followers: list[Callable[[World], None]] = []
+        self._planned = engine.world  # the World that `plan` is of
+        self._changes: list[Change] = []  # from there to the engine's World
+        self._unapplied: set[Key] = set()
+        self.plan: dict[Key, Part] = {}
+        self.applied = -1
+        self.problem: str | None = None
+
+    async def start(self) -> None:
+        """Adopt what the kernel holds and make it the World's. Returns when it is, or has a `problem`."""
+        self._planned = self._engine.world
+        self._engine.subscribe(self._committed)
+        self._task = asyncio.create_task(self._run(), name="fabric")
+        async with self._progress:
+            await self._progress.wait_for(lambda: self.applied >= 0 or self.problem is not None)
+
+    async def stop(self) -> None:
+        """Stop following. The kernel keeps what it holds."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self._worker.shutdown()
+
+    async def settled(self, revision: int | None = None) -> None:
+        """Wait until the kernel holds the World of `revision` (None: today's) or a later one."""
+        wanted = self._engine.world.revision if revision is None else revision
+        if self.applied >= wanted:
+            return
+        async with self._progress:
+            await self._progress.wait_for(lambda: self.applied >= wanted)
+
+    def follow(self, follower: Callable[[World], None]) -> None:
+        """Call `follower(world)` in the loop's thread each time a World has been applied."""
+        self._followers.append(follower)
+
+    def _committed(self, before: World, after: World, changes: list[Change]) -> None:
+        self._changes += changes
+        self._wake.set()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause = 0.0
+        while True:
+            self._wake.clear()
+            world, changes = self._engine.world, self._changes
+            self._changes = []
+            afresh = self.applied < 0 or pause > _FIRST_PAUSE
+            try:
+                await loop.run_in_executor(self._worker, self._apply, world, changes, afresh)
+            except Exception as error:
+                log.exception("could not apply revision %s", world.revision)
+                pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
+                self.problem = f"{type(error).__name__}: {error}"
+                await self._announce()
+                await asyncio.sleep(pause)
+                continue
+            pause = 0.0
+            self.problem = None
+            self.applied = world.revision
+            await self._announce()
+            for follower in self._followers:
+                try:
+                    follower(world)
+                except Exception:
+                    log.exception("a follower failed on revision %s", world.revision)
+            await self._wake.wait()
+
+    async def _announce(self) -> None:
+        async with self._progress:
+            self._progress.notify_all()
+
+    def _apply(self, world: World, changes: list[Change], afresh: bool) -> None:
+        """In the worker thread. What it planned but could not apply stays in `_unapplied`."""
+        if afresh:
+            self._reconciler.adopt()
+            self.plan = compile(world)
+            self._planned = world
+            self._reconciler.apply(self.plan)
+        else:
+            self._unapplied |= update(self.plan, self._planned, world, changes)
+            self._planned = world
+            if self._unapplied:
+                self._reconciler.apply(self.plan, self._unapplied)
+        self._unapplied = set()
