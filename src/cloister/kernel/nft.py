@@ -1,0 +1,95 @@
+"""nftables through libnftables (Debian 12's 1.0.6 and newer), by ctypes: no process per change.
+
+One `Nft` is one libnftables context. It opens its netlink socket when it is made, so make it inside the
+network namespace it is for (`Namespaces.call(name, Nft)`); after that it may be used from any thread.
+One `run` is one transaction: all of its commands take effect at once, or none does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import threading
+from typing import Any
+
+SONAME = "libnftables.so.1"
+
+_NFT_CTX_DEFAULT = 0
+_NFT_CTX_OUTPUT_JSON = 1 << 4
+
+# libnftables keeps process-wide state (its scanner, a cache of interface names): one command at a time.
+_lock = threading.Lock()
+_library: ctypes.CDLL | None = None
+
+
+class NftError(RuntimeError):
+    """libnftables refused a transaction; the text is its explanation. Nothing of it took effect."""
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library; OSError when it is not installed (Debian: libnftables1)."""
+    global _library
+    if _library is None:
+        lib = ctypes.CDLL(SONAME)
+        lib.nft_ctx_new.restype = ctypes.c_void_p
+        lib.nft_ctx_new.argtypes = [ctypes.c_uint32]
+        lib.nft_ctx_free.restype = None
+        lib.nft_ctx_free.argtypes = [ctypes.c_void_p]
+        for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error"):
+            getattr(lib, name).argtypes = [ctypes.c_void_p]
+            getattr(lib, name).restype = ctypes.c_int
+        for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+            getattr(lib, name).argtypes = [ctypes.c_void_p]
+            getattr(lib, name).restype = ctypes.c_char_p
+        lib.nft_ctx_output_set_flags.restype = None
+        lib.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+        lib.nft_run_cmd_from_buffer.restype = ctypes.c_int
+        lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        _library = lib
+    return _library
+
+
+class Nft:
+    """A libnftables context, bound to the network namespace of the thread that makes it."""
+
+    def __init__(self) -> None:
+        self._lib = library()
+        with _lock:
+            self._context = self._lib.nft_ctx_new(_NFT_CTX_DEFAULT)
+            if not self._context:
+                raise NftError("libnftables cannot open its netlink socket here")
+            self._lib.nft_ctx_buffer_output(self._context)
+            self._lib.nft_ctx_buffer_error(self._context)
+
+    def run(self, commands: str) -> str:
+        """Apply these commands as one transaction and return what they print."""
+        return self._run(commands, 0)
+
+    def query(self, commands: str) -> list[dict[str, Any]]:
+        """`list …` in libnftables' JSON schema, without the metainfo entry."""
+        text = self._run(commands, _NFT_CTX_OUTPUT_JSON)
+        found: list[dict[str, Any]] = json.loads(text)["nftables"] if text.strip() else []
+        return [entry for entry in found if "metainfo" not in entry]
+
+    def _run(self, commands: str, flags: int) -> str:
+        with _lock:
+            if not self._context:
+                raise NftError("this libnftables context is closed")
+            self._lib.nft_ctx_output_set_flags(self._context, flags)
+            failed = self._lib.nft_run_cmd_from_buffer(self._context, commands.encode())
+            output: bytes = self._lib.nft_ctx_get_output_buffer(self._context) or b""
+            error: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""
+        if failed:
+            raise NftError(error.decode(errors="replace").strip() or "libnftables refused without a reason")
+        return output.decode(errors="replace")
+
+    def close(self) -> None:
+        with _lock:
+            context, self._context = self._context, None
+            if context:
+                self._lib.nft_ctx_free(context)
+
+    def __del__(self) -> None:
+        # Not `close`: the collector may run while this thread holds the lock.
+        if getattr(self, "_context", None):
+            self._lib.nft_ctx_free(self._context)
