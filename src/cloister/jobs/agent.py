@@ -283,7 +283,13 @@ def _s3(task: str, operation: str, uri: str) -> Iterator[None]:
         raise _client_failure(task, operation, uri, error) from error
     except S3UploadFailedError as error:
         raise Failure(_failed(task, operation, uri, str(error))) from error
-    except (botocore_errors.HTTPClientError, botocore_errors.IncompleteReadError) as error:
+    except botocore_errors.SSLError as error:
+        raise Failure(_failed(task, operation, uri, str(error))) from error
+    except (
+        botocore_errors.ConnectionError,
+        botocore_errors.HTTPClientError,
+        botocore_errors.IncompleteReadError,
+    ) as error:
         raise Failure(_failed(task, operation, uri, UNREACHABLE), unreachable=True) from error
     except botocore_errors.BotoCoreError as error:
         raise Failure(_failed(task, operation, uri, str(error))) from error
@@ -352,8 +358,8 @@ def _objects(spec: Spec, client: Any, channel: Channel) -> list[Object]:
         raise Failure(
             f'ClientError: Failed to download data. No S3 objects found under S3 URL "{channel.uri}" given '
             "in input data source. Please ensure that the bucket exists in the selected region "
-            f'({spec.region}), that objects exist under that S3 prefix, and that the role "{spec.role_arn}" has '
-            f'"s3:ListBucket" permissions on bucket "{bucket}".'
+            f'({spec.region}), that objects exist under that S3 prefix, and that the role "{spec.role_arn}" '
+            f'has "s3:ListBucket" permissions on bucket "{bucket}".'
         )
     return sorted(found, key=lambda each: each.key.encode())
 
