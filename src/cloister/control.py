@@ -72,7 +72,8 @@ class Control:
                 "problem": self._fabric.problem,
                 "resources": {name: world.count(cls) for name, cls in kinds.items()},
                 "jobs": [
-                    {"name": j.name, "status": j.status, "phase": j.phase, "subnet": j.subnet_id} for j in jobs
+                    {"name": j.name, "status": j.status, "phase": j.phase, "subnet": j.subnet_id}
+                    for j in jobs
                 ],
             }
         )

@@ -62,7 +62,7 @@ def _head(request: web.BaseRequest) -> HttpRequest:
         method=request.method,
         path=path,
         query=query,
-        headers=tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers),
+        headers=tuple((n.decode("latin-1"), v.decode("latin-1")) for n, v in request.raw_headers),
         body=b"",
     )
 

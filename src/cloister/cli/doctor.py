@@ -14,7 +14,7 @@ from cloister.kernel.holder import host_facts
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this host can do, what is missing, and the command that mends it. Exits 1 when a need is unmet."""
+    """Say what this host can do, what is missing, and the command that mends it. Exits 1 if any is."""
     facts = host_facts()
     if as_json:
         click.echo(json.dumps([asdict(fact) for fact in facts], indent=2))

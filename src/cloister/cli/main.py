@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -28,7 +28,7 @@ kernel, in namespaces of Cloister's own. Nothing on the host's network or firewa
 class _LazyGroup(click.Group):
     """Loads a command's module when the command is named, so that `cloister env` stays quick."""
 
-    commands_in = {
+    commands_in: ClassVar[dict[str, str]] = {
         "up": "lifecycle",
         "down": "lifecycle",
         "status": "lifecycle",

