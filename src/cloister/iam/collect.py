@@ -1,0 +1,105 @@
+"""Which policies have a say over a caller, read from a World."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cloister.iam.decide import Decision, Policies, Request, Sourced, decide
+from cloister.iam.managed import managed_policy
+from cloister.iam.model import Caller, Principal, Role
+from cloister.iam.policy import Kind, Policy, parse
+from cloister.world import World
+
+
+def role_arn(role: Role, account: str, partition: str = "aws") -> str:
+    return f"arn:{partition}:iam::{account}:role{role.path}{role.name}"
+
+
+def role_of(world: World, principal: Caller) -> Role | None:
+    """The role a session acts for. A role made anew under an old name is another role: sessions of the
+    deleted one get nothing of it."""
+    if not isinstance(principal, Principal) or principal.role_name is None:
+        return None
+    role = world.get(Role, principal.role_name)
+    return role if role is not None and role.role_id == principal.user_id.partition(":")[0] else None
+
+
+def identity_policies(world: World, principal: Caller) -> Policies:
+    """The caller's part of a decision: `identity`, `boundary` and `session`. Combine with the resource's:
+    `dataclasses.replace(identity_policies(…), resource=…, endpoint=…)`."""
+    if not isinstance(principal, Principal) or principal.is_root:
+        return Policies(session=_session(principal))
+    role = role_of(world, principal)
+    if role is None:
+        return Policies(session=_session(principal))
+    return Policies(
+        identity=role_policies(world, role), boundary=boundary(world, role), session=_session(principal)
+    )
+
+
+def role_policies(world: World, role: Role) -> tuple[Sourced, ...]:
+    """Inline and attached policies of a role. An attached policy that is gone grants nothing."""
+    found: list[Sourced] = [
+        (f"role/{role.name}/policy/{name}", parse(text, "identity"))
+        for name, text in role.inline_policies.items()
+    ]
+    for arn in role.attached_policies:
+        policy = _managed(world, arn, "identity")
+        if policy is not None:
+            found.append((arn, policy))
+    return tuple(found)
+
+
+def boundary(world: World, role: Role) -> tuple[Sourced, ...]:
+    """The permissions boundary. One that is gone still bounds: then nothing is allowed (fail closed)."""
+    if role.boundary_arn is None:
+        return ()
+    nothing = Policy(kind="boundary", version="2012-10-17", statements=())
+    return ((role.boundary_arn, _managed(world, role.boundary_arn, "boundary") or nothing),)
+
+
+def principal_tags(world: World, principal: Caller) -> Mapping[str, str]:
+    """aws:PrincipalTag/…: the role's tags, and the session's over them."""
+    if not isinstance(principal, Principal):
+        return {}
+    role = role_of(world, principal)
+    return {**(role.tags if role else {}), **principal.session_tags}
+
+
+def may_assume(
+    world: World,
+    role: Role,
+    caller: Caller,
+    context: Mapping[str, Any],
+    *,
+    account: str,
+    action: str = "sts:AssumeRole",
+) -> Decision:
+    """May `caller`, a principal or a service, assume `role` of `account`? The trust policy must allow; if it
+    names only the caller's account, the caller's own policies must allow too."""
+    own = identity_policies(world, caller)
+    arn = role_arn(role, account)
+    return decide(
+        Request(principal=caller, action=action, resource=arn, context=context, resource_account=account),
+        Policies(
+            identity=own.identity,
+            boundary=own.boundary,
+            session=own.session,
+            trust=((arn, parse(role.trust_policy, "trust")),),
+        ),
+    )
+
+
+def _managed(world: World, arn: str, kind: Kind) -> Policy | None:
+    found = managed_policy(world, arn)
+    return None if found is None else parse(found.versions[found.default_version], kind)
+
+
+def _session(principal: Caller) -> tuple[Sourced, ...]:
+    if not isinstance(principal, Principal):
+        return ()
+    return tuple(
+        (f"session policy {n + 1}", parse(text, "session"))
+        for n, text in enumerate(principal.session_policies)
+    )
