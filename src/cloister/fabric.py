@@ -49,6 +49,7 @@ class Fabric:
         self._planned = engine.world  # the World that `plan` is of
         self._changes: list[Change] = []  # from there to the engine's World
         self._unapplied: set[Key] = set()
+        self._plan_known = False  # whether `plan` is that of `_planned`, and the kernel had it in full
         self.plan: dict[Key, Part] = {}
         self.applied = -1
         self.problem: str | None = None
@@ -92,7 +93,7 @@ class Fabric:
             self._wake.clear()
             world, changes = self._engine.world, self._changes
             self._changes = []
-            afresh = self.applied < 0 or pause > _FIRST_PAUSE
+            afresh = not self._plan_known or pause > _FIRST_PAUSE
             try:
                 await loop.run_in_executor(self._worker, self._apply, world, changes, afresh)
             except Exception as error:
@@ -119,14 +120,17 @@ class Fabric:
 
     def _apply(self, world: World, changes: list[Change], afresh: bool) -> None:
         """In the worker thread. What it planned but could not apply stays in `_unapplied`."""
+        self._plan_known, before = False, self._planned
+        self._planned = world
         if afresh:
-            self._reconciler.adopt()
+            self._unapplied = set()
             self.plan = compile(world)
-            self._planned = world
+            self._reconciler.adopt()
             self._reconciler.apply(self.plan)
+            self._plan_known = True
         else:
-            self._unapplied |= update(self.plan, self._planned, world, changes)
-            self._planned = world
+            self._unapplied |= update(self.plan, before, world, changes)
+            self._plan_known = True
             if self._unapplied:
                 self._reconciler.apply(self.plan, self._unapplied)
-        self._unapplied = set()
+                self._unapplied = set()

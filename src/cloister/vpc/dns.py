@@ -33,12 +33,13 @@ _PRIVATE = re.compile(r"ip-(\d{1,3})-(\d{1,3})-(\d{1,3})-(\d{1,3})")
 #: first labels of AWS endpoints, as botocore's endpoint prefixes have them; S3 is not among them
 _SERVICE_NAMES = """
 acm api apigateway application-autoscaling appconfig athena autoscaling batch bedrock bedrock-runtime
-cloudformation cloudtrail codeartifact codebuild codecommit codedeploy codepipeline cognito-identity cognito-idp
-comprehend config dlm dms dynamodb ec2 ec2messages ecr ecs eks elasticache elasticfilesystem elasticloadbalancing
-elasticmapreduce email es events execute-api firehose fsx glue guardduty iam imagebuilder kafka kinesis kms
-lakeformation lambda logs monitoring oidc organizations portal rds rds-data redshift redshift-data rekognition
-route53 runtime.sagemaker sagemaker scheduler secretsmanager servicecatalog servicediscovery ses sns sqs ssm
-ssmmessages states streams.dynamodb sts support synthetics tagging textract transcribe transfer translate xray
+cloudformation cloudtrail codeartifact codebuild codecommit codedeploy codepipeline cognito-identity
+cognito-idp comprehend config dlm dms dynamodb ec2 ec2messages ecr ecs eks elasticache elasticfilesystem
+elasticloadbalancing elasticmapreduce email es events execute-api firehose fsx glue guardduty iam
+imagebuilder kafka kinesis kms lakeformation lambda logs monitoring oidc organizations portal rds
+rds-data redshift redshift-data rekognition route53 runtime.sagemaker sagemaker scheduler secretsmanager
+servicecatalog servicediscovery ses sns sqs ssm ssmmessages states streams.dynamodb sts support
+synthetics tagging textract transcribe transfer translate xray
 """
 _SERVICES = frozenset(_SERVICE_NAMES.split())
 

@@ -1,0 +1,297 @@
+"""Why a connection is allowed or refused: the rules that `compile` renders, read instead.
+
+The gates come in the order in which the router asks them. Every step names the resource and rule that decided,
+and a refusal the AWS CLI command that would change it. `explain` goes on after a refusal where it can, so that
+all that is missing is seen at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from cloister.vpc import addresses as ip
+from cloister.vpc import route_tables, security_groups
+from cloister.vpc.endpoints import s3_prefix_list, s3_service_name
+from cloister.vpc.flow import Flow, Step, Verdict
+from cloister.vpc.model import NetworkInterface, RouteTable, SecurityGroup, Subnet, Vpc, VpcEndpoint
+from cloister.world import World
+
+_HTTPS = 443
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _End:
+    """An interface and which of its addresses."""
+
+    interface: NetworkInterface
+    address: str
+
+
+def explain(world: World, flow: Flow) -> Verdict:
+    """Whether `flow` is let through, gate by gate."""
+    return _verdict(_flow_steps(world, flow))
+
+
+def explain_s3(world: World, interface: NetworkInterface) -> Verdict:
+    """Whether `interface` reaches S3 of its own Region by a gateway endpoint: names, route, groups."""
+    return _verdict(_s3_steps(world, interface))
+
+
+def _verdict(steps: Iterator[Step]) -> Verdict:
+    found = tuple(steps)
+    return Verdict(allowed=bool(found) and all(step.allowed for step in found), steps=found)
+
+
+def _flow_steps(world: World, flow: Flow) -> Iterator[Step]:
+    source = _end(world, flow.source, flow.vpc_id)
+    if source is None:
+        yield _refused("interface", flow.source, f"No network interface has the address {flow.source}.")
+        return
+    sender = source.interface
+    if not any(held.address == source.address and held.netns for held in sender.addresses):
+        sentence = f"{sender.interface_id} is not attached to anything with its address {source.address}."
+        yield _refused("interface", sender.interface_id, sentence)
+    vpc = world.get(Vpc, sender.vpc_id)
+    target = _end(world, flow.destination, sender.vpc_id)
+    if vpc is None or (target is None and flow.destination.startswith("eni-")):
+        yield _refused("interface", flow.destination, f"There is no network interface {flow.destination}.")
+        return
+    destination = target.address if target is not None else flow.destination
+    if destination in (ip.resolver_address(vpc), ip.LINK_LOCAL_RESOLVER):
+        yield _resolver_step(vpc, flow)
+        return
+    hop, step = _route_step(world, sender, destination)
+    yield step
+    yield _egress_step(world, sender, destination, target, flow)
+    if hop is None or not step.allowed:
+        return
+    if hop.endpoint_id is not None:
+        yield _endpoint_step(hop.endpoint_id, flow)
+    elif target is None or target.interface.vpc_id != sender.vpc_id:
+        sentence = f"No network interface of {vpc.vpc_id} has the address {destination}."
+        yield _refused("interface", vpc.vpc_id, sentence)
+    else:
+        yield _ingress_step(world, target.interface, source, flow)
+
+
+def _s3_steps(world: World, interface: NetworkInterface) -> Iterator[Step]:
+    vpc, subnet = world.get(Vpc, interface.vpc_id), world.get(Subnet, interface.subnet_id)
+    if vpc is None or subnet is None:
+        yield _refused("interface", interface.interface_id, f"{interface.interface_id} is in no subnet.")
+        return
+    yield _dns_support_step(vpc)
+    region = subnet.zone.rstrip("abcdefghijklmnopqrstuvwxyz")
+    service, listed = s3_service_name(region), s3_prefix_list(region)
+    table = route_tables.of_subnet(world, subnet)
+    endpoints = [
+        endpoint
+        for endpoint in world.where(VpcEndpoint, vpc_id=vpc.vpc_id)
+        if endpoint.service_name == service and endpoint.kind == "Gateway"
+    ]
+    yield _s3_route_step(world, vpc, subnet, table, endpoints, service)
+    address = str(next(iter(listed.entries))).partition("/")[0]
+    flow = Flow(source=interface.interface_id, destination=address, protocol="tcp", port=_HTTPS)
+    match = _admitted(world, interface, address, None, flow, egress=True)
+    if match is not None:
+        yield match
+    else:
+        group_id = interface.group_ids[0] if interface.group_ids else ""
+        permission = (
+            f"IpProtocol=tcp,FromPort={_HTTPS},ToPort={_HTTPS},"
+            f"PrefixListIds=[{{PrefixListId={listed.prefix_list_id}}}]"
+        )
+        yield _refused(
+            "egress",
+            group_id,
+            f"No egress rule of {_and(interface.group_ids)} allows tcp port {_HTTPS} to "
+            f"{listed.prefix_list_id} ({service}).",
+            f"aws ec2 authorize-security-group-egress --group-id {group_id} --ip-permissions '{permission}'",
+        )
+
+
+def _s3_route_step(
+    world: World,
+    vpc: Vpc,
+    subnet: Subnet,
+    table: RouteTable | None,
+    endpoints: Sequence[VpcEndpoint],
+    service: str,
+) -> Step:
+    where = table.route_table_id if table else vpc.vpc_id
+    hops = route_tables.resolve(world, table).values() if table else ()
+    routed = next((hop for hop in hops if hop.endpoint_id in {e.endpoint_id for e in endpoints}), None)
+    if routed is not None:
+        route = f"{routed.route.destination} to {routed.endpoint_id}"
+        return _allowed(
+            "route", f"{where}/{routed.route.destination}", f"{where} of {subnet.subnet_id} routes {route}."
+        )
+    if endpoints:
+        endpoint_id = endpoints[0].endpoint_id
+        return _refused(
+            "route",
+            where,
+            f"The route table {where} of {subnet.subnet_id} has no route to S3: "
+            f"the gateway endpoint {endpoint_id} is not associated with it.",
+            f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {endpoint_id} --add-route-table-ids {where}",
+        )
+    return _refused(
+        "route",
+        where,
+        f"The route table {where} of {subnet.subnet_id} has no route to S3: "
+        f"{vpc.vpc_id} has no gateway endpoint for {service}.",
+        f"aws ec2 create-vpc-endpoint --vpc-id {vpc.vpc_id} --service-name {service} --route-table-ids {where}",
+    )
+
+
+def _dns_support_step(vpc: Vpc) -> Step:
+    if vpc.enable_dns_support:
+        return _allowed("dns", vpc.vpc_id, f"{vpc.vpc_id} has a resolver at {ip.resolver_address(vpc)}.")
+    return _refused(
+        "dns",
+        vpc.vpc_id,
+        f"DNS support of {vpc.vpc_id} is off, so no S3 name resolves in it.",
+        f"aws ec2 modify-vpc-attribute --vpc-id {vpc.vpc_id} --enable-dns-support",
+    )
+
+
+def _resolver_step(vpc: Vpc, flow: Flow) -> Step:
+    step = _dns_support_step(vpc)
+    if step.allowed and (flow.protocol not in ("tcp", "udp") or flow.port != 53):
+        return _refused("dns", vpc.vpc_id, f"The resolver of {vpc.vpc_id} answers udp and tcp port 53 only.")
+    return step
+
+
+def _route_step(
+    world: World, sender: NetworkInterface, destination: str
+) -> tuple[route_tables.Hop | None, Step]:
+    subnet = world.get(Subnet, sender.subnet_id)
+    table = route_tables.of_subnet(world, subnet) if subnet else None
+    if subnet is None or table is None:
+        return None, _refused("route", sender.subnet_id, f"{sender.subnet_id} has no route table.")
+    hop = route_tables.lookup(world, table, destination)
+    name = table.route_table_id
+    if hop is None:
+        sentence = f"The route table {name} of {subnet.subnet_id} has no route to {destination}."
+        return None, _refused("route", name, sentence, _route_fix(world, sender, table, destination))
+    origin = f"{name}/{hop.route.destination}"
+    if not hop.local and hop.endpoint_id is None:
+        sentence = (
+            f"The route {hop.route.destination} of {name} is a black hole: "
+            f"{hop.route.target} is gone or leads nowhere."
+        )
+        fix = f"aws ec2 delete-route --route-table-id {name} --destination-cidr-block {hop.route.destination}"
+        return hop, _refused("route", origin, sentence, fix)
+    sentence = f"{name} of {subnet.subnet_id} routes {hop.route.destination} to {hop.route.target}."
+    return hop, _allowed("route", origin, sentence)
+
+
+def _route_fix(world: World, sender: NetworkInterface, table: RouteTable, destination: str) -> str | None:
+    """A gateway endpoint's association, when that is what would lead there."""
+    subnet = world.get(Subnet, sender.subnet_id)
+    region = subnet.zone.rstrip("abcdefghijklmnopqrstuvwxyz") if subnet else ""
+    if not any(ip.contains(cidr, destination) for cidr in s3_prefix_list(region).entries):
+        return None
+    service = s3_service_name(region)
+    for endpoint in world.where(VpcEndpoint, vpc_id=sender.vpc_id):
+        if endpoint.service_name == service:
+            return (
+                f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {endpoint.endpoint_id} "
+                f"--add-route-table-ids {table.route_table_id}"
+            )
+    return (
+        f"aws ec2 create-vpc-endpoint --vpc-id {sender.vpc_id} --service-name {service} "
+        f"--route-table-ids {table.route_table_id}"
+    )
+
+
+def _egress_step(
+    world: World, sender: NetworkInterface, destination: str, target: _End | None, flow: Flow
+) -> Step:
+    found = _admitted(world, sender, destination, target, flow, egress=True)
+    return found or _group_refusal(world, sender, destination, target, flow, egress=True)
+
+
+def _ingress_step(world: World, receiver: NetworkInterface, source: _End, flow: Flow) -> Step:
+    found = _admitted(world, receiver, source.address, source, flow, egress=False)
+    return found or _group_refusal(world, receiver, source.address, source, flow, egress=False)
+
+
+def _admitted(
+    world: World, owner: NetworkInterface, peer: str, other: _End | None, flow: Flow, *, egress: bool
+) -> Step | None:
+    match = security_groups.admits(
+        world, owner.group_ids, egress=egress, peer=peer, protocol=flow.protocol, port=flow.port
+    )
+    if match is None:
+        return None
+    gate, way = ("egress", "to") if egress else ("ingress", "from")
+    whom = match.member_of or match.rule.prefix_list_id or match.rule.cidr
+    sentence = f"{gate.capitalize()} rule {match.rule.rule_id} of {match.group_id} allows it {way} {whom}."
+    return _allowed(gate, match.origin, sentence)
+
+
+def _group_refusal(
+    world: World, owner: NetworkInterface, peer: str, other: _End | None, flow: Flow, *, egress: bool
+) -> Step:
+    gate, way = ("egress", "to") if egress else ("ingress", "from")
+    present = [group_id for group_id in owner.group_ids if world.get(SecurityGroup, group_id)]
+    sentence = (
+        f"No {gate} rule of {_and(owner.group_ids)} ({owner.interface_id}) allows {_what(flow)} {way} {peer}."
+    )
+    if not present:
+        return _refused(gate, owner.interface_id, sentence)
+    if other is not None and other.interface.vpc_id == owner.vpc_id and other.interface.group_ids:
+        whom = f"UserIdGroupPairs=[{{GroupId={other.interface.group_ids[0]}}}]"
+    else:
+        whom = f"IpRanges=[{{CidrIp={peer}/32}}]"
+    fix = (
+        f"aws ec2 authorize-security-group-{gate} --group-id {present[0]} "
+        f"--ip-permissions '{_permission(flow)},{whom}'"
+    )
+    return _refused(gate, present[0], sentence, fix)
+
+
+def _endpoint_step(endpoint_id: str, flow: Flow) -> Step:
+    if flow.protocol == "tcp" and flow.port in (80, 443):
+        return _allowed("endpoint", endpoint_id, f"{endpoint_id} takes it to S3, where policies decide.")
+    return _refused("endpoint", endpoint_id, f"Behind {endpoint_id} S3 answers tcp ports 80 and 443 only.")
+
+
+def _end(world: World, text: str, vpc_id: str | None) -> _End | None:
+    """The interface that `text` names by id (its primary address) or by an address in `vpc_id`."""
+    interface = world.get(NetworkInterface, text)
+    if interface is not None:
+        primary = next((a for a in interface.addresses if a.primary), None) or interface.addresses[0]
+        return _End(interface=interface, address=primary.address)
+    near = world.where(NetworkInterface, vpc_id=vpc_id) if vpc_id else iter(world.all(NetworkInterface))
+    for one in near:
+        if any(held.address == text for held in one.addresses):
+            return _End(interface=one, address=text)
+    return None
+
+
+def _permission(flow: Flow) -> str:
+    if flow.port is None:
+        return f"IpProtocol={flow.protocol}"
+    if flow.protocol == "icmp":
+        return f"IpProtocol=icmp,FromPort={flow.port >> 8},ToPort={flow.port & 0xFF}"
+    return f"IpProtocol={flow.protocol},FromPort={flow.port},ToPort={flow.port}"
+
+
+def _what(flow: Flow) -> str:
+    if flow.protocol == security_groups.ALL:
+        return "everything"
+    return flow.protocol if flow.port is None else f"{flow.protocol} port {flow.port}"
+
+
+def _and(ids: Sequence[str]) -> str:
+    return " or ".join(ids) if ids else "no group"
+
+
+def _allowed(gate: str, origin: str, sentence: str) -> Step:
+    return Step(gate=gate, allowed=True, origin=origin, sentence=sentence)
+
+
+def _refused(gate: str, origin: str, sentence: str, fix: str | None = None) -> Step:
+    return Step(gate=gate, allowed=False, origin=origin, sentence=sentence, fix=fix)
