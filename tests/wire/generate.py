@@ -33,12 +33,38 @@ BODY_TEXT = st.text(
 HEADER_TEXT = st.text(st.sampled_from("abZ09-_./:=+@&<>'%;~*"), min_size=1, max_size=12)
 URI_TEXT = st.text(st.sampled_from("abZ09-_.:=+@&<>'%;~* éß漢?#"), min_size=1, max_size=12)
 SAMPLES = [
-    "a", "abc", "0", "12", "123456789012", "abc-1", "abcdefghijklmnop", "a" * 20, "A" * 16, "a" * 32, "a" * 64,
-    "/", "/a/", "/aws/a", "s3://bucket/key", "https://a.example/b", "us-east-1", "1.0", "vpc-0123456789abcdef0",
-    "arn:aws:iam::123456789012:role/a", "arn:aws:sagemaker:us-east-1:123456789012:processing-job/a",
-    "arn:aws:s3:::bucket", "123456789012.dkr.ecr.us-east-1.amazonaws.com/a:b", "a@b.example", "10.0.0.0/16",
-    "2026-01-02T03:04:05Z", "AKIAIOSFODNN7EXAMPLE", "key=value", "%", "aGVsbG8=", "é漢",
-]  # fmt: skip
+    "a",
+    "abc",
+    "0",
+    "12",
+    "123456789012",
+    "abc-1",
+    "abcdefghijklmnop",
+    "a" * 20,
+    "A" * 16,
+    "a" * 32,
+    "a" * 64,
+    "/",
+    "/a/",
+    "/aws/a",
+    "s3://bucket/key",
+    "https://a.example/b",
+    "us-east-1",
+    "1.0",
+    "vpc-0123456789abcdef0",
+    "arn:aws:iam::123456789012:role/a",
+    "arn:aws:sagemaker:us-east-1:123456789012:processing-job/a",
+    "arn:aws:s3:::bucket",
+    "123456789012.dkr.ecr.us-east-1.amazonaws.com/a:b",
+    "a@b.example",
+    "10.0.0.0/16",
+    "2026-01-02T03:04:05Z",
+    "AKIAIOSFODNN7EXAMPLE",
+    "key=value",
+    "%",
+    "aGVsbG8=",
+    "é漢",
+]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECONDS = st.integers(0, 4_000_000_000).map(lambda s: _EPOCH + timedelta(seconds=s))

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.wire.generate import as_carried, operation_of, params_for, read_response, request_of
 
 from cloister.wire import model, protocol
 from cloister.wire.model import Shape
-from tests.wire.generate import as_carried, operation_of, params_for, read_response, request_of
 
 SERVICES = ["ec2", "sagemaker", "iam", "sts", "logs", "s3"]
 #: answers that are event streams; GetBucketLocation, which boto3 reads by a handler of its own; and

@@ -266,9 +266,10 @@ def render(target: Target, result: Mapping[str, Any] | None, request_id: str) ->
     raise TypeError(f"Cloister does not speak the protocol {target.protocol}.")
 
 
-def render_error(target: Target, error: AwsError, request_id: str) -> HttpResponse:
-    """An error in the protocol of the call. A modelled error keeps the model's HTTP status unless the
-    raiser chose one."""
+def render_error(target: Target | None, error: AwsError, request_id: str) -> HttpResponse:
+    """An error in the protocol of the call (use `guess` when there is no target; without, as S3 writes it).
+    A modelled error keeps the model's HTTP status unless the raiser chose one."""
+    target = target or Target(service="", operation="", protocol="rest-xml")
     service = _find(target.service) if target.service else None
     operation = service.operation(target.operation) if service and target.operation else None
     status = error.status
