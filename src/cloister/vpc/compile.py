@@ -7,12 +7,13 @@ The router namespace of a VPC judges a packet in this order (hook, priority):
 
     prerouting -300  source      it carries an address of the port it came by, else dropped
     prerouting -150  routes      the port's mark chooses the Linux routing table of its subnet's route table
-    forward       0  egress      a reply; or a rule of the sender's groups
+    forward       0  forward     a reply; or a rule of the sender's groups
     forward      10  ingress     a reply; or a rule of the receiver's groups; or it leaves by an endpoint
     input         0  input       DNS to the resolver's addresses, nothing else
     output        0  output      the resolver's replies, nothing else
 
-`accept` ends one base chain only, so egress and ingress must both accept.
+`accept` ends one base chain only, so the chains `forward` and `ingress` must both accept. `input`, `forward`
+and `output` are the names of the chains that every namespace is born with.
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
     )
     yield Chain(
         netns=vpc_id,
-        name="egress",
+        name="forward",
         hook="type filter hook forward priority 0; policy drop;",
         rules=(
             _REPLIES,

@@ -1,8 +1,8 @@
 """Why a connection is allowed or refused: the rules that `compile` renders, read instead.
 
-The gates come in the order in which the router asks them. Every step names the resource and rule that decided,
-and a refusal the AWS CLI command that would change it. `explain` goes on after a refusal where it can, so that
-all that is missing is seen at once.
+The gates come in the order in which the router asks them. Every step names the resource and rule that
+decided, and a refusal the AWS CLI command that would change it. `explain` goes on after a refusal where it
+can, so that all that is missing is seen at once.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def _s3_route_step(
         where,
         f"The route table {where} of {subnet.subnet_id} has no route to S3: "
         f"{vpc.vpc_id} has no gateway endpoint for {service}.",
-        f"aws ec2 create-vpc-endpoint --vpc-id {vpc.vpc_id} --service-name {service} --route-table-ids {where}",
+        f"aws ec2 create-vpc-endpoint --vpc-id {vpc.vpc_id} --service-name {service} "
+        f"--route-table-ids {where}",
     )
 
 

@@ -1,0 +1,263 @@
+"""compile and update: the plan depends on the World, not on the way that led there."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cloister.kernel.plan import Chain, Element, Set, Veth
+from cloister.kernel.plan import Route as KernelRoute
+from cloister.vpc.compile import compile, update
+from cloister.vpc.interfaces import create_interface
+from cloister.vpc.model import (
+    GroupRule,
+    NetworkInterface,
+    PrefixList,
+    PrivateAddress,
+    Route,
+    RouteTable,
+    RouteTableAssociation,
+    SecurityGroup,
+    Subnet,
+    Vpc,
+    VpcEndpoint,
+)
+from cloister.world import World, key_of
+
+VPCS = ("vpc-0000000000000000a", "vpc-0000000000000000b")
+SUBNETS = tuple(f"subnet-0000000000000000{c}" for c in "abc")
+GROUPS = tuple(f"sg-0000000000000000{c}" for c in "abc")
+TABLES = tuple(f"rtb-0000000000000000{c}" for c in "abc")
+ENDPOINTS = tuple(f"vpce-0000000000000000{c}" for c in "ab")
+INTERFACES = tuple(f"eni-00000{c}0000000000{c}" for c in "abcd")
+LISTS = ("pl-0000000000000000a", "pl-63a5400a")
+
+one_of = st.sampled_from
+cidrs = one_of(["0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/16", "10.0.1.0/24", "10.0.1.7/32", "52.216.0.0/15"])
+
+
+@st.composite
+def rules(draw: st.DrawFn, n: int = 0) -> GroupRule:
+    protocol = draw(one_of(["-1", "tcp", "udp", "icmp", "50", "6"]))
+    low = high = None
+    if protocol in ("tcp", "udp"):
+        low = draw(st.integers(1, 100))
+        high = draw(st.integers(low, 100))
+    elif protocol == "icmp":
+        low, high = draw(one_of([(-1, -1), (8, -1), (8, 0), (3, 4)]))
+    peer = draw(one_of(["cidr", "group_id", "prefix_list_id"]))
+    value = draw({"cidr": cidrs, "group_id": one_of(GROUPS), "prefix_list_id": one_of(LISTS)}[peer])
+    return GroupRule(
+        rule_id=f"sgr-{draw(st.integers(0, 99))}",
+        egress=draw(st.booleans()),
+        protocol=protocol,
+        from_port=low,
+        to_port=high,
+        **{peer: value},
+    )
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> object:
+    vpc_id = draw(one_of(VPCS))
+    match draw(st.integers(0, 6)):
+        case 0:
+            return Vpc(
+                vpc_id=vpc_id,
+                cidr="10.0.0.0/16",
+                more_cidrs=draw(one_of([{}, {"a": "10.1.0.0/16"}])),
+                cidr_association_id="x",
+                enable_dns_support=draw(st.booleans()),
+            )
+        case 1:
+            return Subnet(
+                subnet_id=draw(one_of(SUBNETS)),
+                vpc_id=vpc_id,
+                cidr=draw(one_of(["10.0.0.0/24", "10.0.1.0/24"])),
+                zone="us-east-1a",
+                zone_id="use1-az1",
+            )
+        case 2:
+            return SecurityGroup(
+                group_id=draw(one_of(GROUPS)),
+                vpc_id=vpc_id,
+                name="g",
+                description="",
+                rules=tuple(draw(st.lists(rules(), max_size=5))),
+            )
+        case 3:
+            table = draw(st.integers(0, 2))
+            associations = draw(st.lists(one_of([None, *SUBNETS]), max_size=2, unique=True))
+            routes = draw(
+                st.lists(
+                    st.builds(
+                        Route,
+                        destination=one_of(["0.0.0.0/0", "10.0.0.0/16", "3.5.0.0/19", *LISTS]),
+                        target=one_of(["local", "igw-1", *ENDPOINTS]),
+                    ),
+                    max_size=2,
+                )
+            )
+            return RouteTable(
+                route_table_id=TABLES[table],
+                vpc_id=vpc_id,
+                number=1000 + table,
+                routes=tuple(routes),
+                associations=tuple(
+                    RouteTableAssociation(association_id=f"a{s}", subnet_id=s, main=s is None)
+                    for s in associations
+                ),
+            )
+        case 4:
+            return VpcEndpoint(
+                endpoint_id=draw(one_of(ENDPOINTS)),
+                vpc_id=vpc_id,
+                service_name="com.amazonaws.us-east-1.s3",
+                policy="",
+                route_table_ids=tuple(draw(st.lists(one_of(TABLES), max_size=2, unique=True))),
+                created=0,
+                state=draw(one_of(["available", "deleting"])),
+            )
+        case 5:
+            return PrefixList(
+                prefix_list_id=LISTS[0],
+                name="mine",
+                owner_id="1",
+                entries=dict.fromkeys(draw(st.lists(cidrs, max_size=2, unique=True)), ""),
+            )
+        case _:
+            number = draw(st.integers(0, 3))
+            interface_id = INTERFACES[number]
+            count = draw(st.integers(1, 2))
+            return NetworkInterface(
+                interface_id=interface_id,
+                vpc_id=vpc_id,
+                subnet_id=draw(one_of(SUBNETS)),
+                mac=f"0a:00:00:00:00:0{number}",
+                # addresses are unique in a World, as EC2 keeps them
+                addresses=tuple(
+                    PrivateAddress(
+                        address=f"10.0.1.{10 * number + i + 10}",
+                        primary=i == 0,
+                        netns=draw(one_of([None, interface_id + ("-agent" if i else "")])),
+                    )
+                    for i in range(count)
+                ),
+                group_ids=tuple(draw(st.lists(one_of(GROUPS), max_size=2, unique=True))),
+            )
+
+
+# one step: documents to put and documents (by place in the World) to delete
+steps = st.lists(
+    st.tuples(st.lists(documents(), max_size=6), st.lists(st.integers(0, 40), max_size=2)), max_size=6
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps)
+def test_an_updated_plan_is_the_plan_compiled_afresh(
+    history: list[tuple[list[object], list[int]]],
+) -> None:
+    world = _vpc()
+    plan = compile(world)
+    for puts, deletes in history:
+        tx = world.begin()
+        for doc in puts:
+            tx.put(doc)
+        for place in deletes:
+            classes = (Vpc, Subnet, SecurityGroup, RouteTable, VpcEndpoint, PrefixList, NetworkInterface)
+            docs = [doc for cls in classes for doc in tx.all(cls)]
+            if place < len(docs):
+                tx.delete(type(docs[place]), key_of(docs[place]))
+        after = tx.commit()
+        was = dict(plan)
+        touched = update(plan, world, after, tx.changes)
+        fresh = compile(after)
+        assert plan == fresh
+        assert touched == {k for k in was.keys() | fresh.keys() if was.get(k) != fresh.get(k)}
+        world = after
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(documents(), max_size=15))
+def test_what_a_plan_refers_to_is_in_it(docs: list[object]) -> None:
+    plan = compile(World.of([*_vpc().all(Vpc), *_vpc().all(Subnet), *docs]))
+    chains = {(p.netns, p.name) for p in plan.values() if isinstance(p, Chain)}
+    sets = {(p.netns, p.name) for p in plan.values() if isinstance(p, Set)}
+    for part in plan.values():
+        if isinstance(part, Element):
+            assert (part.netns, part.set) in sets
+            if part.data and part.data.startswith("jump "):
+                assert (part.netns, part.data.removeprefix("jump ")) in chains
+            assert len(part.comment.encode()) <= 128
+        if isinstance(part, Chain):
+            for rule in part.rules:
+                words = rule.text.split()
+                assert all((part.netns, w[1:]) in sets for w in words if w.startswith("@"))
+                if words[0] == "jump":
+                    assert (part.netns, words[1]) in chains
+        if isinstance(part, Veth):
+            assert ("Netns", part.outer) in plan
+            assert ("Netns", part.inner) in plan
+
+
+def _vpc(interfaces: int = 0) -> World:
+    vpc_id = VPCS[0]
+    tx = World.of(
+        [
+            Vpc(vpc_id=vpc_id, cidr="10.0.0.0/16", cidr_association_id="x"),
+            Subnet(
+                subnet_id=SUBNETS[0], vpc_id=vpc_id, cidr="10.0.0.0/20", zone="us-east-1a", zone_id="use1-az1"
+            ),
+            SecurityGroup(
+                group_id=GROUPS[0],
+                vpc_id=vpc_id,
+                name="default",
+                description="",
+                rules=(GroupRule(rule_id="sgr-1", egress=False, protocol="-1", group_id=GROUPS[0]),),
+            ),
+            RouteTable(
+                route_table_id=TABLES[0],
+                vpc_id=vpc_id,
+                number=1000,
+                associations=(RouteTableAssociation(association_id="m", subnet_id=None, main=True),),
+            ),
+        ]
+    ).begin()
+    for _ in range(interfaces):
+        create_interface(tx, subnet_id=SUBNETS[0], now=0, attach=("",))
+    return tx.commit()
+
+
+def test_attaching_an_interface_touches_only_its_own_parts_however_many_there_are() -> None:
+    counts = []
+    for already in (1, 300):
+        world = _vpc(already)
+        plan = compile(world)
+        tx = world.begin()
+        interface = create_interface(tx, subnet_id=SUBNETS[0], now=0, attach=("", "-agent"))
+        touched = update(plan, world, tx.commit(), tx.changes)
+        assert all(
+            interface.interface_id in "".join(k)
+            or interface.interface_id[-12:] in "".join(k)
+            or k[2][0] == "m"
+            for k in touched
+        )
+        counts.append(len(touched))
+    assert counts[0] == counts[1]
+
+
+def test_an_endpoints_route_is_a_route_of_each_block_in_the_tables_that_name_it() -> None:
+    tx = _vpc().begin()
+    endpoint = VpcEndpoint(
+        endpoint_id=ENDPOINTS[0],
+        vpc_id=VPCS[0],
+        service_name="com.amazonaws.us-east-1.s3",
+        policy="",
+        route_table_ids=(TABLES[0],),
+        created=0,
+    )
+    tx.put(endpoint)
+    routes = {p.destination: p for p in compile(tx.commit()).values() if isinstance(p, KernelRoute)}
+    assert routes["52.216.0.0/15"].dev == "g" + ENDPOINTS[0][-12:]
+    assert routes["10.0.0.0/16"].type == "throw"
