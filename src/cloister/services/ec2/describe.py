@@ -68,7 +68,7 @@ class Resource(Generic[D]):
         """The response of a Describe operation: the ids asked for, else all (or `among`), filtered, paged.
         Raises `not_found`, InvalidParameterValue, InvalidParameterCombination, InvalidNextToken."""
         ids: Sequence[str] = params.get(self.ids, ()) if self.ids else ()
-        if ids and (params.get("MaxResults") or params.get("NextToken")):
+        if ids and (params.get("MaxResults") is not None or params.get("NextToken")):
             raise AwsError(
                 "InvalidParameterCombination",
                 f"The parameter {self.ids} cannot be used with the parameter MaxResults or NextToken",
@@ -133,7 +133,7 @@ def paginate(
     repeated nor lost when documents come and go between two calls. A token only continues the query that
     made it. Raises InvalidParameterValue, InvalidNextToken."""
     size, token = params.get("MaxResults"), params.get("NextToken")
-    if not size and not token:
+    if size is None and not token:
         return documents, None
     if size is not None and not least <= size <= most:
         bound = f"greater than or equal to {least}" if size < least else f"less than or equal to {most}"
@@ -186,18 +186,34 @@ def _matcher(given: Params) -> Callable[[str], bool]:
     if not values:
         raise AwsError("InvalidParameterValue", f"The filter '{given.get('Name', '')}' has no values")
     literal = {value for value in values if not re.search(r"[*?\\]", value)}
-    patterns = [_pattern(value) for value in values if value not in literal]
-    return lambda text: text in literal or any(pattern.fullmatch(text) for pattern in patterns)
+    patterns = [_tokens(value) for value in values if value not in literal]
+    return lambda text: text in literal or any(_matches(pattern, text) for pattern in patterns)
+
+
+_STAR, _ANY = "*", "?"
 
 
 @lru_cache(maxsize=1024)
-def _pattern(value: str) -> re.Pattern[str]:
-    parts: list[str] = []
-    for token in re.findall(r"\\.|\*+|\?|\\|[^*?\\]+", value, re.DOTALL):
-        if token[0] == "*":
-            parts.append(".*")
-        elif token == "?":
-            parts.append(".")
+def _tokens(value: str) -> tuple[str, ...]:
+    """A pattern's tokens: `*`, `?`, or a literal character as "=c"."""
+    found = re.findall(r"\\.|.", value, re.DOTALL)
+    return tuple(one if one in (_STAR, _ANY) else "=" + one[-1] for one in found)
+
+
+def _matches(pattern: tuple[str, ...], text: str) -> bool:
+    """Whether a pattern covers a whole text. Never worse than length times length, which a regular
+    expression made of many stars would be: only the last star is ever reconsidered."""
+    at = position = 0
+    star, resume = -1, 0
+    while position < len(text):
+        if at < len(pattern) and pattern[at] == _STAR:
+            star, resume = at, position
+            at += 1
+        elif at < len(pattern) and pattern[at] in (_ANY, "=" + text[position]):
+            at, position = at + 1, position + 1
+        elif star >= 0:
+            resume += 1
+            at, position = star + 1, resume
         else:
-            parts.append(re.escape(token[1:] if len(token) > 1 and token[0] == "\\" else token))
-    return re.compile("".join(parts), re.DOTALL)
+            return False
+    return all(one == _STAR for one in pattern[at:])

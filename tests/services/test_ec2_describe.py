@@ -1,0 +1,106 @@
+"""What holds for every Describe operation, read from botocore's model."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.services.calls import make_call
+from tests.services.ec2 import ec2, model, refusal
+
+from cloister.services.api import OPERATIONS
+from cloister.services.ec2 import (
+    describe,
+    dhcp_options,
+    endpoints,
+    network_interfaces,
+    prefix_lists,
+    route_tables,
+    security_group_rules,
+    security_groups,
+    subnets,
+    tags,
+    vpcs,
+    zones,
+)
+
+DESCRIBED: dict[str, describe.Resource[Any]] = {
+    "DescribeVpcs": vpcs.VPCS,
+    "DescribeSubnets": subnets.SUBNETS,
+    "DescribeSecurityGroups": security_groups.GROUPS,
+    "DescribeSecurityGroupRules": security_group_rules.RULES,
+    "DescribeRouteTables": route_tables.TABLES,
+    "DescribeVpcEndpoints": endpoints.ENDPOINTS,
+    "DescribeVpcEndpointServices": endpoints.SERVICES,
+    "DescribePrefixLists": prefix_lists.SERVICE_LISTS,
+    "DescribeManagedPrefixLists": prefix_lists.LISTS,
+    "DescribeNetworkInterfaces": network_interfaces.INTERFACES,
+    "DescribeAvailabilityZones": zones.ZONES,
+    "DescribeRegions": zones.REGIONS,
+    "DescribeDhcpOptions": dhcp_options.DHCP_OPTIONS,
+    "DescribeTags": tags.TAGS,
+}
+
+
+def test_every_operation_with_filters_is_in_the_table_above() -> None:
+    filtered = {
+        name
+        for service, name in OPERATIONS
+        if service == "ec2" and "Filters" in model().operation_model(name).input_shape.members
+    }
+    assert filtered == set(DESCRIBED)
+
+
+@pytest.mark.parametrize("operation", DESCRIBED)
+def test_every_documented_filter_is_done(operation: str) -> None:
+    text = model().operation_model(operation).input_shape.members["Filters"].documentation
+    documented = set(re.findall(r"<li> <p> ?<code>([a-z0-9.-]+)(?:</code>| ?:)", text)) - {"tag", "tag-key"}
+    assert documented
+    assert documented - set(DESCRIBED[operation].filters) == set()
+
+
+@pytest.mark.parametrize("operation", DESCRIBED)
+def test_an_empty_world_is_described_and_an_unknown_filter_refused(operation: str) -> None:
+    call = make_call()
+    ec2(call, operation)
+    error = refusal(call, operation, Filters=[{"Name": "colour", "Values": ["red"]}])
+    assert error.message == "The filter 'colour' is invalid"
+    empty = refusal(call, operation, Filters=[{"Name": next(iter(DESCRIBED[operation].filters))}])
+    assert "has no values" in empty.message
+    many = [{"Name": "colour", "Values": [str(i) for i in range(201)]}]
+    assert refusal(call, operation, Filters=many).code == "FilterLimitExceeded"
+
+
+@pytest.mark.parametrize(("size", "bound"), [(4, "5"), (1001, "1000"), (0, "5"), (-1, "5")])
+def test_a_page_size_out_of_bounds_is_refused(size: int, bound: str) -> None:
+    with pytest.raises(describe.AwsError, match=bound):
+        vpcs.VPCS.describe(make_call(), {"MaxResults": size})
+
+
+def test_every_operation_is_one_of_ec2s() -> None:
+    names = set(model().operation_names)
+    assert {name for service, name in OPERATIONS if service == "ec2"} <= names
+
+
+@given(st.text(max_size=20))
+def test_a_value_without_wildcards_matches_itself_alone(text: str) -> None:
+    escaped = re.sub(r"([*?\\])", r"\\\1", text)
+    admits = describe._matcher({"Values": [escaped]})
+    assert admits(text)
+    assert not admits(text + "x")
+
+
+@given(st.text(max_size=10), st.text(max_size=10), st.text(max_size=10))
+def test_a_star_stands_for_anything(before: str, middle: str, after: str) -> None:
+    def escape(text: str) -> str:
+        return re.sub(r"([*?\\])", r"\\\1", text)
+
+    admits = describe._matcher({"Values": [f"{escape(before)}*{escape(after)}"]})
+    assert admits(before + middle + after)
+
+
+def test_a_hostile_pattern_costs_no_time() -> None:
+    assert not describe._matcher({"Values": ["*a" * 60 + "b"]})("a" * 255)
