@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import io
 import zlib
+from dataclasses import replace
 
 import pytest
+from botocore.httpchecksum import AwsChunkedWrapper, Crc32Checksum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -202,3 +205,47 @@ def test_a_plain_body_is_held_to_its_signed_hash_and_length() -> None:
 def test_checksums_we_do_not_compute_are_named() -> None:
     decoder = payload.decoder(put(b"x", x_amz_checksum_crc64nvme="abc="), verified(sigv4.UNSIGNED_PAYLOAD))
     assert decoder.unchecked == {"x-amz-checksum-crc64nvme": "abc="}
+
+
+def test_a_botocore_upload_with_a_trailer_goes_all_the_way() -> None:
+    content = bytes(range(256)) * 9000
+    body = AwsChunkedWrapper(
+        io.BytesIO(content),
+        checksum_cls=Crc32Checksum,
+        checksum_name="x-amz-checksum-crc32",
+        chunk_size=1 << 20,
+    ).read()
+    plain = HttpRequest(
+        "PUT",
+        "/bucket/key",
+        "",
+        (
+            ("Host", "localhost"),
+            ("Content-Encoding", "aws-chunked"),
+            ("X-Amz-Trailer", "x-amz-checksum-crc32"),
+            ("X-Amz-Decoded-Content-Length", str(len(content))),
+        ),
+    )
+    headers = sigv4.sign(
+        plain,
+        access_key="AKID",
+        secret="secret",
+        region="us-east-1",
+        service="s3",
+        now=0,
+        payload_hash=sigv4.STREAMING_UNSIGNED_TRAILER,
+    )
+    request = replace(plain, headers=headers)
+    signed_by = sigv4.parse_authorization(request)
+    assert signed_by is not None
+    checked = sigv4.verify(request, signed_by, "secret", 0, streamed=True)
+    decoder = payload.decoder(request, checked)
+    assert decode(decoder, body, 65_000) == content
+    assert decoder.trailers == {"x-amz-checksum-crc32": crc32(content)}
+
+
+def test_a_chunked_request_must_say_how_long_it_is() -> None:
+    with pytest.raises(AwsError, match="MissingContentLength"):
+        payload.decoder(put(b""), verified(sigv4.STREAMING_SIGNED))
+    with pytest.raises(AwsError, match="InvalidArgument"):
+        payload.decoder(put(b"", X_Amz_Decoded_Content_Length="-1"), verified(sigv4.STREAMING_SIGNED))

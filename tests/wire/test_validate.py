@@ -87,8 +87,9 @@ def test_a_valid_job_passes() -> None:
         (
             job(NetworkConfig={"VpcConfig": {"Subnets": ["subnet_1"], "SecurityGroupIds": ["sg-1"]}}),
             "Value '[subnet_1]' at 'networkConfig.vpcConfig.subnets' failed to satisfy constraint: Member "
-            "must satisfy constraint: [Member must have length less than or equal to 32, Member must have length "
-            "greater than or equal to 0, Member must satisfy regular expression pattern: [-0-9a-zA-Z]+]",
+            "must satisfy constraint: [Member must have length less than or equal to 32, Member must have "
+            "length greater than or equal to 0, Member must satisfy regular expression pattern: "
+            "[-0-9a-zA-Z]+]",
         ),
         (
             job(ProcessingInputs=[{"InputName": "a"}, {"S3Input": {"S3Uri": "s3://b/k"}}]),
@@ -119,8 +120,8 @@ def test_every_violation_is_told_at_once() -> None:
             "CreateRole",
             {"RoleName": "a b", "AssumeRolePolicyDocument": "{}"},
             "ValidationError",
-            "1 validation error detected: Value 'a b' at 'roleName' failed to satisfy constraint: Member must "
-            "satisfy regular expression pattern: [\\w+=,.@-]+",
+            "1 validation error detected: Value 'a b' at 'roleName' failed to satisfy constraint: Member "
+            "must satisfy regular expression pattern: [\\w+=,.@-]+",
         ),
         (
             "sts",
