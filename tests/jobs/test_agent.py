@@ -98,7 +98,9 @@ def test_a_manifest_names_the_objects(endpoint: str, s3: Any, tmp_path: Path) ->
     assert _files(path) == {"a": b"data/a", "sub/b": b"data/sub/b"}
 
 
-@pytest.mark.parametrize("body", [b"{", b"{}", b"[]", b'["a"]', b'[{"prefix": "bkt"}, "a"]', b'[{"prefix": "s3://bkt/"}, 1]'])
+@pytest.mark.parametrize(
+    "body", [b"{", b"{}", b"[]", b'["a"]', b'[{"prefix": "bkt"}, "a"]', b'[{"prefix": "s3://bkt/"}, 1]']
+)
 def test_a_malformed_manifest_fails_naming_it(endpoint: str, s3: Any, tmp_path: Path, body: bytes) -> None:
     s3.put_object(Bucket="bkt", Key="m", Body=body)
     channel = Channel(name="i", uri="s3://bkt/m", path=str(tmp_path / "in"), data_type="ManifestFile")
@@ -122,7 +124,9 @@ def test_a_hostile_key_fails_by_name_and_leaves_nothing(
 
 def test_an_empty_prefix_fails_with_awss_sentence(endpoint: str, s3: Any, tmp_path: Path) -> None:
     channel = Channel(name="i", uri="s3://bkt/none/", path=str(tmp_path / "in"))
-    with pytest.raises(Failure, match=r'No S3 objects found under S3 URL "s3://bkt/none/" given in input data'):
+    with pytest.raises(
+        Failure, match=r'No S3 objects found under S3 URL "s3://bkt/none/" given in input data'
+    ):
         run(_spec(endpoint, "download", channel))
 
 
@@ -191,11 +195,9 @@ def test_regular_files_are_uploaded_and_links_pipes_and_sockets_are_not(
     assert found == {"out/d/a", "out/empty"}
 
 
-def test_an_output_folder_that_became_a_link_is_not_followed(
-    endpoint: str, s3: Any, tmp_path: Path
-) -> None:
+def test_an_output_folder_that_became_a_link_is_not_followed(endpoint: str, s3: Any, tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("/etc")
-    with pytest.raises(OSError, match="Not a directory|symbolic"):
+    with pytest.raises(OSError, match=r"Not a directory|symbolic"):
         run(_spec(endpoint, "upload", Channel(name="o", uri="s3://bkt/out/", path=str(tmp_path / "out"))))
 
 

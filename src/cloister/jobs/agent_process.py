@@ -42,7 +42,7 @@ def read_result(path: Path) -> Result | None:
 
 
 def end(path: Path) -> None:
-    """End a task: a process that works on it is killed, one that is about to begin finds that it shall not."""
+    """End a task: a process that works on it is killed, one that is about to begin does nothing."""
     if not path.exists():
         return
     if not result_path(path).exists():

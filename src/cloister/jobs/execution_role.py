@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from cloister.iam import collect
-from cloister.iam.decide import Policies, Request, decide
+from cloister.iam.decide import Request, decide
 from cloister.iam.model import Principal, Role, ServicePrincipal
-from cloister.iam.policy import parse
-from cloister.wire.errors import AwsError
 from cloister.world import World
 
 SERVICE = "sagemaker.amazonaws.com"
@@ -32,12 +30,16 @@ def assume(world: World, arn: str) -> Role | None:
     role = world.get(Role, arn.rsplit("/", 1)[-1])
     if role is None or not arn.endswith(f":role{role.path}{role.name}"):
         return None
-    try:
-        trust = parse(role.trust_policy, "trust")
-    except AwsError:
-        return None
-    asked = Request(principal=ServicePrincipal(service=SERVICE), action="sts:AssumeRole", resource=arn)
-    return role if decide(asked, Policies(trust=((arn, trust),))).allowed else None
+    account = arn.split(":")[4]
+    # AWS: services give aws:SourceAccount when they assume a role (the confused deputy problem)
+    decision = collect.may_assume(
+        world,
+        role,
+        ServicePrincipal(service=SERVICE),
+        {"aws:SourceAccount": account},
+        account=account,
+    )
+    return role if decision.allowed else None
 
 
 def missing_permissions(world: World, session: Principal) -> list[str]:

@@ -172,8 +172,8 @@ def _spec(
 
 
 def read_message(jobs: Path, job: ProcessingJob, instance: Instance) -> bytes:
-    """/opt/ml/output/message of an instance, as much of it as matters; b"" when there is none. The container's
-    root made it: a link, a pipe or a device is no message."""
+    """/opt/ml/output/message of an instance, as much of it as matters; b"" when there is none. The
+    container's root made it: a link, a pipe or a device is no message."""
     path = folder(jobs, job, instance) / "message" / "message"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

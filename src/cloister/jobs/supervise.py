@@ -4,8 +4,8 @@ A step may be begun any number of times: it looks at what is there and does what
 was killed at any moment is followed by one that goes on where the journal says, and a job whose state
 was changed from outside (StopProcessingJob) has its step cancelled and the new state's step begun.
 
-    PENDING    interfaces, all or none, in one subnet          RELEASING*  logs complete; containers, interfaces,
-    STAGING    network, credentials, inputs, containers                    files gone: then the end is told
+    PENDING    interfaces, all or none, in one subnet          RELEASING*  logs complete; then all
+    STAGING    network, credentials, inputs, containers                    is removed; then the end is told
     RUNNING    exits, or time is up                            UPLOADING*  outputs, the exit message
     ENDING     the others are killed                           STOPPING    SIGINT, grace, SIGKILL
 """
@@ -15,84 +15,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cloister.credentials import SessionKeys
 from cloister.iam.model import Role
 from cloister.jobs import agent_process, contract, execution_role, staging
 from cloister.jobs.agent import Result, Spec
-from cloister.jobs.containers import ContainerError, ContainerSpec, Exit
-from cloister.jobs.credentials_endpoint import CredentialsEndpoint
+from cloister.jobs.allocation import allocate
+from cloister.jobs.attend import Attendants
+from cloister.jobs.containers import ContainerError
+from cloister.jobs.effects import Containers, Credentials, Engine, Fabric, Images, Namespaces
 from cloister.jobs.images import Image, ImageNotFound
 from cloister.jobs.lifecycle import InstanceEvent, JobEvent, JobState, after, instance_after
-from cloister.jobs.logfile import LogLine, LogPosition
-from cloister.jobs.model import LOG_GROUP, Instance, ProcessingJob
+from cloister.jobs.model import Instance, ProcessingJob
 from cloister.logs import LogStore
+from cloister.options import Options
 from cloister.vpc import addresses
-from cloister.vpc.interfaces import AGENT, CONTAINER, create_interface, release
+from cloister.vpc.interfaces import release
 from cloister.vpc.model import NetworkInterface, Subnet, Vpc
 from cloister.wire.errors import AwsError
 from cloister.world import Change, Transaction, World
 
 log = logging.getLogger(__name__)
 
-#: AWS, training: SIGTERM, then "120 seconds to terminate gracefully"; processing: SIGINT
-GRACE_SECONDS = 120.0
 SESSION_SECONDS = 6 * 3600.0
 #: a job's agent keys must outlive the longest transfer
 AGENT_SECONDS = 12 * 3600.0
 REASON_LIMIT = 1024
-REQUESTER = "amazon-sagemaker"
+_RETRY_SECONDS = 1.0
 INTERNAL = "InternalServerError: We encountered an internal error. Please try again."
-
-
-class Engine(Protocol):
-    world: World
-    clock: Callable[[], float]
-
-    def transaction(self) -> AbstractContextManager[Transaction]: ...
-    def subscribe(self, subscriber: Callable[[World, World, list[Change]], None]) -> None: ...
-
-
-class Fabric(Protocol):
-    async def settled(self, revision: int) -> None: ...
-
-
-class Containers(Protocol):
-    async def start(self, spec: ContainerSpec) -> None: ...
-    async def wait(self, container: str) -> Exit: ...
-    async def kill(self, container: str, signal: int) -> None: ...
-    async def remove(self, container: str) -> None: ...
-    def adopt(self) -> tuple[str, ...]: ...
-    def follow_log(
-        self, container: str, position: LogPosition = ...
-    ) -> AsyncIterator[tuple[list[LogLine], LogPosition]]: ...
-
-
-class Images(Protocol):
-    async def resolve(self, uri: str) -> Image: ...
-
-
-class Credentials(Protocol):
-    def issue(
-        self,
-        role: Role,
-        session_name: str,
-        seconds: float,
-        session_policies: Sequence[str] = (),
-        tags: Mapping[str, str] | None = None,
-        now: float = 0.0,
-    ) -> SessionKeys: ...
-
-
-class Namespaces(Protocol):
-    def path(self, name: str) -> Path: ...
-    def socket(self, name: str, family: int, kind: int) -> socket.socket: ...
 
 
 class JobFailure(Exception):
@@ -123,37 +78,35 @@ class Supervisor:
         namespaces: Namespaces,
         *,
         state: Path,
-        region: str,
-        ca_bundle: Path,
-        explain_s3: Callable[[World, NetworkInterface], str],
+        options: Options,
+        explain_s3: Callable[[World, NetworkInterface], str] | None = None,
         perform: Callable[[Spec, Path], Awaitable[Result]] = agent_process.perform,
-        grace: float = GRACE_SECONDS,
     ) -> None:
         self._engine = engine
         self._fabric = fabric
         self._containers = containers
         self._images = images
         self._credentials = credentials
-        self._logs = logs
         self._namespaces = namespaces
         self._jobs = state / "jobs"
-        self._region = region
-        self._ca_bundle = ca_bundle
-        self._explain_s3 = explain_s3
+        self._region = options.region
+        self._ca_bundle = state / "bundle.pem"
+        self._explain_s3 = explain_s3 or _explain_s3
         self._perform = perform
-        self._grace = grace
+        self._grace = options.stop_grace
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
-        self._endpoints: dict[str, CredentialsEndpoint] = {}
-        self._followers: dict[str, asyncio.Task[None]] = {}
+        self._attendants = Attendants(
+            engine, containers, logs, namespaces, lambda job: self._keys(job, SESSION_SECONDS)
+        )
         self._closing = False
         self._steps: dict[JobState, Callable[[ProcessingJob], Coroutine[Any, Any, Outcome]]] = {
             JobState.PENDING: self._allocate,
             JobState.STAGING: self._stage,
             JobState.RUNNING: self._watch,
             JobState.ENDING: self._end,
-            JobState.STOPPING: self._stop,
+            JobState.STOPPING: self._interrupt,
             JobState.UPLOADING: self._upload,
             JobState.UPLOADING_FAILED: self._upload,
             JobState.UPLOADING_STOPPED: self._upload,
@@ -168,28 +121,36 @@ class Supervisor:
         """Go on with every job that has not ended; remove what belongs to none."""
         self._jobs.mkdir(parents=True, exist_ok=True)
         self._jobs.chmod(0o700)
+        await self.collect_garbage()
+        self._engine.subscribe(self._committed)
+        for job in list(self._engine.world.all(ProcessingJob)):
+            if not job.terminal:
+                self._take(job.name)
+
+    async def collect_garbage(self, *, dry_run: bool = False) -> dict[str, list[str]]:
+        """Remove containers and folders that belong to no job that runs; says which (would) go."""
         live = [job for job in self._engine.world.all(ProcessingJob) if not job.terminal]
         known = {staging.container_id(job, each) for job in live for each in job.instances}
-        for container in self._containers.adopt():
-            if container not in known:
-                await self._containers.remove(container)
         folders = {job.folder for job in live}
-        for path in list(self._jobs.iterdir()):
-            if path.name not in folders:
-                await asyncio.to_thread(staging.remove, self._jobs, path.name)
-        self._engine.subscribe(self._committed)
-        for job in live:
-            self._take(job.name)
+        found = {
+            "containers": [each for each in self._containers.adopt() if each not in known],
+            "folders": sorted(path.name for path in self._jobs.iterdir() if path.name not in folders),
+        }
+        if not dry_run:
+            for container in found["containers"]:
+                await self._containers.remove(container)
+            for name in found["folders"]:
+                await asyncio.to_thread(staging.remove, self._jobs, name)
+        return found
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
         """Stop driving. Containers and agents run on; the next daemon goes on with them."""
         self._closing = True
-        tasks = [*self._runs.values(), *self._starting.values(), *self._followers.values()]
-        for run in (*self._runs.values(), *self._followers.values()):
+        runs = list(self._runs.values())
+        for run in runs:
             run.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for endpoint in self._endpoints.values():
-            await endpoint.close()
+        await asyncio.gather(*runs, *self._starting.values(), return_exceptions=True)
+        await self._attendants.close()
 
     def _committed(self, before: World, world: World, changes: list[Change]) -> None:
         for change in changes:
@@ -207,13 +168,16 @@ class Supervisor:
 
     def _let_go(self, name: str, task: asyncio.Task[None]) -> None:
         del self._runs[name]
-        if not task.cancelled() and task.exception() is not None:
-            log.error("the supervision of job %s ended", name, exc_info=task.exception())
+        failed = not task.cancelled() and task.exception() is not None
+        if failed:
+            log.error("the supervision of job %s failed; it begins again", name, exc_info=task.exception())
         job = self._engine.world.get(ProcessingJob, name)
-        if job is not None and not job.terminal:  # a new job of this name came while the old one's task ended
-            self._take(name)
-        else:
+        if job is None or job.terminal:
             self._changed.pop(name, None)
+        elif failed:  # the journal could not be written: a full disk may have room again later
+            asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._take, name)
+        else:  # a new job of this name came while the old one's task ended
+            self._take(name)
 
     # ---- one job ---------------------------------------------------------------------------------
 
@@ -228,7 +192,7 @@ class Supervisor:
                 self._advance(job, Outcome(event=JobEvent.FAILED, reason=f"ClientError: {error}"))
             again = self._engine.world.get(ProcessingJob, name)
             if again is not None and again.state is job.state and outcome.event is JobEvent.FAILED:
-                await asyncio.sleep(1)  # cleaning up did not succeed: it has to, so try again
+                await asyncio.sleep(_RETRY_SECONDS)  # cleaning up did not succeed: it has to, so try again
 
     async def _until_changed(self, job: ProcessingJob) -> Outcome | None:
         """The outcome of the state's step; None when the state was changed under it."""
@@ -308,38 +272,10 @@ class Supervisor:
                 f"{', '.join(missing)}, which a job in a VPC needs. Allow it on resource *."
             )
 
-        def change(tx: Transaction, now: ProcessingJob) -> ProcessingJob:
-            subnet = _choose_subnet(tx, now)
-            clock = self._engine.clock()
-            instances = []
-            for each in now.instances:
-                interface = create_interface(
-                    tx,
-                    subnet_id=subnet.subnet_id,
-                    group_ids=now.security_group_ids,
-                    now=clock,
-                    count=2,
-                    attach=(CONTAINER, AGENT),
-                    description=f"[Do not delete] ENI managed by SageMaker for processing job {now.name}",
-                    requester_managed=True,
-                    requester_id=REQUESTER,
-                )
-                own, agent = interface.addresses[:2]
-                instances.append(
-                    replace(
-                        each,
-                        state=instance_after(each.state, InstanceEvent.ALLOCATED),
-                        interface_id=interface.interface_id,
-                        address=own.address,
-                        netns=own.netns,
-                        agent_address=agent.address,
-                        agent_netns=agent.netns,
-                        log_stream=f"{now.name}/{each.host}-{int(clock)}",
-                    )
-                )
-            return replace(now, instances=tuple(instances), subnet_id=subnet.subnet_id, zone=subnet.zone)
-
-        return Outcome(event=JobEvent.ALLOCATED, change=change)
+        return Outcome(
+            event=JobEvent.ALLOCATED,
+            change=lambda tx, now: allocate(tx, now, clock=self._engine.clock()),
+        )
 
     def _role(self, job: ProcessingJob) -> Role:
         arn = job.request["RoleArn"]
@@ -356,7 +292,7 @@ class Supervisor:
             asyncio.to_thread(self._prepare, job),
             self._fabric.settled(self._engine.world.revision),
         )
-        await self._serve(job)
+        await self._attendants.serve(job)
         await self._transfer(job, "download")
         starting = self._starting.get(job.folder)
         if starting is None:
@@ -366,7 +302,7 @@ class Supervisor:
         # A cancelled step leaves the start to end by itself: the next step waits for it.
         started = self._engine.clock()
         await asyncio.shield(starting)
-        self._follow(job)
+        self._attendants.follow(job)
 
         def change(tx: Transaction, now: ProcessingJob) -> ProcessingJob:
             instances = tuple(
@@ -413,27 +349,6 @@ class Supervisor:
         if vpc is None:
             raise JobFailure(f"ClientError: The subnet ID '{job.subnet_id}' does not exist")
         return addresses.resolver_address(vpc)
-
-    async def _serve(self, job: ProcessingJob) -> None:
-        """The credentials endpoint of every container, once."""
-        for each in job.instances:
-            key = staging.container_id(job, each)
-            if key in self._endpoints or each.netns is None:
-                continue
-            endpoint = CredentialsEndpoint(
-                job.credentials_path, job.request["RoleArn"], lambda: self._keys(job, SESSION_SECONDS)
-            )
-            listener = await asyncio.to_thread(self._listen, each.netns)
-            self._endpoints[key] = endpoint
-            await endpoint.start(listener)
-
-    def _listen(self, netns: str) -> socket.socket:
-        listener = self._namespaces.socket(netns, socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((contract.CREDENTIALS_ADDRESS, 80))
-        listener.listen(64)
-        listener.setblocking(False)
-        return listener
 
     def _keys(self, job: ProcessingJob, seconds: float) -> SessionKeys | None:
         role = execution_role.assume(self._engine.world, job.request["RoleArn"])
@@ -488,38 +403,13 @@ class Supervisor:
     def _task_path(self, job: ProcessingJob, instance: Instance, task: str) -> Path:
         return staging.folder(self._jobs, job, instance) / f"{task}.json"
 
-    # ---- logs ------------------------------------------------------------------------------------
-
-    def _follow(self, job: ProcessingJob) -> None:
-        """Have every container's log followed into its stream, once."""
-        there = set(self._containers.adopt())
-        for each in job.instances:
-            key = staging.container_id(job, each)
-            if key not in self._followers and key in there and each.log_stream is not None:
-                self._followers[key] = asyncio.create_task(self._follow_one(key, each.log_stream))
-
-    async def _follow_one(self, container: str, stream: str) -> None:
-        text = self._logs.position(LOG_GROUP, stream)
-        position = LogPosition()
-        if text:
-            offset, seen = text.split(":")
-            position = LogPosition(offset=int(offset), seen=int(seen))
-        async for lines, reached in self._containers.follow_log(container, position):
-            # CloudWatch Logs has no empty events
-            events = [(line.time // 1_000_000, line.text) for line in lines if line.text]
-            if events:
-                now = int(self._engine.clock() * 1000)
-                self._logs.append(
-                    LOG_GROUP, stream, events, now=now, position=f"{reached.offset}:{reached.seen}"
-                )
-
     # ---- RUNNING, ENDING, STOPPING ---------------------------------------------------------------
 
     async def _resume(self, job: ProcessingJob) -> None:
         """What a running container needs of a daemon that has just come."""
         await self._fabric.settled(self._engine.world.revision)
-        await self._serve(job)
-        self._follow(job)
+        await self._attendants.serve(job)
+        self._attendants.follow(job)
 
     async def _watch(self, job: ProcessingJob) -> Outcome:
         await self._resume(job)
@@ -572,8 +462,8 @@ class Supervisor:
         if instance.exit_code is None:
             return Outcome(
                 event=JobEvent.LOST,
-                reason=f"{INTERNAL} The container of {instance.host} was lost: its monitor was killed, or the "
-                "machine went down.",
+                reason=f"{INTERNAL} The container of {instance.host} was lost: its monitor was killed, "
+                "or the machine went down.",
             )
         if instance.out_of_memory:
             reason = (
@@ -590,7 +480,7 @@ class Supervisor:
         # Choice of ours: the failing instance decided the job's end, the others get no grace.
         return await self._end_containers(job, grace=0.0)
 
-    async def _stop(self, job: ProcessingJob) -> Outcome:
+    async def _interrupt(self, job: ProcessingJob) -> Outcome:
         if job.stop_sent is None:
             sent = self._engine.clock()
             job = self._journal(job, lambda now: replace(now, stop_sent=now.stop_sent or sent))
@@ -663,7 +553,7 @@ class Supervisor:
         for each in job.instances:
             for task in ("download", "upload"):
                 agent_process.end(self._task_path(job, each, task))
-        self._follow(job)  # a daemon that has just come may have lines left to read
+        self._attendants.follow(job)  # a daemon that has just come may have lines left to read
         await asyncio.gather(*(self._release_container(job, each) for each in job.instances))
         held = [each.interface_id for each in job.instances if each.interface_id is not None]
         if any(self._engine.world.get(NetworkInterface, interface) for interface in held):
@@ -685,17 +575,8 @@ class Supervisor:
         return Outcome(event=JobEvent.RELEASED, change=change)
 
     async def _release_container(self, job: ProcessingJob, instance: Instance) -> None:
-        key = staging.container_id(job, instance)
-        follower = self._followers.get(key)
-        if follower is not None:
-            await asyncio.gather(asyncio.shield(follower), return_exceptions=True)
-            self._followers.pop(key, None)
-            if not follower.cancelled() and follower.exception() is not None:
-                log.error("the log of %s is not complete", key, exc_info=follower.exception())
-        endpoint = self._endpoints.pop(key, None)
-        if endpoint is not None:
-            await endpoint.close()
-        await self._containers.remove(key)
+        await self._attendants.finish(job, instance)
+        await self._containers.remove(staging.container_id(job, instance))
 
 
 def _netns(instance: Instance, *, agent: bool = False) -> str:
@@ -704,22 +585,12 @@ def _netns(instance: Instance, *, agent: bool = False) -> str:
     return name
 
 
-def _choose_subnet(world: World, job: ProcessingJob) -> Subnet:
-    """The first of the job's subnets that has two addresses for each instance (AWS: all of a job's interfaces
-    are in one of the given subnets). Raises AwsError."""
-    need = 2 * len(job.instances)
-    short: list[str] = []
-    for subnet_id in job.subnet_ids:
-        subnet = world.get(Subnet, subnet_id)
-        if subnet is None:
-            raise AwsError("InvalidSubnetID.NotFound", f"The subnet ID '{subnet_id}' does not exist")
-        free = addresses.free_count(world, subnet)
-        if free >= need:
-            return subnet
-        short.append(f"{subnet_id} ({subnet.cidr}) has {free} free")
-    raise AwsError(
-        "InsufficientFreeAddressesInSubnet",
-        "The specified subnet does not have enough free addresses to satisfy the request. "
-        f"{len(job.instances)} instance{'s' if len(job.instances) > 1 else ''} at 2 addresses each need {need}: "
-        f"subnet {', subnet '.join(short)}.",
-    )
+def _explain_s3(world: World, interface: NetworkInterface) -> str:
+    """What the VPC's own rules say about the agent's way to S3, and what would change it."""
+    from cloister.vpc.explain import explain_s3
+
+    verdict = explain_s3(world, interface)
+    refusal = verdict.refusal
+    if refusal is None:
+        return ""
+    return f"{refusal.sentence} ({refusal.fix})" if refusal.fix else refusal.sentence

@@ -1,0 +1,71 @@
+"""The interfaces of a job: one per instance, two addresses each, all of them or none. Pure.
+
+AWS: at least two private addresses per instance; all of a job's interfaces are in one of the given subnets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cloister.jobs.lifecycle import InstanceEvent, instance_after
+from cloister.jobs.model import ProcessingJob
+from cloister.vpc import addresses
+from cloister.vpc.interfaces import AGENT, CONTAINER, create_interface
+from cloister.vpc.model import Subnet
+from cloister.wire.errors import AwsError
+from cloister.world import Transaction, World
+
+REQUESTER = "amazon-sagemaker"
+
+
+def allocate(tx: Transaction, job: ProcessingJob, *, clock: float) -> ProcessingJob:
+    """Make every instance's interface in `tx`; the job with them written in. Raises AwsError."""
+    subnet = choose_subnet(tx, job)
+    instances = []
+    for each in job.instances:
+        interface = create_interface(
+            tx,
+            subnet_id=subnet.subnet_id,
+            group_ids=job.security_group_ids,
+            now=clock,
+            count=2,
+            attach=(CONTAINER, AGENT),
+            description=f"[Do not delete] ENI managed by SageMaker for processing job {job.name}",
+            requester_managed=True,
+            requester_id=REQUESTER,
+        )
+        own, agent = interface.addresses[:2]
+        instances.append(
+            replace(
+                each,
+                state=instance_after(each.state, InstanceEvent.ALLOCATED),
+                interface_id=interface.interface_id,
+                address=own.address,
+                netns=own.netns,
+                agent_address=agent.address,
+                agent_netns=agent.netns,
+                log_stream=f"{job.name}/{each.host}-{int(clock)}",
+            )
+        )
+    return replace(job, instances=tuple(instances), subnet_id=subnet.subnet_id, zone=subnet.zone)
+
+
+def choose_subnet(world: World, job: ProcessingJob) -> Subnet:
+    """The first of the job's subnets that has two addresses for each instance (AWS: all of a job's interfaces
+    are in one of the given subnets). Raises AwsError."""
+    need = 2 * len(job.instances)
+    short: list[str] = []
+    for subnet_id in job.subnet_ids:
+        subnet = world.get(Subnet, subnet_id)
+        if subnet is None:
+            raise AwsError("InvalidSubnetID.NotFound", f"The subnet ID '{subnet_id}' does not exist")
+        free = addresses.free_count(world, subnet)
+        if free >= need:
+            return subnet
+        short.append(f"{subnet_id} ({subnet.cidr}) has {free} free")
+    raise AwsError(
+        "InsufficientFreeAddressesInSubnet",
+        "The specified subnet does not have enough free addresses to satisfy the request. "
+        f"The job needs {need} addresses (2 for each of {len(job.instances)} instances): "
+        f"subnet {', subnet '.join(short)}.",
+    )

@@ -1,0 +1,60 @@
+"""What supervision needs of the rest of the daemon, and no more: tests give fakes of these."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from cloister.credentials import SessionKeys
+from cloister.iam.model import Role
+from cloister.jobs.containers import ContainerSpec, Exit
+from cloister.jobs.images import Image
+from cloister.jobs.logfile import LogLine, LogPosition
+from cloister.world import Change, Transaction, World
+
+
+class Engine(Protocol):
+    world: World
+    clock: Callable[[], float]
+
+    def transaction(self) -> AbstractContextManager[Transaction]: ...
+    def subscribe(self, subscriber: Callable[[World, World, list[Change]], None]) -> None: ...
+
+
+class Fabric(Protocol):
+    async def settled(self, revision: int) -> None: ...
+
+
+class Containers(Protocol):
+    async def start(self, spec: ContainerSpec) -> None: ...
+    async def wait(self, container: str) -> Exit: ...
+    async def kill(self, container: str, signal: int) -> None: ...
+    async def remove(self, container: str) -> None: ...
+    def adopt(self) -> tuple[str, ...]: ...
+    def follow_log(
+        self, container: str, position: LogPosition = ...
+    ) -> AsyncIterator[tuple[list[LogLine], LogPosition]]: ...
+
+
+class Images(Protocol):
+    async def resolve(self, uri: str) -> Image: ...
+
+
+class Credentials(Protocol):
+    def issue(
+        self,
+        role: Role,
+        session_name: str,
+        seconds: float,
+        session_policies: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+        now: float = 0.0,
+    ) -> SessionKeys: ...
+
+
+class Namespaces(Protocol):
+    def path(self, name: str) -> Path: ...
+    def socket(self, name: str, family: int, kind: int) -> socket.socket: ...

@@ -1,0 +1,547 @@
+"""Supervision over the real engine, store and logs, with fakes of what happens outside of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.jobs.worlds import documents, request, role, s3_input, s3_output
+
+from cloister.credentials import Credentials
+from cloister.engine import Engine
+from cloister.jobs.agent import Result, Spec
+from cloister.jobs.containers import ContainerError, ContainerSpec, Exit
+from cloister.jobs.images import Image, ImageConfig, ImageNotFound
+from cloister.jobs.lifecycle import JobEvent, after
+from cloister.jobs.logfile import LogLine, LogPosition
+from cloister.jobs.model import LOG_GROUP, Instance, ProcessingJob
+from cloister.jobs.supervise import Supervisor
+from cloister.logs import LogStore
+from cloister.options import Options
+from cloister.services.sagemaker.processing_jobs import effective
+from cloister.store import Store
+from cloister.vpc.model import NetworkInterface
+from cloister.world import World
+
+
+class FakeFabric:
+    async def settled(self, revision: int) -> None:
+        await asyncio.sleep(0)
+
+
+class LoopbackSocket(socket.socket):
+    """Where there is no namespace: the address that a container would reach does not exist."""
+
+    def bind(self, address: Any) -> None:
+        super().bind(("127.0.0.1", 0))
+
+
+class FakeNamespaces:
+    def __init__(self) -> None:
+        self.sockets: dict[str, socket.socket] = {}
+
+    def path(self, name: str) -> Path:
+        return Path("/run/netns") / name
+
+    def socket(self, name: str, family: int, kind: int) -> socket.socket:
+        self.sockets[name] = LoopbackSocket(family, kind)
+        return self.sockets[name]
+
+
+class FakeImages:
+    async def resolve(self, uri: str) -> Image:
+        if uri == "missing":
+            raise ImageNotFound(uri, "Nobody has it.")
+        return Image(name=uri, digest="sha256:0", layers=(), config=ImageConfig())
+
+
+START = LogPosition()
+Behaviour = Callable[[ContainerSpec, "FakeContainers"], None]
+
+
+class FakeContainers:
+    """Containers that outlive a supervisor, as the real ones do. `behave` is what a container does."""
+
+    def __init__(self, behave: Behaviour) -> None:
+        self.behave = behave
+        self.specs: dict[str, ContainerSpec] = {}
+        self.exits: dict[str, asyncio.Event] = {}
+        self.codes: dict[str, Exit] = {}
+        self.lines: dict[str, list[LogLine]] = {}
+        self.signals: list[tuple[str, int]] = []
+        self.starts = 0
+
+    async def start(self, spec: ContainerSpec) -> None:
+        if spec.id in self.specs:
+            return
+        if spec.entrypoint == ("nothing",):
+            raise ContainerError("The container could not be started: no such file", 127)
+        self.starts += 1
+        self.specs[spec.id], self.exits[spec.id] = spec, asyncio.Event()
+        self.lines[spec.id] = []
+        self.behave(spec, self)
+
+    def exit(self, container: str, code: int = 0, **more: Any) -> None:
+        if container not in self.codes:
+            self.codes[container] = Exit(code=code, signal=None, oom_killed=False, started=0, ended=0)
+            self.codes[container] = replace(self.codes[container], **more)
+            self.exits[container].set()
+
+    async def wait(self, container: str) -> Exit:
+        if container not in self.exits:
+            raise LookupError(container)
+        await self.exits[container].wait()
+        return self.codes[container]
+
+    async def kill(self, container: str, signal: int) -> None:
+        self.signals.append((container, signal))
+        if signal == 9 and container in self.exits:
+            self.exit(container, 137)
+
+    async def remove(self, container: str) -> None:
+        for kept in (self.specs, self.exits, self.codes, self.lines):
+            kept.pop(container, None)  # type: ignore[attr-defined]
+
+    def adopt(self) -> tuple[str, ...]:
+        return tuple(self.specs)
+
+    async def follow_log(
+        self, container: str, position: LogPosition = START
+    ) -> AsyncIterator[tuple[list[LogLine], LogPosition]]:
+        await self.exits[container].wait()
+        lines = self.lines[container][position.offset :]
+        if lines:
+            yield lines, LogPosition(offset=len(self.lines[container]))
+
+
+class House:
+    """One state folder; supervisors come and go in it."""
+
+    def __init__(self, folder: Path, behave: Behaviour, *, grace: float = 0.05) -> None:
+        self.folder = folder
+        self.engine = Engine(Store(folder / "world.sqlite"))
+        self.containers = FakeContainers(behave)
+        self.logs = LogStore(":memory:")
+        self.namespaces = FakeNamespaces()
+        self.credentials = Credentials(folder)
+        self.tasks: list[Spec] = []
+        self.result = Result(ok=True)
+        self.options = Options(stop_grace=grace)
+        self.supervisor = self.new_supervisor()
+
+    def new_supervisor(self) -> Supervisor:
+        return Supervisor(
+            self.engine,
+            FakeFabric(),
+            self.containers,
+            FakeImages(),
+            self.credentials,
+            self.logs,
+            self.namespaces,
+            state=self.folder,
+            options=self.options,
+            explain_s3=lambda world, interface: f"no route from {interface.subnet_id}",
+            perform=self.perform,
+        )
+
+    async def perform(self, spec: Spec, path: Path) -> Result:
+        self.tasks.append(spec)
+        return self.result
+
+    def put(self, *docs: object) -> None:
+        with self.engine.transaction() as tx:
+            for doc in docs:
+                tx.put(doc)
+
+    def submit(self, given: dict[str, Any], **more: Any) -> None:
+        count = given["ProcessingResources"]["ClusterConfig"]["InstanceCount"]
+        job = ProcessingJob(
+            name=given["ProcessingJobName"],
+            job_id="1",
+            arn="arn:aws:sagemaker:us-east-1:123456789012:processing-job/job",
+            request=effective(given),
+            instances=tuple(Instance(index=i + 1) for i in range(count)),
+            credentials_path="/v2/credentials/x",
+            created=time.time(),
+            modified=time.time(),
+        )
+        self.put(replace(job, **more))
+
+    @property
+    def job(self) -> ProcessingJob:
+        job = self.engine.world.get(ProcessingJob, "job")
+        assert job is not None
+        return job
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                await asyncio.sleep(0.002)
+
+    async def ended(self) -> ProcessingJob:
+        await self.until(lambda: self.job.terminal)
+        return self.job
+
+    def nothing_is_left(self) -> bool:
+        return (
+            self.engine.world.count(NetworkInterface) == 0
+            and not self.containers.specs
+            and not list((self.folder / "jobs").iterdir())
+        )
+
+
+def exits(code: int, **more: Any) -> Behaviour:
+    return lambda spec, containers: containers.exit(spec.id, code, **more)
+
+
+completes = exits(0)
+
+
+def runs_on(spec: ContainerSpec, containers: FakeContainers) -> None:
+    """A container that runs until it is killed."""
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
+    made: list[House] = []
+
+    async def make(behave: Behaviour = completes, *, begin: bool = True, **more: Any) -> House:
+        one = House(tmp_path, behave, **more)
+        made.append(one)
+        one.put(role(), *documents())
+        if begin:
+            await one.supervisor.start()
+        return one
+
+    yield make
+    for one in made:
+        await one.supervisor.stop()
+        one.logs.close()
+
+
+async def test_a_job_completes_and_leaves_nothing(house: Callable[..., Any]) -> None:
+    h = await house()
+    h.submit(request(instances=2))
+    job = await h.ended()
+    assert (job.status, job.failure_reason) == ("Completed", None)
+    assert job.started is not None
+    assert job.ended is not None
+    assert h.containers.starts == 2
+    assert h.nothing_is_left()
+    assert h.tasks == []
+
+
+async def test_the_instances_share_one_subnet_and_know_each_other(house: Callable[..., Any]) -> None:
+    seen: list[ContainerSpec] = []
+
+    def look(spec: ContainerSpec, containers: FakeContainers) -> None:
+        seen.append(spec)
+        containers.exit(spec.id)
+
+    h = await house(look)
+    h.submit(request(instances=2, subnets=("subnet-2", "subnet-1")))
+    job = await h.ended()
+    assert job.subnet_id == "subnet-2"
+    assert [spec.hostname for spec in seen] == ["algo-1", "algo-2"]
+    assert seen[0].hosts == {each.host: each.address for each in job.instances}
+    assert len({each.address for each in job.instances} | {e.agent_address for e in job.instances}) == 4
+    assert seen[0].resolv_conf == "nameserver 10.0.0.2\n"
+
+
+async def test_a_full_subnet_is_passed_over_for_one_with_room(house: Callable[..., Any]) -> None:
+    h = await house()
+    h.submit(request(instances=6, subnets=("subnet-2", "subnet-1")))
+    assert (await h.ended()).subnet_id == "subnet-1"
+
+
+async def test_too_few_addresses_fail_the_job_naming_subnet_need_and_what_is_free(
+    house: Callable[..., Any],
+) -> None:
+    h = await house()
+    h.submit(request(instances=6, subnets=("subnet-2",)))
+    job = await h.ended()
+    assert job.status == "Failed"
+    assert "InsufficientFreeAddressesInSubnet" in job.failure_reason
+    assert "needs 12 addresses" in job.failure_reason
+    assert "subnet-2 (10.0.2.0/28) has 11 free" in job.failure_reason
+    assert h.nothing_is_left()
+
+
+async def test_a_non_zero_exit_fails_the_job_and_ends_the_others(house: Callable[..., Any]) -> None:
+    def behave(spec: ContainerSpec, containers: FakeContainers) -> None:
+        if spec.hostname == "algo-2":
+            containers.exit(spec.id, 3)
+
+    h = await house(behave)
+    h.submit(request(instances=2))
+    job = await h.ended()
+    assert (job.status, job.failure_reason) == ("Failed", "AlgorithmError: , exit code: 3")
+    assert h.containers.signals[0] == ("job-1-algo-1", signal.SIGKILL)
+    assert [each.exit_code for each in job.instances] == [137, 3]
+    assert h.nothing_is_left()
+
+
+async def test_a_message_file_becomes_the_exit_message(house: Callable[..., Any]) -> None:
+    def behave(spec: ContainerSpec, containers: FakeContainers) -> None:
+        (spec.folder / "message" / "message").write_bytes(f"{spec.hostname} says no. ".encode())
+        containers.exit(spec.id, 1)
+
+    h = await house(behave)
+    h.submit(request(instances=2))
+    job = await h.ended()
+    assert job.failure_reason == "AlgorithmError: See job logs for more information"
+    assert job.exit_message == "algo-1 says no. algo-2 says no. "
+
+
+async def test_a_message_that_is_not_utf_8_fails_the_job(house: Callable[..., Any]) -> None:
+    def behave(spec: ContainerSpec, containers: FakeContainers) -> None:
+        (spec.folder / "message" / "message").write_bytes(b"\xff")
+        containers.exit(spec.id)
+
+    h = await house(behave)
+    h.submit(request())
+    job = await h.ended()
+    assert job.status == "Failed"
+    assert job.failure_reason.startswith("ClientError:")
+
+
+@pytest.mark.parametrize(
+    ("behave", "reason"),
+    [
+        (exits(137, oom_killed=True), "ClientError: Please use an instance type with more memory"),
+        (exits(-1, lost=True), "InternalServerError: "),
+    ],
+)
+async def test_lost_and_too_large_containers_fail_the_job(
+    house: Callable[..., Any], behave: Behaviour, reason: str
+) -> None:
+    h = await house(behave)
+    h.submit(request())
+    job = await h.ended()
+    assert job.status == "Failed"
+    assert job.failure_reason.startswith(reason)
+
+
+async def test_a_missing_image_and_a_missing_command_fail_the_job(house: Callable[..., Any]) -> None:
+    h = await house()
+    given = request()
+    given["AppSpecification"]["ImageUri"] = "missing"
+    h.submit(given)
+    job = await h.ended()
+    assert job.failure_reason.startswith("ClientError: API error (404): manifest for missing not found")
+    with h.engine.transaction() as tx:
+        tx.delete(ProcessingJob, "job")
+    given = request()
+    given["AppSpecification"]["ContainerEntrypoint"] = ["nothing"]
+    h.submit(given, job_id="2")
+    job = await h.ended()
+    assert job.failure_reason == (
+        "AlgorithmError: The container could not be started: no such file, exit code: 127"
+    )
+    assert h.nothing_is_left()
+
+
+async def test_an_unreachable_s3_gives_the_known_reason_and_the_cause(house: Callable[..., Any]) -> None:
+    h = await house()
+    h.result = Result(ok=False, reason="ClientError: … Unable to execute request to S3", unreachable=True)
+    given = request()
+    given["ProcessingInputs"] = [s3_input()]
+    h.submit(given)
+    job = await h.ended()
+    assert job.failure_reason == ("ClientError: … Unable to execute request to S3: no route from subnet-1")
+    assert h.containers.starts == 0
+    assert h.tasks[0].netns.endswith("-agent")
+    assert h.nothing_is_left()
+
+
+async def test_outputs_are_uploaded_also_after_a_failure(house: Callable[..., Any]) -> None:
+    def behave(spec: ContainerSpec, containers: FakeContainers) -> None:
+        out = next(m.source for m in spec.mounts if m.target == "/opt/ml/processing/out")
+        (Path(out) / "result").write_text("x")
+        containers.exit(spec.id, 1)
+
+    h = await house(behave)
+    given = request()
+    given["ProcessingOutputConfig"] = {"Outputs": [s3_output()]}
+    h.submit(given)
+    job = await h.ended()
+    assert job.failure_reason == "AlgorithmError: , exit code: 1"
+    assert [task.task for task in h.tasks] == ["upload"]
+
+
+async def test_a_role_that_may_not_make_interfaces_fails_the_job_naming_the_action(
+    house: Callable[..., Any],
+) -> None:
+    h = await house()
+    h.put(role(actions=("ec2:Describe*",)))
+    h.submit(request())
+    job = await h.ended()
+    assert "ec2:CreateNetworkInterface, ec2:CreateNetworkInterfacePermission" in job.failure_reason
+    assert "ec2:DescribeVpcs" not in job.failure_reason
+
+
+async def test_a_role_that_cannot_be_assumed_any_more_fails_the_job(house: Callable[..., Any]) -> None:
+    h = await house()
+    h.put(role(service="ec2.amazonaws.com"))
+    h.submit(request())
+    assert (await h.ended()).failure_reason == (
+        "ClientError: SageMaker was unable to assume the role 'arn:aws:iam::123456789012:role/jobs'"
+    )
+
+
+def _ask_to_stop(h: House) -> None:
+    h.put(replace(h.job, state=after(h.job.state, JobEvent.STOP)))
+
+
+async def test_a_stopped_job_gets_sigint_then_sigkill(house: Callable[..., Any]) -> None:
+    h = await house(runs_on)
+    h.submit(request())
+    await h.until(lambda: h.job.state == "Running")
+    _ask_to_stop(h)
+    assert h.job.status == "Stopping"
+    job = await h.ended()
+    assert job.status == "Stopped"
+    assert [number for _, number in h.containers.signals] == [signal.SIGINT, signal.SIGKILL]
+    assert h.nothing_is_left()
+
+
+async def test_a_job_stopped_while_its_data_is_downloaded_never_starts_a_container(
+    house: Callable[..., Any],
+) -> None:
+    h = await house()
+    asked = asyncio.Event()
+
+    async def hang(spec: Spec, path: Path) -> Result:
+        asked.set()
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    h.supervisor._perform = hang
+    given = request()
+    given["ProcessingInputs"] = [s3_input()]
+    h.submit(given)
+    await asked.wait()
+    _ask_to_stop(h)
+    assert (await h.ended()).status == "Stopped"
+    assert h.containers.starts == 0
+    assert h.nothing_is_left()
+
+
+async def test_a_job_that_runs_too_long_is_stopped_and_says_so(house: Callable[..., Any]) -> None:
+    h = await house(runs_on, grace=0.0)
+    given = request()
+    given["StoppingCondition"] = {"MaxRuntimeInSeconds": 1}
+    h.submit(given)
+    job = await h.ended()
+    assert job.status == "Stopped"
+    assert "MaxRuntimeInSeconds" in job.failure_reason
+
+
+async def test_logs_are_complete_before_the_job_is_terminal(house: Callable[..., Any]) -> None:
+    def behave(spec: ContainerSpec, containers: FakeContainers) -> None:
+        containers.lines[spec.id] = [
+            LogLine(time=1_700_000_000_123_456_789, stream="stdout", text="hello"),
+            LogLine(time=1_700_000_000_123_456_789, stream="stdout", text=""),
+        ]
+        containers.exit(spec.id)
+
+    h = await house(behave)
+    seen: list[list[str]] = []
+
+    def watch(before: World, world: World, changes: Any) -> None:
+        job = world.get(ProcessingJob, "job")
+        if job is not None and job.terminal:
+            streams = h.logs.streams(LOG_GROUP, "job/")
+            seen.append([e.message for s in streams for e in h.logs.get(LOG_GROUP, s.name)])
+
+    h.engine.subscribe(watch)
+    h.submit(request())
+    job = await h.ended()
+    assert seen == [["hello"]]
+    assert h.logs.streams(LOG_GROUP)[0].name == job.instances[0].log_stream
+    assert h.logs.get(LOG_GROUP, job.instances[0].log_stream)[0].time == 1_700_000_000_123
+
+
+async def test_the_next_supervisor_goes_on_with_a_running_container(house: Callable[..., Any]) -> None:
+    h = await house(runs_on)
+    h.submit(request())
+    await h.until(lambda: h.job.state == "Running")
+    await h.supervisor.stop()
+    assert h.job.state == "Running"
+    h.supervisor = h.new_supervisor()
+    await h.supervisor.start()
+    await asyncio.sleep(0.01)
+    h.containers.exit("job-1-algo-1")
+    assert (await h.ended()).status == "Completed"
+    assert h.containers.starts == 1
+
+
+def _die_after(h: House, commits: int) -> asyncio.Event:
+    """Let that many commits happen, and none after them."""
+    dead = asyncio.Event()
+    left = [commits]
+    save = h.engine._store.save
+
+    def count(before: World, world: World, changes: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            dead.set()
+
+    def save_unless_dead(changes: Any) -> None:
+        if dead.is_set():
+            raise RuntimeError("the daemon is dead")
+        save(changes)
+
+    h.engine.subscribe(count)
+    h.engine._store.save = save_unless_dead  # type: ignore[method-assign]
+    return dead
+
+
+async def test_killed_after_any_commit_the_next_daemon_completes_the_job(tmp_path: Path) -> None:
+    """The daemon is cut off right after its n-th commit, for every n: a new engine over the same file, a new
+    supervisor over the same containers."""
+    for n in range(1, 20):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        h = House(folder, exits(0))
+        h.put(role(), *documents())
+        h.submit(request(instances=2))
+        dead = _die_after(h, n)
+        await h.supervisor.start()
+        async with asyncio.timeout(5):
+            while not dead.is_set() and not h.job.terminal:
+                await asyncio.sleep(0)
+        finished = h.job.terminal
+        await h.supervisor.stop()
+        h.engine = Engine(Store(folder / "world.sqlite"))
+        h.supervisor = h.new_supervisor()
+        await h.supervisor.start()
+        job = await h.ended()
+        assert job.status == "Completed", (n, job.failure_reason)
+        assert h.containers.starts == 2
+        assert h.nothing_is_left()
+        await h.supervisor.stop()
+        h.logs.close()
+        if finished:
+            break
+    else:
+        raise AssertionError("the job has more commits than were tried")
+
+
+async def test_what_belongs_to_no_job_is_removed_at_start(house: Callable[..., Any]) -> None:
+    h = await house(begin=False)
+    (h.folder / "jobs" / "old-1" / "algo-1").mkdir(parents=True)
+    h.containers.specs["old-1-algo-1"] = None
+    assert (await h.supervisor.collect_garbage(dry_run=True)) == {
+        "containers": ["old-1-algo-1"],
+        "folders": ["old-1"],
+    }
+    await h.supervisor.start()
+    assert h.nothing_is_left()
