@@ -128,7 +128,7 @@ def _condition(tokens: list[tuple[str, str]]) -> _Test:
     kind, value = _take(tokens)
     if (kind, value) == ("op", "("):
         inner = _either(tokens)
-        if _take(tokens) != ("op", ")"):
+        if not tokens or tokens.pop(0) != ("op", ")"):
             raise BadPattern("Invalid filter pattern: ')' is missing")
         return inner
     if kind != "path":

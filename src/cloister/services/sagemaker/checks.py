@@ -158,7 +158,13 @@ def check_network(call: Call, vpc_config: dict[str, Any]) -> None:
 
 
 def check_role(call: Call, arn: str) -> None:
-    """The caller may pass the role, and SageMaker may assume it."""
+    """The role is this account's, the caller may pass it, and SageMaker may assume it."""
+    cannot = invalid(
+        f"Could not assume role {arn}. Please ensure that the role exists and allows principal "
+        f"'{execution_role.SERVICE}' to assume the role."
+    )
+    if arn.split(":")[4] != call.account:
+        raise cannot
     decision = decide(
         Request(
             principal=call.principal,
@@ -171,7 +177,4 @@ def check_role(call: Call, arn: str) -> None:
     if not decision.allowed:
         raise AwsError("AccessDeniedException", decision.sentence())
     if execution_role.assume(call.tx, arn) is None:
-        raise invalid(
-            f"Could not assume role {arn}. Please ensure that the role exists and allows principal "
-            f"'{execution_role.SERVICE}' to assume the role."
-        )
+        raise cannot
