@@ -80,6 +80,25 @@ def test_a_page_size_out_of_bounds_is_refused(size: int, bound: str) -> None:
         vpcs.VPCS.describe(make_call(), {"MaxResults": size})
 
 
+#: parameters beside ids, Filters and pages that a Describe operation reads
+FURTHER = {
+    "DescribeSecurityGroups": {"GroupNames"},
+    "DescribeVpcEndpointServices": {"ServiceNames", "ServiceRegions"},
+    "DescribeNetworkInterfaces": {"IncludeManagedResources"},
+    "DescribeAvailabilityZones": {"ZoneNames", "ZoneIds", "AllAvailabilityZones"},
+    "DescribeRegions": {"RegionNames", "AllRegions"},
+    "DescribeDhcpOptions": {"DhcpOptionsIds"},
+}
+
+
+@pytest.mark.parametrize("operation", DESCRIBED)
+def test_every_parameter_is_read(operation: str) -> None:
+    # A parameter that a newer botocore adds must be done or refused, not ignored: it fails here first.
+    read = {"Filters", "MaxResults", "NextToken", "DryRun", DESCRIBED[operation].ids}
+    members = set(model().operation_model(operation).input_shape.members)
+    assert members - read - FURTHER.get(operation, set()) == set()
+
+
 def test_every_operation_is_one_of_ec2s() -> None:
     names = set(model().operation_names)
     assert {name for service, name in OPERATIONS if service == "ec2"} <= names

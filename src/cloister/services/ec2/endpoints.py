@@ -14,6 +14,7 @@ from cloister.iam.policy import parse as parse_policy
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.describe import Resource, tag_set
+from cloister.services.ec2.idempotency import echo, once
 from cloister.services.ec2.parameters import on, only, require
 from cloister.services.ec2.route_tables import TABLES
 from cloister.services.ec2.tags import tag_specifications
@@ -134,6 +135,11 @@ def create_vpc_endpoint(call: Call, params: Params) -> Params:
         "ClientToken",
     )
     require(params, "ServiceName")
+    endpoint = once(call, "CreateVpcEndpoint", params, ENDPOINTS, lambda: _make_endpoint(call, params))
+    return {"VpcEndpoint": _shape(call, endpoint), **echo(params)}
+
+
+def _make_endpoint(call: Call, params: Params) -> VpcEndpoint:
     vpc = VPCS.find(call.tx, params["VpcId"])
     service_name = params["ServiceName"]
     if service_name != s3_service_name(call.region):
@@ -156,10 +162,7 @@ def create_vpc_endpoint(call: Call, params: Params) -> Params:
     )
     endpoint = replace(endpoint, route_table_ids=_tables(call, endpoint, params.get("RouteTableIds", ())))
     call.tx.put(endpoint)
-    response: Params = {"VpcEndpoint": _shape(call, endpoint)}
-    if params.get("ClientToken"):
-        response["ClientToken"] = params["ClientToken"]
-    return response
+    return endpoint
 
 
 _OF_INTERFACES = (
@@ -189,7 +192,9 @@ def describe_vpc_endpoints(call: Call, params: Params) -> Params:
 
 
 @operation(
-    "ec2", "ModifyVpcEndpoint", resources=on(vpc_endpoint="VpcEndpointId", route_table="AddRouteTableIds")
+    "ec2",
+    "ModifyVpcEndpoint",
+    resources=on(vpc_endpoint="VpcEndpointId", route_table=("AddRouteTableIds", "RemoveRouteTableIds")),
 )
 def modify_vpc_endpoint(call: Call, params: Params) -> Params:
     endpoint = ENDPOINTS.find(call.tx, params["VpcEndpointId"])

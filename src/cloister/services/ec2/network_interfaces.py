@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.describe import Resource, tag_set
 from cloister.services.ec2.dhcp_options import domain_name
+from cloister.services.ec2.idempotency import echo, once
 from cloister.services.ec2.parameters import exclusive, on, only, require
 from cloister.services.ec2.subnets import SUBNETS
 from cloister.services.ec2.tags import tag_specifications
@@ -161,7 +162,11 @@ INTERFACES: Resource[NetworkInterface] = Resource(
 )
 
 
-@operation("ec2", "CreateNetworkInterface", resources=on(network_interface="*", subnet="SubnetId"))
+@operation(
+    "ec2",
+    "CreateNetworkInterface",
+    resources=on(network_interface="*", subnet="SubnetId", security_group="Groups"),
+)
 def create_network_interface(call: Call, params: Params) -> Params:
     """PrivateIpAddresses with one primary, or PrivateIpAddress, or AWS chooses; further ones by count."""
     only(
@@ -177,11 +182,16 @@ def create_network_interface(call: Call, params: Params) -> Params:
     )
     exclusive(params, "PrivateIpAddress", "PrivateIpAddresses")
     exclusive(params, "PrivateIpAddresses", "SecondaryPrivateIpAddressCount")
+    interface = once(call, "CreateNetworkInterface", params, INTERFACES, lambda: _make(call, params))
+    return {"NetworkInterface": _shape(call, interface), **echo(params)}
+
+
+def _make(call: Call, params: Params) -> NetworkInterface:
     wanted = [one["PrivateIpAddress"] for one in _primary_first(params) if one.get("PrivateIpAddress")]
     if params.get("PrivateIpAddress"):
         wanted = [params["PrivateIpAddress"]]
     SUBNETS.find(call.tx, params["SubnetId"])
-    interface = create_interface(
+    return create_interface(
         call.tx,
         subnet_id=params["SubnetId"],
         group_ids=params.get("Groups", ()),
@@ -193,10 +203,6 @@ def create_network_interface(call: Call, params: Params) -> Params:
         requester_id=call.principal.user_id,
         tags=tag_specifications(params, "network-interface"),
     )
-    response: Params = {"NetworkInterface": {**_shape(call, interface), "Status": "available"}}
-    if params.get("ClientToken"):
-        response["ClientToken"] = params["ClientToken"]
-    return response
 
 
 def _primary_first(params: Params) -> list[Params]:
@@ -269,7 +275,7 @@ def modify_network_interface_attribute(call: Call, params: Params) -> Params:
     return {}
 
 
-@operation("ec2", "DescribeNetworkInterfaceAttribute")
+@operation("ec2", "DescribeNetworkInterfaceAttribute", resources=on(network_interface="NetworkInterfaceId"))
 def describe_network_interface_attribute(call: Call, params: Params) -> Params:
     interface = INTERFACES.find(call.tx, params["NetworkInterfaceId"])
     require(params, "Attribute")

@@ -45,16 +45,18 @@ def exclusive(params: Params, *names: str) -> None:
         )
 
 
-def on(**resources: str) -> Callable[[Call, Params], list[str]]:
+def on(**resources: str | tuple[str, ...]) -> Callable[[Call, Params], list[str]]:
     """The ARNs an operation is authorised on: `on(vpc="VpcId", subnet="*")` is the VPC that the parameter
-    names and any subnet. A parameter that is absent stands for any."""
+    names and any subnet; several parameters may name resources of one kind. A parameter that is absent
+    names nothing; when nothing is named at all, it is everything ("*")."""
 
     def arns(call: Call, params: Params) -> list[str]:
         found: list[str] = []
-        for kind, member in resources.items():
-            value = params.get(member) or "*"
-            for name in value if isinstance(value, list) else [value]:
-                found.append(call.arn("ec2", f"{kind.replace('_', '-')}/{name}"))
-        return found
+        for kind, members in resources.items():
+            for member in (members,) if isinstance(members, str) else members:
+                value = "*" if member == "*" else params.get(member)
+                names = value if isinstance(value, list) else [value] if value else []
+                found += [call.arn("ec2", f"{kind.replace('_', '-')}/{name}") for name in names]
+        return found or ["*"]
 
     return arns

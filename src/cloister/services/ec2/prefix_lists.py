@@ -11,6 +11,7 @@ from dataclasses import replace
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.describe import Resource, tag_set
+from cloister.services.ec2.idempotency import once
 from cloister.services.ec2.parameters import on, only, require
 from cloister.services.ec2.security_group_rules import check_limit
 from cloister.services.ec2.security_groups import check_text
@@ -138,6 +139,11 @@ def create_managed_prefix_list(call: Call, params: Params) -> Params:
     only(
         params, "PrefixListName", "Entries", "MaxEntries", "AddressFamily", "TagSpecifications", "ClientToken"
     )
+    listed = once(call, "CreateManagedPrefixList", params, LISTS, lambda: _make_list(call, params))
+    return {"PrefixList": _managed_shape(call, listed) | {"State": "create-in-progress"}}
+
+
+def _make_list(call: Call, params: Params) -> PrefixList:
     if params["AddressFamily"] == "IPv6":
         raise AwsError(
             "UnsupportedOperation", "AddressFamily 'IPv6' is not supported: Cloister does not implement IPv6."
@@ -158,7 +164,7 @@ def create_managed_prefix_list(call: Call, params: Params) -> Params:
     )
     _check_size(listed)
     call.tx.put(listed)
-    return {"PrefixList": _managed_shape(call, listed) | {"State": "create-in-progress"}}
+    return listed
 
 
 @operation("ec2", "ModifyManagedPrefixList", resources=on(prefix_list="PrefixListId"))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.describe import Resource, tag_set
+from cloister.services.ec2.idempotency import echo, once
 from cloister.services.ec2.parameters import on, only, require
 from cloister.services.ec2.subnets import SUBNETS
 from cloister.services.ec2.tags import tag_specifications
@@ -143,6 +144,11 @@ TABLES: Resource[RouteTable] = Resource(
 @operation("ec2", "CreateRouteTable", resources=on(route_table="*", vpc="VpcId"))
 def create_route_table(call: Call, params: Params) -> Params:
     only(params, "VpcId", "TagSpecifications", "ClientToken")
+    table = once(call, "CreateRouteTable", params, TABLES, lambda: _make_table(call, params))
+    return {"RouteTable": _shape(call, table), **echo(params)}
+
+
+def _make_table(call: Call, params: Params) -> RouteTable:
     vpc = VPCS.find(call.tx, params["VpcId"])
     taken = {table.number for table in call.tx.where(RouteTable, vpc_id=vpc.vpc_id)}
     table = RouteTable(
@@ -152,10 +158,7 @@ def create_route_table(call: Call, params: Params) -> Params:
         tags=tag_specifications(params, "route-table"),
     )
     call.tx.put(table)
-    response: Params = {"RouteTable": _shape(call, table)}
-    if params.get("ClientToken"):
-        response["ClientToken"] = params["ClientToken"]
-    return response
+    return table
 
 
 @operation("ec2", "DescribeRouteTables")
@@ -219,7 +222,19 @@ def associate_route_table(call: Call, params: Params) -> Params:
     return {"AssociationId": association_id, "AssociationState": {"State": "associated"}}
 
 
-@operation("ec2", "DisassociateRouteTable")
+def _of_association(call: Call, params: Params) -> list[str]:
+    """The table and the subnet that an association joins, and the table it is moved to."""
+    found = on(route_table="RouteTableId")(call, params) if params.get("RouteTableId") else []
+    for table in call.tx.all(RouteTable):
+        for one in table.associations:
+            if one.association_id == params.get("AssociationId"):
+                found.append(call.arn("ec2", f"route-table/{table.route_table_id}"))
+                if one.subnet_id is not None:
+                    found.append(call.arn("ec2", f"subnet/{one.subnet_id}"))
+    return found or ["*"]
+
+
+@operation("ec2", "DisassociateRouteTable", resources=_of_association)
 def disassociate_route_table(call: Call, params: Params) -> Params:
     table, association = _find_association(call.tx, params["AssociationId"])
     if association.main:
@@ -231,7 +246,7 @@ def disassociate_route_table(call: Call, params: Params) -> Params:
     return {}
 
 
-@operation("ec2", "ReplaceRouteTableAssociation", resources=on(route_table="RouteTableId"))
+@operation("ec2", "ReplaceRouteTableAssociation", resources=_of_association)
 def replace_route_table_association(call: Call, params: Params) -> Params:
     """Moves a subnet's association, or the main one, to another table of the VPC, under a new id."""
     old, association = _find_association(call.tx, params["AssociationId"])

@@ -13,8 +13,15 @@ from typing import Any
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.describe import Resource, tag_set
-from cloister.services.ec2.parameters import on, only, require
-from cloister.services.ec2.security_groups import GROUPS, check_text, group_named, group_of, permissions
+from cloister.services.ec2.parameters import only, require
+from cloister.services.ec2.security_groups import (
+    GROUPS,
+    check_text,
+    group_named,
+    group_of,
+    on_group,
+    permissions,
+)
 from cloister.services.ec2.tags import tag_specifications
 from cloister.vpc import addresses
 from cloister.vpc.endpoints import prefix_list
@@ -320,13 +327,13 @@ def _authorize(call: Call, params: Params, *, egress: bool) -> Params:
     }
 
 
-@operation("ec2", "AuthorizeSecurityGroupIngress", resources=on(security_group="GroupId"))
+@operation("ec2", "AuthorizeSecurityGroupIngress", resources=on_group)
 def authorize_security_group_ingress(call: Call, params: Params) -> Params:
     only(params, "GroupId", "GroupName", "IpPermissions", "TagSpecifications", *_FLAT)
     return _authorize(call, params, egress=False)
 
 
-@operation("ec2", "AuthorizeSecurityGroupEgress", resources=on(security_group="GroupId"))
+@operation("ec2", "AuthorizeSecurityGroupEgress", resources=on_group)
 def authorize_security_group_egress(call: Call, params: Params) -> Params:
     """AWS takes no flat parameters here either."""
     only(params, "GroupId", "IpPermissions", "TagSpecifications")
@@ -382,19 +389,19 @@ def _own_rule(group: SecurityGroup, rule_id: str, *, egress: bool | None = None)
     )
 
 
-@operation("ec2", "RevokeSecurityGroupIngress", resources=on(security_group="GroupId"))
+@operation("ec2", "RevokeSecurityGroupIngress", resources=on_group)
 def revoke_security_group_ingress(call: Call, params: Params) -> Params:
     only(params, "GroupId", "GroupName", "IpPermissions", "SecurityGroupRuleIds", *_FLAT)
     return _revoke(call, params, egress=False)
 
 
-@operation("ec2", "RevokeSecurityGroupEgress", resources=on(security_group="GroupId"))
+@operation("ec2", "RevokeSecurityGroupEgress", resources=on_group)
 def revoke_security_group_egress(call: Call, params: Params) -> Params:
     only(params, "GroupId", "IpPermissions", "SecurityGroupRuleIds")
     return _revoke(call, params, egress=True)
 
 
-@operation("ec2", "ModifySecurityGroupRules", resources=on(security_group="GroupId"))
+@operation("ec2", "ModifySecurityGroupRules", resources=on_group)
 def modify_security_group_rules(call: Call, params: Params) -> Params:
     """Each rule named gets the content given, whole; its id, direction and tags stay."""
     group = GROUPS.find(call.tx, params["GroupId"])
@@ -473,11 +480,11 @@ def _describe_anew(call: Call, params: Params, *, egress: bool) -> Params:
     return {"Return": True}
 
 
-@operation("ec2", "UpdateSecurityGroupRuleDescriptionsIngress", resources=on(security_group="GroupId"))
+@operation("ec2", "UpdateSecurityGroupRuleDescriptionsIngress", resources=on_group)
 def update_security_group_rule_descriptions_ingress(call: Call, params: Params) -> Params:
     return _describe_anew(call, params, egress=False)
 
 
-@operation("ec2", "UpdateSecurityGroupRuleDescriptionsEgress", resources=on(security_group="GroupId"))
+@operation("ec2", "UpdateSecurityGroupRuleDescriptionsEgress", resources=on_group)
 def update_security_group_rule_descriptions_egress(call: Call, params: Params) -> Params:
     return _describe_anew(call, params, egress=True)

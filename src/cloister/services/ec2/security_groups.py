@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.describe import Resource, tag_set
-from cloister.services.ec2.parameters import exclusive, on, only, require
+from cloister.services.ec2.parameters import exclusive, only, require
 from cloister.services.ec2.tags import tag_specifications
 from cloister.services.ec2.vpcs import vpc_or_default
 from cloister.vpc.model import GroupRule, NetworkInterface, SecurityGroup, Vpc
@@ -138,7 +138,25 @@ def group_of(call: Call, params: Params) -> SecurityGroup:
     raise AwsError("MissingParameter", "The request must contain the parameter GroupName or GroupId")
 
 
-@operation("ec2", "CreateSecurityGroup", resources=on(security_group="*", vpc="VpcId"))
+def on_group(call: Call, params: Params) -> list[str]:
+    """The ARN of the group that GroupId or GroupName names, so that a policy about the group holds
+    however it is named."""
+    group_id = params.get("GroupId")
+    if not group_id and params.get("GroupName"):
+        try:
+            group_id = group_named(call.tx, params["GroupName"]).group_id
+        except AwsError:
+            group_id = None
+    return [call.arn("ec2", f"security-group/{group_id or '*'}")]
+
+
+def _on_vpc(call: Call, params: Params) -> list[str]:
+    defaults = [vpc.vpc_id for vpc in call.tx.all(Vpc) if vpc.is_default]
+    vpc_id = params.get("VpcId") or next(iter(defaults), "*")
+    return [call.arn("ec2", "security-group/*"), call.arn("ec2", f"vpc/{vpc_id}")]
+
+
+@operation("ec2", "CreateSecurityGroup", resources=_on_vpc)
 def create_security_group(call: Call, params: Params) -> Params:
     only(params, "GroupName", "Description", "VpcId", "TagSpecifications")
     require(params, "GroupName", "Description")
@@ -187,7 +205,7 @@ def describe_security_groups(call: Call, params: Params) -> Params:
     return GROUPS.describe(call, rest, among=chosen.values())
 
 
-@operation("ec2", "DeleteSecurityGroup", resources=on(security_group="GroupId"))
+@operation("ec2", "DeleteSecurityGroup", resources=on_group)
 def delete_security_group(call: Call, params: Params) -> Params:
     group = group_of(call, params)
     if group.name == "default":

@@ -198,7 +198,7 @@ def modify_vpc_attribute(call: Call, params: Params) -> Params:
     return {}
 
 
-@operation("ec2", "DescribeVpcAttribute")
+@operation("ec2", "DescribeVpcAttribute", resources=on(vpc="VpcId"))
 def describe_vpc_attribute(call: Call, params: Params) -> Params:
     vpc = VPCS.find(call.tx, params["VpcId"])
     require(params, "Attribute")
@@ -232,7 +232,12 @@ def associate_vpc_cidr_block(call: Call, params: Params) -> Params:
     return {"VpcId": vpc.vpc_id, "CidrBlockAssociation": _association(association_id, cidr, "associating")}
 
 
-@operation("ec2", "DisassociateVpcCidrBlock")
+def _of_association(call: Call, params: Params) -> list[str]:
+    found = [vpc.vpc_id for vpc in call.tx.all(Vpc) if params.get("AssociationId") in _blocks(vpc)]
+    return [call.arn("ec2", f"vpc/{vpc_id}") for vpc_id in found] or ["*"]
+
+
+@operation("ec2", "DisassociateVpcCidrBlock", resources=_of_association)
 def disassociate_vpc_cidr_block(call: Call, params: Params) -> Params:
     association_id = params["AssociationId"]
     vpc = next((vpc for vpc in call.tx.all(Vpc) if association_id in _blocks(vpc)), None)
