@@ -73,13 +73,16 @@ def endpoint_routes(world: World, table: RouteTable) -> list[Route]:
     ] + [
         route
         for route in table.routes
-        if route.destination.startswith("pl-") and not _is_gateway_endpoint(world, route.target)
+        if route.destination.startswith("pl-") and _gateway(world, table, route.target) is None
     ]
 
 
-def _is_gateway_endpoint(world: World, target: str) -> bool:
+def _gateway(world: World, table: RouteTable, target: str) -> VpcEndpoint | None:
+    """The gateway endpoint that `target` is, in the table's own VPC."""
     endpoint = world.get(VpcEndpoint, target)
-    return endpoint is not None and endpoint.kind == "Gateway"
+    if endpoint is None or endpoint.kind != "Gateway" or endpoint.vpc_id != table.vpc_id:
+        return None
+    return endpoint
 
 
 def resolve(world: World, table: RouteTable) -> dict[IPv4Network, Hop]:
@@ -90,7 +93,7 @@ def resolve(world: World, table: RouteTable) -> dict[IPv4Network, Hop]:
         if route.destination.startswith("pl-"):
             listed = prefix_list(world, route.destination)
             blocks = [IPv4Network(cidr) for cidr in listed.entries] if listed else []
-            endpoint = world.get(VpcEndpoint, route.target)
+            endpoint = _gateway(world, table, route.target)
             if endpoint is not None and endpoint.state == "available":
                 endpoint_id = endpoint.endpoint_id
         else:

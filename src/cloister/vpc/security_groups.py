@@ -167,7 +167,8 @@ def comment(origins: Sequence[str]) -> str:
 
 def shared_parts(world: World, netns: str, group_ids: Sequence[str]) -> Iterator[Part]:
     """The chains of interfaces with exactly these groups."""
-    present = [group_id for group_id in sorted(group_ids) if world.get(SecurityGroup, group_id)]
+    found = (world.get(SecurityGroup, group_id) for group_id in sorted(group_ids))
+    present = [group.group_id for group in found if group is not None and group.vpc_id == netns]
     for egress in (True, False):
         yield Chain(
             netns=netns,
