@@ -20,7 +20,7 @@ import shutil
 import signal as signals
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -172,7 +172,7 @@ class Containers:
 
     async def follow_log(
         self, container: str, position: LogPosition | None = None
-    ) -> AsyncIterator[tuple[list[LogLine], LogPosition]]:
+    ) -> AsyncGenerator[tuple[list[LogLine], LogPosition], None]:
         """The container's lines from `position` on as they come, in batches, each with the position after
         it; ends when the container has ended and all is read."""
         record = self._read(container)
@@ -227,19 +227,23 @@ class Containers:
         _write_etc(etc, spec)
         spec.log_path.parent.mkdir(parents=True, exist_ok=True)
 
-        sysfs = join(lambda: rootfs.sysfs(spec.netns))
         used = [str(own), str(self._records), str(spec.log_path), self._runtime, self._conmon]
-        rootfs.private_mounts()
-        made = rootfs.assemble(
-            spec.image,
-            overlay=overlay,
-            etc=etc,
-            binds=[Bind(source=m.source, target=m.target, read_only=m.read_only) for m in spec.mounts],
-            netns=spec.netns,
-            sysfs_fd=sysfs,
-            ids=self._ids,
-            base=rootfs.choose_base(used),
-        )
+        sysfs = join(lambda: rootfs.sysfs(spec.netns))
+        try:
+            rootfs.private_mounts()
+            made = rootfs.assemble(
+                spec.image,
+                overlay=overlay,
+                etc=etc,
+                binds=[Bind(source=m.source, target=m.target, read_only=m.read_only) for m in spec.mounts],
+                netns=spec.netns,
+                sysfs_fd=sysfs,
+                ids=self._ids,
+                base=rootfs.choose_base(used),
+            )
+        finally:
+            if sysfs is not None:
+                os.close(sysfs)
         rootfs.forget_namespaces(made.netns)
         user = rootfs.find_user(made.path, spec.image.config.user)
         config = bundle.config(

@@ -105,7 +105,8 @@ def storages(environ: dict[str, str], *, rootless: bool) -> tuple[Storage, ...]:
         files = [Path("/etc/containers/storage.conf"), Path("/usr/share/containers/storage.conf")]
     if environ.get("CONTAINERS_STORAGE_CONF"):
         files = [Path(environ["CONTAINERS_STORAGE_CONF"])]
-    driver, more = environ.get("STORAGE_DRIVER", ""), []
+    # rootless podman keeps to the root it was first used with, whatever a configuration says later
+    driver, more = environ.get("STORAGE_DRIVER", ""), [root] if rootless else []
     for file in files:
         try:
             section = tomllib.loads(file.read_text()).get("storage", {})
@@ -113,10 +114,10 @@ def storages(environ: dict[str, str], *, rootless: bool) -> tuple[Storage, ...]:
             continue
         root = Path(os.path.expandvars(section.get("graphroot") or str(root)))
         driver = driver or section.get("driver", "")
-        more = [Path(p) for p in section.get("options", {}).get("additionalimagestores", ())]
+        more += [Path(p) for p in section.get("options", {}).get("additionalimagestores", ())]
         break
     found = []
-    for place in (root, *more):
+    for place in dict.fromkeys((root, *more)):
         # The driver podman chose shows in the files; a fresh store may hold folders of several.
         for name in dict.fromkeys([driver or "overlay", "overlay", "vfs"]):
             if (place / f"{name}-images" / "images.json").exists():

@@ -62,10 +62,7 @@ class LogReader:
 
     def finish(self) -> list[LogLine]:
         """What is left when nothing will follow: lines without an end."""
-        lines: list[LogLine] = []
-        for stream, (_, pieces, _) in self._open.items():
-            if self._at > self.position.seen:
-                lines.append(_line(self._last, stream, pieces))
+        lines = [_line(self._last, stream, pieces) for stream, (_, pieces, _) in self._open.items()]
         self._open.clear()
         self._move()
         return lines

@@ -136,4 +136,11 @@ async def in_thread(work: Callable[[], T]) -> T:
             loop.call_soon_threadsafe(done.set_result, result)
 
     threading.Thread(target=run, name="container", daemon=True).start()
-    return await asyncio.shield(done)
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        # What was begun is finished before anybody else comes to clear it away.
+        await asyncio.wait([done])
+        if not done.cancelled():
+            done.exception()
+        raise

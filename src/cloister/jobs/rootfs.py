@@ -15,8 +15,8 @@ import stat
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cloister.jobs.bundle import Bind, IdRange, User
@@ -27,6 +27,9 @@ _PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 #: where root's containers get their ids when /etc/subuid has no range for us
 _HIGH_IDS = 2_130_706_432
 _IDS = 65_536
+#: files of a container's /etc that are ours
+ETC_FILES = ("hosts", "hostname", "resolv.conf")
+_CPUS = "/sys/devices/system/cpu"
 _AT_SYMLINK_NOFOLLOW = 0x100
 _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
@@ -199,23 +202,45 @@ def assemble(
 ) -> Rootfs:
     """Mount everything under `base` and say what is where. `overlay` holds `upper` and `work`, `etc`
     the files hosts, resolv.conf and hostname. Raises OSError with a sentence."""
-    # Copies are taken before `base` is covered: a source may lie anywhere.
-    layers = [_copy(layer, ids.userns) for layer in image.layers]
-    # The upper layer holds the containers' true ids: the kernel makes `work` as us, who are not in the map.
-    top = _copy(str(overlay), None)
-    if ids.userns is not None:
-        os.chown(overlay / "upper", ids.uid_map[0].host, ids.gid_map[0].host)
-    own = _copy(str(etc), ids.userns)
-    sources = [_copy(b.source, ids.userns, recursive=True) for b in binds]
-    hosts = [(b.path, _copy(b.path, ids.userns if b.ours else None, recursive=True)) for b in image.binds]
-    net = syscalls.open_tree(netns)
+    with ExitStack() as open_mounts:
 
-    syscalls.mount("tmpfs", base, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=755,size=1m")
-    lower = []
-    for number, fd in enumerate(layers):
-        lower.append(_attach(fd, f"{base}/l{number}"))
-    if not lower:
-        lower.append(_folder(f"{base}/empty"))
+        def copy(path: str, userns: int | None, *, recursive: bool = False) -> int:
+            fd = _copy(path, userns, recursive=recursive)
+            open_mounts.callback(os.close, fd)
+            return fd
+
+        # Copies are taken before `base` is covered: a source may lie anywhere.
+        layers = [copy(layer, ids.userns) for layer in image.layers]
+        # The upper layer holds the containers' true ids: the kernel makes `work` as us, not in the map.
+        top = copy(str(overlay), None)
+        if ids.userns is not None:
+            os.chown(overlay / "upper", ids.uid_map[0].host, ids.gid_map[0].host)
+        own = copy(str(etc), ids.userns)
+        theirs = [copy(b.path, ids.userns if b.ours else None, recursive=True) for b in image.binds]
+        sources = [copy(b.source, ids.userns, recursive=True) for b in binds]
+        net = copy(netns, None)
+
+        syscalls.mount("tmpfs", base, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=755,size=1m")
+        root = _overlay(base, layers, top)
+        ours = _attach(own, f"{base}/etc")
+        made = [Bind(source=f"{ours}/{name}", target=f"/etc/{name}") for name in ETC_FILES]
+        if sysfs_fd is not None:
+            made.append(Bind(source=_attach(sysfs_fd, f"{base}/sys"), target="/sys", read_only=True))
+        else:
+            made.append(Bind(source=_CPUS, target=_CPUS, read_only=True))
+        for number, (host, fd) in enumerate(zip(image.binds, theirs, strict=True)):
+            source = _attach(fd, f"{base}/h{number}")
+            made.append(Bind(source=source, target=host.path, read_only=True, recursive=True))
+        for number, (bind, fd) in enumerate(zip(binds, sources, strict=True)):
+            source = _attach(fd, f"{base}/m{number}")
+            made.append(replace(bind, source=source, recursive=True))
+        return Rootfs(path=root, netns=_attach(net, f"{base}/net"), binds=tuple(made))
+
+
+def _overlay(base: str, layers: Sequence[int], top: int) -> str:
+    """The root: `layers` below `top`'s upper."""
+    lower = [_attach(fd, f"{base}/l{number}") for number, fd in enumerate(layers)]
+    lower = lower or [_folder(f"{base}/empty")]
     _attach(top, f"{base}/top")
     root = _folder(f"{base}/root")
     # `volatile`: nobody needs this root after a crash of the machine, so nothing waits for the disk
@@ -227,23 +252,7 @@ def assemble(
     for path in (*lower, f"{base}/top"):  # the overlay holds them
         with suppress(OSError):
             syscalls.umount(path, syscalls.MNT_DETACH)
-
-    made: list[Bind] = []
-    _attach(own, f"{base}/etc")
-    made += [Bind(source=f"{base}/etc/{n}", target=f"/etc/{n}") for n in ("hosts", "resolv.conf", "hostname")]
-    if sysfs_fd is not None:
-        _attach(sysfs_fd, f"{base}/sys")
-        made.append(Bind(source=f"{base}/sys", target="/sys", read_only=True))
-    else:
-        cpu = "/sys/devices/system/cpu"
-        made.append(Bind(source=cpu, target=cpu, read_only=True))
-    for number, (path, fd) in enumerate(hosts):
-        source = _attach(fd, f"{base}/h{number}")
-        made.append(Bind(source=source, target=path, read_only=True, recursive=True))
-    for number, (bind, fd) in enumerate(zip(binds, sources, strict=True)):
-        source = _attach(fd, f"{base}/m{number}")
-        made.append(Bind(source=source, target=bind.target, read_only=bind.read_only, recursive=True))
-    return Rootfs(path=root, netns=_attach(net, f"{base}/net"), binds=tuple(made))
+    return root
 
 
 def _copy(path: str, userns: int | None, *, recursive: bool = False) -> int:
@@ -262,14 +271,11 @@ def _copy(path: str, userns: int | None, *, recursive: bool = False) -> int:
 
 def _attach(fd: int, target: str) -> str:
     """Attach a detached copy at a new folder, or file when it is one."""
-    try:
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            _folder(target)
-        else:
-            os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-        syscalls.move_mount(fd, target)
-    finally:
-        os.close(fd)
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        _folder(target)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+    syscalls.move_mount(fd, target)
     return target
 
 
