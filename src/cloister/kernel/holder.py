@@ -8,7 +8,7 @@ The world has a mount namespace (nothing mounted in it is seen outside), a pid n
 holder ends everything in it: the kernel does that), its own /proc and, when not started by root, a user
 namespace in which the caller is uid 0 and his subordinate ids follow. It stays in the host's network.
 
-Only the standard library and `syscalls` are imported: a holder costs about 10 MB for as long as Cloister is up.
+Only the standard library and `syscalls` are imported: a holder costs about 10 MB.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def ensure(
         except subprocess.TimeoutExpired:
             starter.kill()
             starter.communicate()
-            raise HolderError(f"the holder was not ready in {timeout:g} s; see {where / 'holder.log'}") from None
+            raise HolderError(
+                f"the holder was not ready in {timeout:g} s; see {where / 'holder.log'}"
+            ) from None
         if starter.returncode != 0:
             reason = out.decode(errors="replace").strip() or f"see {where / 'holder.log'}"
             raise HolderError(f"cannot make the private world: {reason}")
@@ -171,7 +173,9 @@ def stop(state: str | os.PathLike[str], timeout: float = 30.0) -> bool:
     return True
 
 
-def enter(state: str | os.PathLike[str], argv: Sequence[str], environment: dict[str, str] | None = None) -> int:
+def enter(
+    state: str | os.PathLike[str], argv: Sequence[str], environment: dict[str, str] | None = None
+) -> int:
     """Run `argv` inside the holder's user, mount and pid namespaces; returns its exit code (128+N: signal N).
 
     The caller must be who started the holder, or root."""
@@ -345,7 +349,9 @@ def _settle() -> None:
 def _explain(error: OSError) -> str:
     text = error.strerror or str(error)
     if error.errno in (errno.EPERM, errno.EACCES) and os.path.exists(_APPARMOR) and _read(_APPARMOR) == "1":
-        return f"{text} (kernel.apparmor_restrict_unprivileged_userns is 1: `cloister doctor` says what to do)"
+        return (
+            f"{text} (kernel.apparmor_restrict_unprivileged_userns is 1: `cloister doctor` says what to do)"
+        )
     if error.errno == errno.ENOSPC:
         return f"{text} (user.max_user_namespaces or another limit in /proc/sys/user is used up)"
     return text
@@ -425,7 +431,7 @@ def _hold(state: Path, log: Path, argv: list[str], ready: int, go: int) -> int:
 
 
 def _supervise(argv: list[str], env: dict[str, str], log: Path) -> int:
-    """Keep one daemon running, reap every orphan, until SIGTERM or until the daemon exits with 0 or GIVE_UP."""
+    """Keep a daemon running and reap orphans, until SIGTERM or the daemon exits with 0 or GIVE_UP."""
     # Blocked signals queue up for sigtimedwait, and reach PID 1 although it has no handlers.
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     failures = 0

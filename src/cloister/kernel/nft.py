@@ -80,7 +80,7 @@ class Nft:
             output: bytes = self._lib.nft_ctx_get_output_buffer(self._context) or b""
             error: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""
         if failed:
-            raise NftError(error.decode(errors="replace").strip() or "libnftables refused without a reason")
+            raise NftError(_shorten(error.decode(errors="replace")) or "libnftables refused without a reason")
         return output.decode(errors="replace")
 
     def close(self) -> None:
@@ -93,3 +93,20 @@ class Nft:
         # Not `close`: the collector may run while this thread holds the lock.
         if getattr(self, "_context", None):
             self._lib.nft_ctx_free(self._context)
+
+
+def _shorten(text: str) -> str:
+    """libnftables repeats the whole line that it refused, and underlines the culprit: of a long line, keep
+    300 characters around the culprit."""
+    lines = text.rstrip().splitlines()
+    kept: list[str] = []
+    for i, line in enumerate(lines):
+        mark = lines[i + 1].find("^") if i + 1 < len(lines) else -1
+        if len(line) <= 600:
+            kept.append(line)
+        elif set(line) <= {" ", "^", "~"}:
+            continue
+        else:
+            start = max(0, mark - 100)
+            kept.append(f"… {line[start : start + 300]} …")
+    return "\n".join(kept[:20])

@@ -39,6 +39,9 @@ _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST = 0, 253, 254
 _ONLINK = 4
 _PERMANENT = 0x80
 
+#: protocol of the routes that belong to a link or namespace, and are no parts of a plan themselves
+OWNED_PROTOCOL = ROUTE_PROTOCOL + 1
+
 #: messages sent in one go; their acknowledgements must fit into the socket's receive buffer
 _BATCH = 64
 
@@ -105,7 +108,7 @@ class Rtnl:
         self._socket.close()
 
     def send(self, messages: Iterable[Message]) -> None:
-        """Do all of these in order; raises for the first that fails, after the others of its batch were tried."""
+        """Do these in order; raises for the first that fails, after the rest of its batch was tried."""
         pending = list(messages)
         for start in range(0, len(pending), _BATCH):
             self._send(pending[start : start + _BATCH])
@@ -216,11 +219,11 @@ class Rtnl:
         return found
 
     def routes(self) -> list[RouteEntry]:
-        """Every IPv4 route of every table that Cloister made (protocol 201)."""
+        """Every IPv4 route of every table that Cloister made (protocols 201 and 202)."""
         found = []
         for body in self.dump(GETROUTE, _RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)):
             family, length, _, _, table, protocol, _, kind, _ = _RTMSG.unpack_from(body)
-            if family != socket.AF_INET or protocol != ROUTE_PROTOCOL:
+            if family != socket.AF_INET or protocol not in (ROUTE_PROTOCOL, OWNED_PROTOCOL):
                 continue
             has = _attributes(body, _RTMSG.size)
             address = socket.inet_ntoa(has[1]) if 1 in has else "0.0.0.0"
@@ -263,10 +266,8 @@ _NDMSG = struct.Struct("=BxxxiHBB")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 
 
-def add_veth(
-    name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, peer_netns: int
-) -> Message:
-    """A veth pair: one end here, the other at once in the namespace that `peer_netns` (a descriptor) refers to.
+def add_veth(name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, peer_netns: int) -> Message:
+    """A veth pair: one end here, the other at once in the namespace that `peer_netns` (a descriptor) is of.
     Making it in place matters: moving a link between namespaces takes 30 ms."""
     peer = (
         _IFINFO.pack(0, 0, 0, 0, 0, 0)
@@ -288,9 +289,7 @@ def add_veth(
 
 def delete_link(name: str) -> Message:
     body = _IFINFO.pack(0, 0, 0, 0, 0, 0) + _attribute(3, _name(name))
-    return Message(
-        type=DELLINK, flags=0, body=body, what=f"delete link {name}", ignore=(errno.ENODEV,)
-    )
+    return Message(type=DELLINK, flags=0, body=body, what=f"delete link {name}", ignore=(errno.ENODEV,))
 
 
 def set_up(index: int) -> Message:
@@ -350,21 +349,27 @@ def delete_neighbour(index: int, address: str) -> Message:
 
 
 def add_route(
-    destination: str, *, table: int = 254, type: str = "unicast", dev: int | None = None, via: str | None = None
+    destination: str,
+    *,
+    table: int = 254,
+    type: str = "unicast",
+    dev: int | None = None,
+    via: str | None = None,
+    protocol: int = ROUTE_PROTOCOL,
 ) -> Message:
     """Add a route, or replace the one to the same destination in the same table."""
     return Message(
         type=NEWROUTE,
         flags=_CREATE | _REPLACE,
-        body=_route(destination, table, type, dev, via),
+        body=_route(destination, table, type, dev, via, protocol),
         what=f"add {type} route {destination} in table {table}",
     )
 
 
-def delete_route(destination: str, *, table: int = 254) -> Message:
+def delete_route(destination: str, *, table: int = 254, protocol: int = ROUTE_PROTOCOL) -> Message:
     network = ipaddress.IPv4Network(destination)
     body = _RTMSG.pack(
-        socket.AF_INET, network.prefixlen, 0, 0, _small(table), ROUTE_PROTOCOL, 255, 0, 0
+        socket.AF_INET, network.prefixlen, 0, 0, _small(table), protocol, 255, 0, 0
     ) + _attribute(15, struct.pack("=I", table))
     if network.prefixlen:
         body += _attribute(1, network.network_address.packed)
@@ -377,7 +382,7 @@ def delete_route(destination: str, *, table: int = 254) -> Message:
     )
 
 
-def _route(destination: str, table: int, type: str, dev: int | None, via: str | None) -> bytes:
+def _route(destination: str, table: int, type: str, dev: int | None, via: str | None, protocol: int) -> bytes:
     network = ipaddress.IPv4Network(destination)
     scope = _SCOPE_UNIVERSE
     if type == "local":
@@ -390,7 +395,7 @@ def _route(destination: str, table: int, type: str, dev: int | None, via: str | 
         0,
         0,
         _small(table),
-        ROUTE_PROTOCOL,
+        protocol,
         scope,
         _ROUTE_TYPES[type],
         _ONLINK if via else 0,

@@ -1,0 +1,534 @@
+"""Makes the kernel equal to a plan.
+
+What is there is remembered (`_have`), so that a change costs what changed. What is not known for sure (after
+a start or a failure) is read from the kernel again. How an object is known to be ours without memory:
+
+    namespace    it is pinned in the run folder
+    veth pair    its outer end has the alias "cloister DIGEST INNER IF", its inner end "cloister"; both are
+                 set last, so a pair that was not finished has none
+    route, rule  protocol 201 (202: routes that belong to a pair or namespace)
+    nftables     the table `ip cloister`; not read back but replaced in one transaction (connections stay)
+
+Order: namespaces, each with its nftables at once, so that no link is ever there without its policy; links
+that go, links that come, routes, rules; inner ends go up last. Namespaces are deleted at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from errno import EEXIST
+
+from cloister.kernel import rtnl, ruleset, settings
+from cloister.kernel.netns import Namespaces
+from cloister.kernel.nft import Nft, NftError
+from cloister.kernel.plan import ROUTE_PROTOCOL, Key, Netns, Part, Plan, PolicyRule, Route, Veth, key
+from cloister.kernel.rtnl import Message, Rtnl, RtnlError
+from cloister.kernel.ruleset import NftPart
+
+#: the most namespaces that have a netlink socket and a libnftables context open at one time
+_OPEN = 128
+_ALIAS = "cloister"
+#: the next hop of an inner end that has no gateway; permanent neighbour with the outer end's MAC
+_PEER = "169.254.0.1"
+_Change = tuple[Part | None, Part | None]
+
+
+class ApplyError(RuntimeError):
+    """Parts could not be applied: `failures` are (namespace, error). All other parts were applied."""
+
+    def __init__(self, failures: list[tuple[str, Exception]]) -> None:
+        self.failures = failures
+        super().__init__("; ".join(f"{name}: {error}" for name, error in failures))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Adopted:
+    """A pair or namespace found in the kernel. `digest` is of the part it was made from; "": not finished."""
+
+    digest: str
+    inner: str = ""
+    inner_if: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Handles:
+    """What is open inside one namespace."""
+
+    rtnl: Rtnl
+    nft: Nft
+
+    def close(self) -> None:
+        self.rtnl.close()
+        self.nft.close()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pairs:
+    """What happens to veth pairs in one `apply`."""
+
+    drop: list[tuple[str, str]] = field(default_factory=list)  # (namespace, link)
+    amend: list[tuple[Veth, Veth]] = field(default_factory=list)
+    make: list[Veth] = field(default_factory=list)
+
+
+class Reconciler:
+    """Follows plans. To be used by one thread at a time."""
+
+    def __init__(self, namespaces: Namespaces) -> None:
+        self.namespaces = namespaces
+        self._have: dict[Key, Part | _Adopted] = {}
+        #: namespaces that must be read again before they are changed
+        self._unknown: set[str] = set()
+        #: namespaces whose nftables are rebuilt at the next occasion, as it is not known what they hold
+        self._blind: set[str] = set()
+        #: inner end -> key of its pair; (namespace, link) -> keys of the routes by it
+        self._inner: dict[tuple[str, str], Key] = {}
+        self._by_netns: defaultdict[str, set[Key]] = defaultdict(set)
+        self._by_dev: defaultdict[tuple[str, str], set[Key]] = defaultdict(set)
+        self._open: OrderedDict[str, _Handles] = OrderedDict()
+        self._failures: list[tuple[str, Exception]] = []
+        self._failed: set[str] = set()
+        self._full = True
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Forget everything and take the kernel as it is. The next `apply` compares the whole plan."""
+        self.close()
+        self._have.clear()
+        self._inner.clear()
+        self._by_dev.clear()
+        self._by_netns.clear()
+        self._blind.clear()
+        self._unknown = set(self.namespaces.list())
+        self._full = True
+        self._reread()
+
+    def close(self) -> None:
+        """Close what is open inside namespaces; the kernel keeps its state."""
+        for handles in self._open.values():
+            handles.close()
+        self._open.clear()
+
+    # ---- applying ------------------------------------------------------------------------------
+
+    def apply(self, plan: Plan, changed: Iterable[Key] | None = None) -> None:
+        """Make the kernel equal to `plan`. `changed`: the keys in which it differs from the plan applied
+        before (of a new namespace: all its parts); None: compare everything. Raises ApplyError after doing
+        what could be done; what failed is read from the kernel and tried again by the next `apply`."""
+        again = set(self._unknown)
+        self._reread()
+        keys: set[Key]
+        if changed is None or self._full:
+            keys = self._have.keys() | plan.keys()
+        else:
+            keys = set(changed)
+            if again:
+                keys |= {i for i in self._have.keys() | plan.keys() if _place(i) in again}
+        changes = self._differences(plan, keys)
+        touched = {_place(i) for i in changes}
+        for change in changes.values():
+            for part in change:
+                if isinstance(part, Veth):
+                    touched |= {part.outer, part.inner}
+        self._failures, self._failed = [], set()
+        # Until all is done nothing of these is certain: an exception anywhere leaves them to be read again.
+        self._unknown |= touched
+        self._apply(plan, changes)
+        self._unknown = (self._unknown - touched) | self._failed
+        self._full = False
+        if self._failures:
+            raise ApplyError(self._failures)
+
+    def _differences(self, plan: Plan, keys: Iterable[Key]) -> dict[Key, _Change]:
+        """Key -> (what there is, what shall be). Parts of a namespace that the plan lacks shall not be."""
+        found: dict[Key, _Change] = {}
+        pending = list(keys)
+        while pending:
+            identity = pending.pop()
+            if identity in found:
+                continue
+            new = self._wanted(plan, identity)
+            old = self._have.get(identity)
+            if isinstance(old, _Adopted) and isinstance(new, Veth) and old.digest == _digest(new):
+                self._remember(identity, new)
+                continue
+            if old == new:
+                continue
+            found[identity] = (old, new)  # type: ignore[assignment]  # _Adopted stands for a Part here
+            if identity[0] == "Veth":
+                # A route's next hop depends on the pair; and when the pair goes, so does the route.
+                goes = old is not None and not _amends(old, new)
+                for end in {(identity[1], identity[2]), *_ends(old), *_ends(new)}:
+                    for route in list(self._by_dev.get(end, ())):
+                        if goes:
+                            self._forget(route)
+                        found.pop(route, None)
+                        pending.append(route)
+        return found
+
+    def _wanted(self, plan: Plan, identity: Key) -> Part | None:
+        part = plan.get(identity)
+        if part is None or ("Netns", _place(identity)) not in plan:
+            return None
+        if isinstance(part, Veth):
+            if ("Netns", part.inner) not in plan:
+                return None
+            self._inner[(part.inner, part.inner_if)] = identity
+        if isinstance(part, Route) and part.type == "unicast" and part.via is None and part.dev:
+            return replace(part, via=self._next_hop(plan, part.netns, part.dev))
+        return part
+
+    def _next_hop(self, plan: Plan, netns: str, dev: str) -> str | None:
+        """The address of the other end of a pair: nothing answers ARP, so a route by a link needs one."""
+        outer = plan.get(("Veth", netns, dev))
+        if isinstance(outer, Veth):
+            return outer.addresses[0] if outer.addresses else None
+        inner = plan.get(self._inner.get((netns, dev), ()))
+        if inner is None:
+            inner = next(
+                (p for p in plan.values() if isinstance(p, Veth) and (p.inner, p.inner_if) == (netns, dev)),
+                None,
+            )
+        return (inner.gateway or _PEER) if isinstance(inner, Veth) else None
+
+    def _apply(self, plan: Plan, changes: dict[Key, _Change]) -> None:
+        created = [new for old, new in changes.values() if isinstance(new, Netns) and old is None]
+        deleted = [
+            identity[1] for identity, (_, new) in changes.items() if identity[0] == "Netns" and new is None
+        ]
+        for netns in created:
+            with self._attempt(netns.name):
+                self.namespaces.create(netns.name)
+        self._apply_nft(plan, changes, {netns.name for netns in created}, set(deleted))
+        for identity, (old, new) in changes.items():
+            if isinstance(new, Netns) and new.name not in self._failed:
+                with self._attempt(new.name):
+                    known = old if isinstance(old, Netns) else None
+                    settings.configure(
+                        self.namespaces, self._handles(new.name).rtnl, known, new, fresh=old is None
+                    )
+                    self._remember(identity, new)
+        pairs = self._sort_pairs(changes)
+        for name, link in pairs.drop:
+            with self._attempt(name):
+                self._handles(name).rtnl.send([rtnl.delete_link(link)])
+        for identity in changes:
+            if identity[0] == "Veth":
+                self._forget(identity)
+        for was, becomes in pairs.amend:
+            with self._attempt(becomes.outer, becomes.inner):
+                self._amend(was, becomes)
+                self._remember(key(becomes), becomes)
+        made = []
+        for pair in pairs.make:
+            with self._attempt(pair.outer, pair.inner):
+                self._make(pair)
+                made.append(pair)
+        self._apply_routes(changes, set(deleted))
+        for pair in made:
+            if pair.outer not in self._failed and pair.inner not in self._failed:
+                with self._attempt(pair.outer, pair.inner):
+                    self._finish(pair)
+                    self._remember(key(pair), pair)
+        for name in deleted:
+            with self._attempt(name):
+                self._close_one(name)
+                self.namespaces.delete(name)
+                for identity in list(self._by_netns[name]):
+                    self._forget(identity)
+                del self._by_netns[name]
+                self._blind.discard(name)
+
+    @contextmanager
+    def _attempt(self, *names: str) -> Iterator[None]:
+        """A failure concerns these namespaces and stops nothing else."""
+        try:
+            yield
+        except (OSError, NftError, LookupError, ValueError) as error:
+            self._failures.append((names[0], error))
+            self._failed.update(names)
+
+    # ---- nftables ------------------------------------------------------------------------------
+
+    def _apply_nft(
+        self, plan: Plan, changes: dict[Key, _Change], created: set[str], deleted: set[str]
+    ) -> None:
+        old_parts: defaultdict[str, dict[Key, NftPart]] = defaultdict(dict)
+        new_parts: defaultdict[str, dict[Key, NftPart]] = defaultdict(dict)
+        for identity, (old, new) in changes.items():
+            name = _place(identity)
+            if isinstance(old, NftPart):
+                old_parts[name][identity] = old
+            if isinstance(new, NftPart):
+                new_parts[name][identity] = new
+        commands: dict[str, str] = {}
+        rebuild = {name for name in self._blind if name not in deleted}
+        for name in (old_parts.keys() | new_parts.keys() | created) - rebuild - deleted:
+            before, after = old_parts[name], new_parts[name]
+            birth = ruleset.birth(name)
+            if name in created:
+                commands[name] = ruleset.build({**birth, **after}.values())
+                continue
+            # A chain of birth is there whenever the plan has none of its name.
+            for identity in (before.keys() ^ after.keys()) & birth.keys():
+                (after if identity in before else before)[identity] = birth[identity]
+            command = ruleset.change(before, after)
+            if command is None:
+                rebuild.add(name)
+            else:
+                commands[name] = command
+        if rebuild:
+            whole: dict[str, dict[Key, NftPart]] = {name: ruleset.birth(name) for name in rebuild}
+            for identity, part in plan.items():
+                if isinstance(part, NftPart) and part.netns in rebuild:
+                    whole[part.netns][identity] = part
+            commands |= {name: ruleset.build(parts.values()) for name, parts in whole.items()}
+        for name, command in commands.items():
+            if name in self._failed:
+                continue
+            with self._attempt(name):
+                nft = self._handles(name).nft
+                try:
+                    nft.run(command)
+                except NftError:
+                    if name in created:
+                        # Born closed in any case.
+                        nft.run(ruleset.build(ruleset.birth(name).values()))
+                    raise
+                self._blind.discard(name)
+        for identity, (_, new) in changes.items():
+            if identity[0] in ("Set", "Element", "Chain") and _place(identity) not in self._failed:
+                self._forget(identity)
+                if new is not None:
+                    self._remember(identity, new)
+
+    # ---- pairs ---------------------------------------------------------------------------------
+
+    def _sort_pairs(self, changes: dict[Key, _Change]) -> _Pairs:
+        pairs = _Pairs()
+        for identity, (old, new) in changes.items():
+            if identity[0] != "Veth":
+                continue
+            if isinstance(old, Veth) and isinstance(new, Veth) and _amends(old, new):
+                pairs.amend.append((old, new))
+                continue
+            if old is not None:
+                pairs.drop.append((identity[1], identity[2]))
+            if isinstance(new, Veth):
+                pairs.make.append(new)
+        return pairs
+
+    def _make(self, pair: Veth) -> None:
+        """The pair, the outer end up with all that leads to it; the inner end stays down."""
+        if pair.outer in self._failed or pair.inner in self._failed:
+            raise LookupError(f"link {pair.outer_if}: its namespace could not be prepared")
+        outer, inner = self._handles(pair.outer).rtnl, self._handles(pair.inner).rtnl
+        with self.namespaces.opened(pair.inner) as fd:
+            add = rtnl.add_veth(pair.outer_if, pair.outer_mac, pair.mtu, pair.inner_if, pair.inner_mac, fd)
+            try:
+                outer.send([add])
+            except RtnlError as error:
+                if error.errno != EEXIST:
+                    raise
+                # An unknown pair of this name: half-made, or its namespace is still being torn down.
+                outer.send([rtnl.delete_link(pair.outer_if)])
+                inner.send([rtnl.delete_link(pair.inner_if)])
+                outer.send([add])
+        index = _index(outer, pair.outer_if)
+        messages = [rtnl.set_up(index)]
+        for address in pair.addresses:
+            messages += _towards(index, address, pair.inner_mac)
+        outer.send(messages)
+        inner_index = _index(inner, pair.inner_if)
+        inner.send([rtnl.add_address(inner_index, f"{address}/32") for address in pair.addresses])
+
+    def _finish(self, pair: Veth) -> None:
+        outer, inner = self._handles(pair.outer).rtnl, self._handles(pair.inner).rtnl
+        index = _index(inner, pair.inner_if)
+        hop = pair.gateway or _PEER
+        messages = [rtnl.set_up(index), rtnl.add_neighbour(index, hop, pair.outer_mac)]
+        if pair.gateway:
+            messages.append(rtnl.add_route("0.0.0.0/0", dev=index, via=hop, protocol=rtnl.OWNED_PROTOCOL))
+        messages += self._waiting.pop((pair.inner, pair.inner_if), [])
+        inner.send([*messages, rtnl.set_alias(index, _ALIAS)])
+        outer.send([rtnl.set_alias(_index(outer, pair.outer_if), _alias(pair))])
+
+    def _amend(self, was: Veth, becomes: Veth) -> None:
+        """Other addresses on the same pair, without interrupting it."""
+        outer, inner = self._handles(becomes.outer).rtnl, self._handles(becomes.inner).rtnl
+        index, inner_index = _index(outer, becomes.outer_if), _index(inner, becomes.inner_if)
+        gone = [address for address in was.addresses if address not in becomes.addresses]
+        come = [address for address in becomes.addresses if address not in was.addresses]
+        outer.send([rtnl.set_alias(index, "")])
+        messages = []
+        for address in gone:
+            messages.append(rtnl.delete_route(f"{address}/32", protocol=rtnl.OWNED_PROTOCOL))
+            messages.append(rtnl.delete_neighbour(index, address))
+        for address in come:
+            messages += _towards(index, address, becomes.inner_mac)
+        outer.send(messages)
+        inner.send(
+            [rtnl.add_address(inner_index, f"{address}/32") for address in come]
+            + [rtnl.delete_address(inner_index, f"{address}/32") for address in gone]
+        )
+        outer.send([rtnl.set_alias(index, _alias(becomes))])
+
+    # ---- routes and rules ----------------------------------------------------------------------
+
+    def _apply_routes(self, changes: dict[Key, _Change], deleted: set[str]) -> None:
+        waiting = {(new.inner, new.inner_if) for old, new in changes.values() if isinstance(new, Veth)}
+        self._waiting: defaultdict[tuple[str, str], list[Message]] = defaultdict(list)
+        by_netns: defaultdict[str, list[tuple[Key, _Change]]] = defaultdict(list)
+        for identity, change in changes.items():
+            if identity[0] in ("Route", "PolicyRule"):
+                by_netns[_place(identity)].append((identity, change))
+        for name, items in by_netns.items():
+            if name not in deleted and name not in self._failed:
+                with self._attempt(name):
+                    here = self._handles(name).rtnl
+                    messages: list[Message] = []
+                    late: list[Message] = []
+                    for _, (old, new) in items:
+                        if isinstance(old, PolicyRule):
+                            messages.append(rtnl.delete_rule(old.priority, old.table, old.mark))
+                        if isinstance(new, PolicyRule):
+                            late.append(rtnl.add_rule(new.priority, new.table, new.mark))
+                        if isinstance(old, Route) and new is None:
+                            messages.append(rtnl.delete_route(old.destination, table=old.table))
+                        if isinstance(new, Route):
+                            dev = None if new.dev is None else _index(here, new.dev)
+                            message = rtnl.add_route(
+                                new.destination, table=new.table, type=new.type, dev=dev, via=new.via
+                            )
+                            end = (name, new.dev or "")
+                            # A route by an inner end can only be made when that is up.
+                            (self._waiting[end] if end in waiting else messages).append(message)
+                    here.send(messages + late)
+            if name not in self._failed:
+                for identity, (_, new) in items:
+                    self._forget(identity)
+                    if new is not None and name not in deleted:
+                        self._remember(identity, new)
+
+    # ---- memory --------------------------------------------------------------------------------
+
+    def _remember(self, identity: Key, part: Part | _Adopted) -> None:
+        self._have[identity] = part
+        self._by_netns[_place(identity)].add(identity)
+        if isinstance(part, Veth):
+            self._inner[(part.inner, part.inner_if)] = identity
+        if isinstance(part, Route) and part.dev:
+            self._by_dev[(part.netns, part.dev)].add(identity)
+
+    def _forget(self, identity: Key) -> None:
+        part = self._have.pop(identity, None)
+        self._by_netns[_place(identity)].discard(identity)
+        if isinstance(part, Route) and part.dev:
+            end = (part.netns, part.dev)
+            self._by_dev[end].discard(identity)
+            if not self._by_dev[end]:
+                del self._by_dev[end]
+        elif isinstance(part, Veth) and self._inner.get((part.inner, part.inner_if)) == identity:
+            del self._inner[(part.inner, part.inner_if)]
+
+    def _reread(self) -> None:
+        """Learn again what the unknown namespaces hold. Their nftables will be rebuilt."""
+        unknown = self._unknown
+        if unknown:
+            for identity in [i for name in unknown for i in self._by_netns[name]]:
+                self._forget(identity)
+            self._blind -= unknown
+            for name in unknown:
+                self._close_one(name)
+                if self.namespaces.exists(name):
+                    self._remember(("Netns", name), _Adopted(digest=""))
+                    self._blind.add(name)
+                    self._read(name)
+        self._unknown = set()
+
+    def _read(self, name: str) -> None:
+        here = self._handles(name).rtnl
+        links = here.links()
+        names = {link.index: link.name for link in links}
+        for link in links:
+            if link.kind != "veth" or link.alias == _ALIAS:
+                continue
+            digest, inner, inner_if = [*link.alias.removeprefix(_ALIAS + " ").split(" "), "", "", ""][:3]
+            self._remember(("Veth", name, link.name), _Adopted(digest=digest, inner=inner, inner_if=inner_if))
+        for entry in here.routes():
+            if entry.protocol == ROUTE_PROTOCOL:
+                route = Route(
+                    netns=name,
+                    table=entry.table,
+                    destination=entry.destination,
+                    type=entry.type,
+                    # A blackhole may be listed with lo as its device.
+                    dev=names.get(entry.dev or 0) if entry.type == "unicast" else None,
+                    via=entry.via,
+                )
+                self._remember(key(route), route)
+        for found in here.rules():
+            rule = PolicyRule(netns=name, priority=found.priority, table=found.table, mark=found.mark)
+            self._remember(key(rule), rule)
+
+    def _handles(self, name: str) -> _Handles:
+        found = self._open.get(name)
+        if found is None:
+            found = self.namespaces.call(name, lambda: _Handles(rtnl=Rtnl(), nft=Nft()))
+            self._open[name] = found
+            while len(self._open) > _OPEN:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(name)
+        return found
+
+    def _close_one(self, name: str) -> None:
+        if handles := self._open.pop(name, None):
+            handles.close()
+
+    # ---- for tests and diagnosis -------------------------------------------------------------------
+
+    def query(self, netns: str, commands: str) -> list[dict[str, object]]:
+        """nftables' JSON of a `list …` command inside a namespace."""
+        return self._handles(netns).nft.query(commands)
+
+
+def _place(identity: Key) -> str:
+    """The namespace that a part is in; a pair's is the outer one."""
+    return identity[1]
+
+
+def _ends(pair: object) -> list[tuple[str, str]]:
+    if isinstance(pair, Veth):
+        return [(pair.outer, pair.outer_if), (pair.inner, pair.inner_if)]
+    return [(pair.inner, pair.inner_if)] if isinstance(pair, _Adopted) else []
+
+
+def _amends(old: object, new: object) -> bool:
+    """Whether a pair can become another while it is up: only its addresses differ."""
+    return isinstance(old, Veth) and isinstance(new, Veth) and replace(old, addresses=new.addresses) == new
+
+
+def _digest(part: Part) -> str:
+    return hashlib.sha256(repr(part).encode()).hexdigest()[:32]
+
+
+def _alias(pair: Veth) -> str:
+    return f"{_ALIAS} {_digest(pair)} {pair.inner} {pair.inner_if}"
+
+
+def _index(here: Rtnl, name: str) -> int:
+    index = here.index(name)
+    if index is None:
+        raise LookupError(f"there is no link {name}")
+    return index
+
+
+def _towards(index: int, address: str, mac: str) -> list[Message]:
+    return [
+        rtnl.add_neighbour(index, address, mac),
+        rtnl.add_route(f"{address}/32", dev=index, protocol=rtnl.OWNED_PROTOCOL),
+    ]

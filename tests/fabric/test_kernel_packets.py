@@ -1,0 +1,188 @@
+"""Real packets through what the reconciler made: two containers' namespaces and a router."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cloister.kernel.dump import counters
+from cloister.kernel.netns import Namespaces
+from cloister.kernel.plan import Chain, Element, Netns, Part, PolicyRule, Route, Rule, Set, Veth, key
+from cloister.kernel.reconcile import Reconciler
+
+pytestmark = pytest.mark.fabric
+
+A, B = "10.0.0.4", "10.0.0.5"
+OPEN = [
+    Chain(netns=name, name=hook, hook=f"type filter hook {hook} priority 0; policy accept;")
+    for name in ("a", "b", "door")
+    for hook in ("input", "output")
+] + [Chain(netns="vpc", name="output", hook="type filter hook output priority 0; policy accept;")]
+
+
+@pytest.fixture
+def reconciler(tmp_path: Path) -> Iterator[Reconciler]:
+    with Namespaces(tmp_path / "netns") as namespaces:
+        reconciler = Reconciler(namespaces)
+        yield reconciler
+        reconciler.apply({})
+        reconciler.close()
+
+
+def pair(inner: str, number: int, address: str) -> Veth:
+    return Veth(
+        outer="vpc",
+        outer_if=f"e{number}",
+        outer_mac="02:00:00:00:00:01",
+        inner=inner,
+        inner_if="eth0",
+        inner_mac=f"02:00:00:00:01:{number:02x}",
+        addresses=(address,),
+        gateway="10.0.0.1",
+    )
+
+
+def world(*more: Part) -> dict[tuple[str, ...], Part]:
+    parts: list[Part] = [
+        Netns(name="vpc", forward=True, loopback=("10.0.0.2/32",)),
+        Netns(name="a"),
+        Netns(name="b"),
+        pair("a", 1, A),
+        pair("b", 2, B),
+        *(chain for chain in OPEN if chain.netns != "door"),
+        Set(netns="vpc", name="source", type="ifname . ipv4_addr"),
+        Element(netns="vpc", set="source", key=f"e1 . {A}", comment="eni-1"),
+        Element(netns="vpc", set="source", key=f"e2 . {B}", comment="eni-2"),
+        Set(netns="vpc", name="into", type="inet_service . ipv4_addr", data="verdict", interval=True),
+        Chain(
+            netns="vpc",
+            name="forward",
+            hook="type filter hook forward priority 0; policy drop;",
+            rules=(
+                Rule(text="iifname . ip saddr != @source counter drop", comment="spoofed"),
+                Rule(text="ct state established,related accept"),
+                Rule(text="tcp dport . ip saddr vmap @into"),
+                Rule(text="ip protocol tcp reject with tcp reset", comment="refused"),
+            ),
+        ),
+        *more,
+    ]
+    return {key(part): part for part in parts}
+
+
+def connect(reconciler: Reconciler, name: str, where: tuple[str, int], source: str | None = None) -> str:
+    """What happens to a TCP connection from inside a namespace."""
+    with reconciler.namespaces.socket(name, socket.AF_INET, socket.SOCK_STREAM) as client:
+        client.settimeout(0.5)
+        if source:
+            client.bind((source, 0))
+        try:
+            client.connect(where)
+            return client.recv(100).decode()
+        except TimeoutError:
+            return "dropped"
+        except OSError as error:
+            return errno.errorcode[error.errno or 0]
+
+
+@pytest.fixture
+def server(reconciler: Reconciler) -> Iterator[None]:
+    reconciler.apply(world())
+    with reconciler.namespaces.socket("b", socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind(("0.0.0.0", 80))
+        listener.listen()
+        listener.settimeout(10)
+
+        def serve() -> None:
+            while True:
+                try:
+                    client, address = listener.accept()
+                except OSError:
+                    return
+                with client:
+                    client.sendall(f"hello {address[0]}".encode())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+def test_a_connection_is_refused_until_an_element_allows_it(reconciler: Reconciler, server: None) -> None:
+    assert connect(reconciler, "a", (B, 80)) == "ECONNREFUSED"
+    allow = Element(netns="vpc", set="into", key="80-81 . 10.0.0.0/29", data="accept", comment="sgr-1")
+    reconciler.apply(world(allow), [key(allow)])
+    assert connect(reconciler, "a", (B, 80)) == f"hello {A}"
+    reconciler.apply(world(), [key(allow)])
+    assert connect(reconciler, "a", (B, 80)) == "ECONNREFUSED"
+
+
+def test_a_spoofed_source_is_dropped(reconciler: Reconciler, server: None) -> None:
+    allow = Element(netns="vpc", set="into", key="80 . 0.0.0.0/0", data="accept")
+    reconciler.apply(world(allow), [key(allow)])
+    assert connect(reconciler, "a", (B, 80)) == f"hello {A}"
+    # As a root process in the container could: give oneself another address.
+    thief = Netns(name="a", loopback=("10.0.0.9/32",))
+    reconciler.apply(world(allow, thief), [key(thief)])
+    assert connect(reconciler, "a", (B, 80), source="10.0.0.9") == "dropped"
+    assert counters(reconciler.namespaces, "vpc")["spoofed"][0] > 0
+
+
+def test_a_namespace_without_chains_in_the_plan_drops_everything(reconciler: Reconciler) -> None:
+    reconciler.apply({key(part): part for part in [Netns(name="a")]})
+    assert connect(reconciler, "a", ("127.0.0.1", 80)) == "EPERM"
+
+
+def test_a_marked_packet_takes_the_route_table_of_its_mark(reconciler: Reconciler, server: None) -> None:
+    """A gateway endpoint: its namespace owns 52.216.0.0/15; only the marked sender has a route to it."""
+    door = [
+        Netns(name="door", local=("52.216.0.0/15",)),
+        replace_gateway(pair("door", 3, "169.254.9.9")),
+        *(chain for chain in OPEN if chain.netns == "door"),
+        Route(netns="door", table=254, destination="10.0.0.0/24", dev="eth0"),
+        Element(netns="vpc", set="source", key="e3 . 52.216.0.0/15"),
+        Set(netns="vpc", name="table", type="ifname", data="mark"),
+        Element(netns="vpc", set="table", key="e1", data="1000"),
+        Chain(
+            netns="vpc",
+            name="mark",
+            hook="type filter hook prerouting priority mangle; policy accept;",
+            rules=(Rule(text="meta mark set iifname map @table"),),
+        ),
+        PolicyRule(netns="vpc", priority=100, table=1000, mark=1000),
+        Route(netns="vpc", table=1000, destination="52.216.0.0/15", dev="e3"),
+        Element(netns="vpc", set="into", key="443 . 0.0.0.0/0", data="accept"),
+    ]
+    parts = [part for part in door if "52.216" not in str(getattr(part, "key", ""))]
+    reconciler.apply(world(*parts))
+    with reconciler.namespaces.socket("door", socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind(("0.0.0.0", 443))
+        listener.listen()
+        with reconciler.namespaces.socket("a", socket.AF_INET, socket.SOCK_STREAM) as client:
+            client.settimeout(1)
+            # Answers come from the prefix, which the source check of this test does not know: allow by state.
+            reconciler.apply(world(*parts, state_first()), [key(state_first())])
+            client.connect(("52.217.1.2", 443))
+            accepted, address = listener.accept()
+            accepted.close()
+            assert address[0] == A
+        assert connect(reconciler, "b", ("52.217.1.2", 443)) == "ENETUNREACH"
+
+
+def state_first() -> Chain:
+    chain = world()[("Chain", "vpc", "forward")]
+    assert isinstance(chain, Chain)
+    return Chain(
+        netns="vpc", name="forward", hook=chain.hook, rules=(chain.rules[1], chain.rules[0], *chain.rules[2:])
+    )
+
+
+def replace_gateway(veth: Veth) -> Veth:
+    return replace(veth, gateway=None)
