@@ -339,11 +339,19 @@ def verify(
         payload = _check_body(signed_by, payload, actual, request.body)
     assert payload is not None  # S3 always declares one
     key = signing_key(secret, signed_by.stamp[:8], signed_by.region, signed_by.service)
-    canonical = canonical_request(
-        request.method, request.path, _query_to_sign(request, signed_by), headers, signed_by.signed_headers,
-        payload, is_s3=signed_by.is_s3,
-    )  # fmt: skip
-    text = string_to_sign(signed_by.stamp, signed_by.scope, canonical)
+    try:
+        canonical = canonical_request(
+            request.method,
+            request.path,
+            _query_to_sign(request, signed_by),
+            headers,
+            signed_by.signed_headers,
+            payload,
+            is_s3=signed_by.is_s3,
+        )
+        text = string_to_sign(signed_by.stamp, signed_by.scope, canonical)
+    except UnicodeError:
+        raise AwsError("InvalidURI", "The request's path, query and headers must be UTF-8.") from None
     if not hmac.compare_digest(hmac_hex(key, text), signed_by.signature):
         raise _wrong_signature(signed_by, text, canonical)
     return Verified(signed_by=signed_by, payload=payload, signing_key=key)
