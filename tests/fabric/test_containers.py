@@ -257,6 +257,40 @@ async def test_a_container_survives_its_daemon_and_the_next_one_goes_on(lab: Lab
 
 
 @in_world
+async def test_a_daemon_killed_while_it_starts_a_container_leaves_a_start_that_can_be_done_again(
+    lab: Lab,
+) -> None:
+    # The daemon: this file, which starts container `victim` and says nothing.
+    for milliseconds in range(150, 450, 25):
+        daemon = subprocess.Popen([sys.executable, __file__, "start_one", str(lab.state)])
+        time.sleep(milliseconds / 1000)
+        daemon.kill()
+        daemon.wait()
+        lab.containers = Containers(lab.state)
+        spec = _victim(lab.state, await lab.host())
+        await lab.containers.start(spec)
+        assert (await asyncio.wait_for(lab.containers.wait(spec.id), 10)).code == 6
+        assert [line.text for line in await lab.lines(spec.id)][-1] == "ran"
+        await lab.containers.remove(spec.id)
+        spec.log_path.unlink()
+        assert not {"conmon", "runc"} & _processes()
+
+
+def _victim(state: Path, image: Image) -> ContainerSpec:
+    folder = state / "jobs" / "victim"
+    return ContainerSpec(
+        id="victim", folder=folder, image=image, netns=str(state / "run/netns/net"), hostname="algo-1",
+        log_path=folder / "log", entrypoint=("/bin/sh", "-c", "echo ran; exit 6"),
+    )  # fmt: skip
+
+
+async def start_one(state: Path) -> None:
+    image = await Images(state / "images", rootless=rootfs.in_user_namespace()).resolve("cloister/host")
+    await Containers(state).start(_victim(state, image))
+    await asyncio.sleep(60)
+
+
+@in_world
 async def test_a_container_whose_monitor_was_killed_is_lost_and_ended(lab: Lab) -> None:
     spec = lab.spec(await lab.host(), "/bin/sleep", "60")
     await lab.containers.start(spec)
@@ -411,6 +445,9 @@ async def test_an_image_cannot_have_the_hosts_files_read(lab: Lab) -> None:
 
 def main() -> None:
     """Inside the world: run one test. What it started ends with the world, what it mounted is unmounted."""
+    if sys.argv[1] == "start_one":
+        asyncio.run(start_one(Path(sys.argv[2])))
+        return
     where = Path(tempfile.mkdtemp())
     try:
         asyncio.run(globals()[sys.argv[1]].scenario(Lab(where)))
