@@ -240,7 +240,7 @@ class LogStore:
         events: Sequence[tuple[int, str]],
         *,
         now: int,
-        position: int | None = None,
+        position: str | None = None,
     ) -> None:
         """Store (time, message) pairs, all or none. With `position`, the followed file's position is stored
         in the same transaction. Raises UnknownLog."""

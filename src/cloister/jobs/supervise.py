@@ -35,6 +35,7 @@ from cloister.jobs.model import Instance, ProcessingJob
 from cloister.logs import LogStore
 from cloister.options import Options
 from cloister.vpc import addresses
+from cloister.vpc.explain import explain_s3 as s3_verdict
 from cloister.vpc.interfaces import release
 from cloister.vpc.model import NetworkInterface, Subnet, Vpc
 from cloister.wire.errors import AwsError
@@ -587,9 +588,7 @@ def _netns(instance: Instance, *, agent: bool = False) -> str:
 
 def _explain_s3(world: World, interface: NetworkInterface) -> str:
     """What the VPC's own rules say about the agent's way to S3, and what would change it."""
-    from cloister.vpc.explain import explain_s3
-
-    verdict = explain_s3(world, interface)
+    verdict = s3_verdict(world, interface)
     refusal = verdict.refusal
     if refusal is None:
         return ""
