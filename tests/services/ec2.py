@@ -42,7 +42,7 @@ def check_result(operation: OperationModel, result: dict[str, Any]) -> None:
 def ec2(call: Call, operation_name: str, /, **params: Any) -> dict[str, Any]:
     """Run one EC2 operation through the wire; returns what a client of boto3 gets."""
     operation = model().operation_model(operation_name)
-    written = create_serializer("ec2").serialize_to_request(params, operation)
+    written = create_serializer("ec2", include_validation=False).serialize_to_request(params, operation)
     request = HttpRequest(
         written["method"],
         written["url_path"],
