@@ -19,6 +19,7 @@ and `output` are the names of the chains that every namespace is born with.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address
 
 from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Veth, key
 from cloister.vpc import addresses as ip
@@ -283,7 +284,6 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
     router = interface.vpc_id
     for name, held, subnet in _attached(world, interface):
         assert held.netns is not None
-        own = f"{held.address}/32"
         credentials = (f"{CREDENTIALS_ADDRESS}/32",) if held.netns == interface_id else ()
         yield Netns(name=held.netns, loopback=credentials)
         yield from _instance_chains(held.netns)
@@ -294,7 +294,7 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
             inner=held.netns,
             inner_if="eth0",
             inner_mac=interface.mac if held.primary else ip.mac(router, held.address),
-            addresses=(own,),
+            addresses=(held.address,),
             gateway=ip.router_address(subnet),
         )
         port_text = f'"{name}"'
@@ -359,12 +359,17 @@ def _endpoint(world: World, endpoint_id: str) -> Iterator[Part]:
         inner=endpoint_id,
         inner_if="eth0",
         inner_mac=_endpoint_mac(endpoint_id, 0x0A),
-        addresses=(),
+        addresses=(_endpoint_address(endpoint_id),),
         gateway=_ENDPOINT_GATEWAY,
     )
     for block in blocks:
         yield _element(router, "endpoint_sources", f'"{name}" . {block}', endpoint_id)
     yield _element(router, "ingress_groups", f'"{name}"', endpoint_id, "accept")
+
+
+def _endpoint_address(endpoint_id: str) -> str:
+    """The next hop towards an endpoint's namespace: out of 240.0.0.0/4, which no VPC can have."""
+    return str(IPv4Address(0xF0 << 24 | int(endpoint_id[-7:], 16) & 0xFFFFFFF))
 
 
 def _endpoint_mac(endpoint_id: str, prefix: int) -> str:
