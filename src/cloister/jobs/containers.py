@@ -223,6 +223,7 @@ class Containers:
         overlay, etc, out = own / "overlay", own / "etc", own / "bundle"
         for folder in (overlay / "upper", overlay / "work", etc, out, own / "exit"):
             folder.mkdir(parents=True)
+        own.chmod(0o700)  # config.json holds the job's environment
         (overlay / "upper").chmod(0o755)
         _write_etc(etc, spec)
         spec.log_path.parent.mkdir(parents=True, exist_ok=True)

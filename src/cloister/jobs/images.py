@@ -13,9 +13,10 @@ import base64
 import json
 import os
 import re
+import time
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _ECR = re.compile(
     r"(?P<registry>\d{12}\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.(amazonaws\.com(\.cn)?|on\.aws))/(?P<rest>.+)"
 )
 _PULL_SECONDS = 600.0
+_HOST_SECONDS = 60.0
 
 
 class ImageNotFound(Exception):
@@ -210,6 +212,7 @@ class Images:
         self._rootless = rootless
         self._environ = dict(os.environ if environ is None else environ)
         self._pulls: dict[str, asyncio.Task[str]] = {}
+        self._built: tuple[float, Image] | None = None
         self._known: dict[str, tuple[tuple[int, ...], Image]] = {}
 
     async def resolve(self, uri: str) -> Image:
@@ -226,14 +229,7 @@ class Images:
     def local(self, uri: str) -> Image | None:
         """The image of this URI if it is here."""
         if hostimage.is_host(uri):
-            built = hostimage.build(self._cache)
-            return Image(
-                name=uri,
-                digest=built.digest,
-                layers=(built.layer,),
-                config=ImageConfig(command=("/bin/sh",), env=built.env),
-                binds=built.binds,
-            )
+            return replace(self._host(), name=uri)
         stores = storages(self._environ, rootless=self._rootless)
         stamp = tuple(_modified(s.root / f"{s.driver}-images" / "images.json") for s in stores)
         known = self._known.get(uri)
@@ -245,6 +241,20 @@ class Images:
                 self._known[uri] = (stamp, image)
                 return image
         return None
+
+    def _host(self) -> Image:
+        # Reading the host's /etc takes 10 ms: once in a while is enough.
+        if self._built is None or time.monotonic() - self._built[0] > _HOST_SECONDS:
+            built = hostimage.build(self._cache)
+            image = Image(
+                name="cloister/host",
+                digest=built.digest,
+                layers=(built.layer,),
+                config=ImageConfig(command=("/bin/sh",), env=built.env),
+                binds=built.binds,
+            )
+            self._built = (time.monotonic(), image)
+        return self._built[1]
 
     async def _pull(self, uri: str) -> str:
         # Ten instances of one job want one pull.
