@@ -367,10 +367,15 @@ def _signal(process: _Process, number: signal.Signals) -> None:
         signal.pidfd_send_signal(process.pidfd, number)
 
 
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 async def _ended(process: _Process, timeout: float | None) -> bool:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(process.pidfd, lambda: future.done() or future.set_result(None))
+    loop.add_reader(process.pidfd, _settle, future)
     try:
         await asyncio.wait_for(future, timeout)
     except TimeoutError:

@@ -1,0 +1,607 @@
+"""The S3 door: who asks, from where, may they; then forward the bytes.
+
+    head ─► locate bucket and key ─► SigV4 ─► operation ─► decide ─► answer from the World, or forward
+
+Where a request came in is told by its `Origin` (the socket), never by a header: headers that claim a
+source do not exist for us, and none of a client's headers reaches the backend unless it is on the list.
+A body is checked while it streams; its last piece is kept back until its hash, chunk signatures and
+checksums are found true, so that the backend never completes an object that was tampered with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+from xml.sax.saxutils import escape
+
+import aiohttp
+from aiohttp import web
+
+from cloister.credentials import Credentials
+from cloister.engine import Engine
+from cloister.iam import policy as iam_policy
+from cloister.iam.collect import identity_policies, principal_tags
+from cloister.iam.context import global_keys
+from cloister.iam.decide import Decision, Request, decide
+from cloister.iam.model import Principal
+from cloister.s3 import actions, address, buckets
+from cloister.s3.backend import Backend
+from cloister.s3.model import Bucket
+from cloister.services.api import Origin
+from cloister.vpc.model import VpcEndpoint
+from cloister.wire import sigv4
+from cloister.wire.denials import expired_token, invalid_key, invalid_token
+from cloister.wire.errors import AwsError
+from cloister.wire.http import HttpRequest
+from cloister.wire.payload import Checks, Decoder, PlainDecoder, decoder
+from cloister.world import World
+
+log = logging.getLogger(__name__)
+
+#: bytes of an XML or JSON body (10,000 parts with checksums are 2 MB)
+MAX_DOCUMENT = 4 << 20
+MAX_OBJECT = 5 << 30  # AWS: one PUT, one part
+MAX_HEADERS = 16 << 10
+
+#: request headers that the backend gets, beside x-amz-meta-* and x-amz-copy-source-if-*
+_UP = frozenset(
+    {
+        *("content-type", "cache-control", "content-disposition", "content-language", "expires"),
+        *("range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"),
+        *("x-amz-metadata-directive", "x-amz-tagging-directive", "x-amz-tagging"),
+        *("x-amz-copy-source-range", "x-amz-website-redirect-location"),
+    }
+)
+#: request headers that change what happens and that we do not do: refused by name
+_REFUSED = frozenset(
+    {
+        *("x-amz-server-side-encryption-customer-algorithm", "x-amz-server-side-encryption-aws-kms-key-id"),
+        *("x-amz-object-lock-mode", "x-amz-object-lock-legal-hold", "x-amz-object-lock-retain-until-date"),
+        *("x-amz-copy-source-server-side-encryption-customer-algorithm", "x-amz-write-offset-bytes"),
+        "x-amz-mfa",
+    }
+)
+#: response headers that are the backend's own affair
+_DOWN_DROPPED = frozenset(
+    {
+        *(
+            "server",
+            "date",
+            "connection",
+            "keep-alive",
+            "transfer-encoding",
+            "x-amz-request-id",
+            "x-amz-id-2",
+        ),
+        *("content-length", "access-control-allow-origin", "access-control-expose-headers", "vary"),
+        *("access-control-allow-methods", "access-control-allow-headers", "access-control-allow-credentials"),
+    }
+)
+#: query parameters that belong to the signature or override response headers (handled by the backend)
+_UNSENT_QUERY = frozenset(
+    {
+        *("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders"),
+        *("X-Amz-Signature", "X-Amz-Security-Token", "X-Amz-Content-Sha256", "x-id", "versionId"),
+    }
+)
+_STREAMED = frozenset({"PutObject", "UploadPart"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """One authenticated request, taken apart."""
+
+    head: HttpRequest
+    headers: dict[str, str]
+    query: dict[str, str]
+    bucket: str | None
+    key: str
+    operation: actions.Operation
+    principal: Principal | None
+    verified: sigv4.Verified | None
+    origin: Origin
+    context: dict[str, Any]
+    world: World
+
+
+class Door:
+    """`handle` serves one request that came in at `origin`."""
+
+    def __init__(
+        self, engine: Engine, credentials: Credentials, backend: Backend, *, region: str, account: str
+    ) -> None:
+        self._engine = engine
+        self._credentials = credentials
+        self._backend = backend
+        self._region = region
+        self._account = account
+
+    async def close(self) -> None:
+        """Nothing is kept open by the door itself."""
+
+    async def handle(self, request: web.BaseRequest, origin: Origin) -> web.StreamResponse:
+        request_id, host_id = secrets.token_hex(8).upper(), base64.b64encode(secrets.token_bytes(48)).decode()
+        ids = {"x-amz-request-id": request_id, "x-amz-id-2": host_id}
+        try:
+            return await self._serve(request, origin, ids)
+        except AwsError as error:
+            refused = error
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("S3 request %s failed", request_id)
+            refused = AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
+        resource = request.raw_path.partition("?")[0][:2048]
+        body = b"" if request.method == "HEAD" else buckets.error_xml(refused, resource, request_id, host_id)
+        answer = web.Response(
+            status=refused.status, body=body, headers={"Content-Type": "application/xml", **ids}
+        )
+        if region := refused.fields.get("Region"):
+            answer.headers["x-amz-bucket-region"] = region
+        if request.can_read_body and not request.content.is_eof():
+            # What is left of the body is not worth reading: the connection ends with this answer.
+            answer.force_close()
+        return answer
+
+    async def _serve(
+        self, request: web.BaseRequest, origin: Origin, ids: dict[str, str]
+    ) -> web.StreamResponse:
+        asked = self._take_apart(request, origin)
+        self._authorize(asked)
+        self._check(asked)
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        name = asked.operation.name
+        if name in actions.ANSWERED:
+            status, headers, body = await self._answer(asked, await self._document(request, asked))
+            return web.Response(status=status, headers={**headers, **ids}, body=body)
+        if name == "DeleteObjects":
+            return await self._delete_objects(request, asked, ids)
+        return await self._forward(request, asked, ids)
+
+    # -- who asks, for what -------------------------------------------------------------------------
+
+    def _take_apart(self, request: web.BaseRequest, origin: Origin) -> _Asked:
+        pairs = tuple(
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers
+        )
+        if sum(len(name) + len(value) + 4 for name, value in pairs) > MAX_HEADERS:
+            raise AwsError("RequestHeaderSectionTooLarge", "Your request header section exceeds the limit.")
+        path, _, raw_query = request.raw_path.partition("?")
+        head = HttpRequest(method=request.method, path=path, query=raw_query, headers=pairs)
+        world = self._engine.world
+        signed_by = sigv4.parse_authorization(head)
+        principal, verified, now = None, None, self._engine.clock()
+        if signed_by is not None:
+            secret, principal = self._lookup(signed_by, now)
+            verified = sigv4.verify(
+                head, signed_by, secret, now, service="s3", region=self._region, streamed=True
+            )
+        headers = {name.lower(): value.strip() for name, value in reversed(pairs)}
+        query = address.decode_query(raw_query)
+        bucket, key = address.locate(
+            headers.get("host", ""), path, lambda name: world.get(Bucket, name) is not None
+        )
+        operation = actions.operation(request.method, bucket, key, query, headers)
+        context: dict[str, Any] = global_keys(
+            principal,
+            now=now,
+            address=origin.address,
+            endpoint_id=origin.endpoint_id,
+            vpc_id=origin.vpc_id,
+            secure=origin.secure,
+            user_agent=headers.get("user-agent", ""),
+            region=self._region,
+            tags=principal_tags(world, principal),
+        )
+        context.update(actions.context(query, headers))
+        if signed_by is not None:
+            context["s3:signatureversion"] = sigv4.ALGORITHM
+            context["s3:authType"] = "REST-QUERY-STRING" if signed_by.mode == "query" else "REST-HEADER"
+            context["s3:signatureAge"] = int((now - signed_by.time) * 1000)
+        return _Asked(
+            head=head, headers=headers, query=query, bucket=bucket, key=key, operation=operation,
+            principal=principal, verified=verified, origin=origin, context=context, world=world,
+        )  # fmt: skip
+
+    def _lookup(self, signed_by: sigv4.SignedBy, now: float) -> tuple[str, Principal]:
+        try:
+            return self._credentials.lookup(signed_by.access_key_id, signed_by.token, now)
+        except AwsError as error:
+            if error.code == "InvalidClientTokenId":
+                raise invalid_key("s3", signed_by.access_key_id) from None
+            raise (expired_token("s3") if error.code == "ExpiredToken" else invalid_token("s3")) from None
+
+    # -- may they -----------------------------------------------------------------------------------
+
+    def _decide(self, asked: _Asked, need: actions.Need) -> Decision:
+        bucket = asked.world.get(Bucket, need.bucket)
+        owner = bucket.owner_account if bucket else self._account
+        context = {**asked.context, "aws:ResourceAccount": owner, "s3:ResourceAccount": owner}
+        if need.action.startswith("s3:GetObject"):
+            context.pop("s3:prefix", None)
+        policies = identity_policies(asked.world, asked.principal)
+        if bucket is not None and bucket.policy is not None:
+            policies = replace(
+                policies,
+                resource=((f"bucket policy of {bucket.name}", iam_policy.parse(bucket.policy, "resource")),),
+            )
+        if asked.origin.endpoint_id is not None:
+            policies = replace(policies, endpoint=(self._endpoint_policy(asked),))
+        return decide(
+            Request(
+                principal=asked.principal,
+                action=need.action,
+                resource=need.resource,
+                context=context,
+                resource_account=owner,
+            ),
+            policies,
+        )
+
+    def _endpoint_policy(self, asked: _Asked) -> tuple[str, iam_policy.Policy]:
+        name = asked.origin.endpoint_id or ""
+        endpoint = asked.world.get(VpcEndpoint, name)
+        if endpoint is None:  # it was deleted while its door still held a connection: nothing passes
+            return name, iam_policy.Policy(kind="endpoint", version="2012-10-17", statements=())
+        return name, iam_policy.parse(endpoint.policy, "endpoint")
+
+    def _authorize(self, asked: _Asked) -> None:
+        for need in asked.operation.needs:
+            decision = self._decide(asked, need)
+            if not decision.allowed:
+                raise _denied(asked, decision)
+
+    def _may_list(self, asked: _Asked) -> bool:
+        need = actions.Need(
+            action="s3:ListBucket", resource=f"arn:aws:s3:::{asked.bucket}", bucket=asked.bucket
+        )
+        return self._decide(asked, need).allowed
+
+    def _check(self, asked: _Asked) -> None:
+        """What must be true of the request itself once it is allowed."""
+        name = asked.operation.name
+        if asked.bucket is not None and name != "CreateBucket":
+            bucket = buckets.existing(self._engine, asked.bucket)
+            owner = asked.headers.get("x-amz-expected-bucket-owner", bucket.owner_account)
+            if owner != bucket.owner_account:
+                raise AwsError("AccessDenied", "Access Denied", 403)
+        if asked.operation.source is not None:
+            source = buckets.existing(self._engine, asked.operation.source[0])
+            owner = asked.headers.get("x-amz-source-expected-bucket-owner", source.owner_account)
+            if owner != source.owner_account:
+                raise AwsError("AccessDenied", "Access Denied", 403)
+            address.check_key(asked.operation.source[1])
+        if asked.key and name not in ("GetObject", "HeadObject", "DeleteObject"):
+            address.check_key(asked.key)
+        elif asked.key:
+            with contextlib.suppress(AwsError):
+                address.check_key(asked.key)
+                return self._check_headers(asked)
+            if name == "DeleteObject":
+                return None
+            raise AwsError("NoSuchKey", "The specified key does not exist.", 404, Key=asked.key)
+        return self._check_headers(asked)
+
+    def _check_headers(self, asked: _Asked) -> None:
+        for name in asked.headers:
+            if name in _REFUSED:
+                raise _not_implemented(name)
+        encryption = asked.headers.get("x-amz-server-side-encryption", "AES256")
+        if encryption != "AES256":
+            raise _not_implemented(f"x-amz-server-side-encryption: {encryption[:50]}")
+        acl = asked.headers.get("x-amz-acl", "private")
+        grants = any(name.startswith("x-amz-grant-") for name in asked.headers)
+        if asked.key and (grants or acl not in ("private", "bucket-owner-full-control")):
+            raise AwsError("AccessControlListNotSupported", "The bucket does not allow ACLs")
+        version = asked.query.get("versionId", "null")
+        if version != "null":
+            raise AwsError(
+                "NoSuchVersion",
+                "The specified version does not exist.",
+                404,
+                Key=asked.key,
+                VersionId=version,
+            )
+
+    # -- answers from the World -----------------------------------------------------------------------
+
+    async def _answer(self, asked: _Asked, body: bytes) -> buckets.Answer:
+        ask = buckets.Ask(
+            engine=self._engine,
+            account=self._account,
+            region=self._region,
+            name=asked.bucket,
+            query=asked.query,
+            headers=asked.headers,
+            body=body,
+        )
+        if asked.operation.name == "CreateBucket":
+            if buckets.check_create(ask) is None:
+                await self._at_backend("PUT", asked.bucket, (200, 409))
+            return buckets.created(ask)
+        if asked.operation.name == "DeleteBucket":
+            assert asked.bucket is not None
+            listing = await self._backend.request(
+                "GET", address.encode_path(asked.bucket), "list-type=2&max-keys=1"
+            )
+            async with listing:
+                if b"<Key>" in await listing.read():
+                    raise AwsError(
+                        "BucketNotEmpty",
+                        "The bucket you tried to delete is not empty",
+                        409,
+                        BucketName=asked.bucket,
+                    )
+            await self._at_backend("DELETE", asked.bucket, (204, 404))
+            return buckets.deleted(ask)
+        return buckets.ANSWERS[asked.operation.name](ask)
+
+    async def _at_backend(self, method: str, bucket: str | None, good: tuple[int, ...]) -> None:
+        answer = await self._backend.request(method, address.encode_path(bucket or ""))
+        async with answer:
+            text = (await answer.read()).decode("utf-8", "replace")
+        if answer.status == 409 and "BucketNotEmpty" in text:
+            raise AwsError("BucketNotEmpty", "The bucket you tried to delete is not empty", 409)
+        if answer.status not in good:
+            log.error("the object store answered %s to %s %s: %s", answer.status, method, bucket, text[:500])
+            raise AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
+
+    # -- bodies -----------------------------------------------------------------------------------------
+
+    async def _document(self, request: web.BaseRequest, asked: _Asked) -> bytes:
+        """A small body, whole and checked."""
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in self._checked(request, asked):
+            size += len(piece)
+            if size > MAX_DOCUMENT:
+                raise AwsError(
+                    "MaxMessageLengthExceeded",
+                    "Your request was too big.",
+                    MaxMessageLengthBytes=str(MAX_DOCUMENT),
+                )
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _decoder(self, asked: _Asked) -> Decoder:
+        trailer = asked.headers.get("x-amz-trailer", "")
+        for name in trailer.split(","):
+            if name.strip().lower() in ("x-amz-checksum-crc32c", "x-amz-checksum-crc64nvme"):
+                raise _not_implemented(f"x-amz-trailer: {name.strip()}")
+        if asked.verified is not None:
+            made = decoder(asked.head, asked.verified)
+        else:
+            if asked.headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
+                raise AwsError("AccessDenied", "Access Denied", 403)
+            checks = Checks()
+            for name, value in asked.headers.items():
+                checks.expect(name, value)
+            length = asked.headers.get("content-length", "")
+            made = PlainDecoder(None, checks, int(length) if length.isdigit() else None)
+        if made.unchecked and asked.operation.name in _STREAMED:
+            raise _not_implemented(next(iter(made.unchecked)))
+        return made
+
+    async def _checked(self, request: web.BaseRequest, asked: _Asked) -> AsyncIterator[bytes]:
+        """The body's own bytes. The last piece comes only after everything was found true."""
+        checking = self._decoder(asked)
+        held: bytes | memoryview = b""
+        async for data in request.content.iter_any():
+            for piece in checking.feed(data):
+                if held:
+                    yield bytes(held)
+                held = piece
+        checking.finish()
+        if held:
+            yield bytes(held)
+
+    # -- forwarding -------------------------------------------------------------------------------------
+
+    async def _forward(
+        self, request: web.BaseRequest, asked: _Asked, ids: dict[str, str]
+    ) -> web.StreamResponse:
+        name = asked.operation.name
+        headers = _headers_up(asked)
+        body: AsyncIterator[bytes] | bytes | None = None
+        failed: list[BaseException] = []
+        if name in _STREAMED:
+            length = _body_length(asked)
+            headers.append(("Content-Length", str(length)))
+            body = _remembering(self._checked(request, asked), failed) if length else b""
+            if not length:
+                await self._document(request, asked)
+        elif asked.head.method in ("PUT", "POST"):
+            body = await self._document(request, asked)
+        assert asked.bucket is not None
+        query = {key: value for key, value in asked.query.items() if key not in _UNSENT_QUERY}
+        path = address.encode_path(asked.bucket, asked.key)
+        try:
+            answer = await self._backend.request(
+                asked.head.method, path, address.encode_query(query), tuple(headers), body
+            )
+        except (AwsError, aiohttp.ClientError, OSError) as error:
+            raise (failed[0] if failed else _unavailable(error)) from None
+        async with answer:
+            if failed:
+                raise failed[0]
+            return await self._pass_back(request, asked, answer, ids)
+
+    async def _pass_back(
+        self, request: web.BaseRequest, asked: _Asked, answer: aiohttp.ClientResponse, ids: dict[str, str]
+    ) -> web.StreamResponse:
+        reading = asked.operation.name in ("GetObject", "HeadObject")
+        if answer.status == 404 and reading and not self._may_list(asked):
+            # AWS (GetObject): without s3:ListBucket a key that is not there is 403, so that nobody can probe.
+            raise AwsError("AccessDenied", "Access Denied", 403)
+        if answer.status >= 500:
+            log.error("the object store answered %s: %r", answer.status, (await answer.read())[:500])
+            raise AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
+        if answer.status >= 400 and asked.head.method != "HEAD":
+            raise _backend_error(answer.status, (await answer.read()).decode("utf-8", "replace"))
+        response = web.StreamResponse(status=answer.status)
+        for key, value in answer.headers.items():
+            if key.lower() not in _DOWN_DROPPED and not key.lower().startswith("x-seaweedfs"):
+                response.headers.add(key, value)
+        response.headers.update(ids)
+        if "Content-Length" in answer.headers:
+            response.content_length = int(answer.headers["Content-Length"])
+        await response.prepare(request)
+        if asked.head.method != "HEAD":
+            async for piece in answer.content.iter_any():
+                await response.write(piece)
+        await response.write_eof()
+        return response
+
+    async def _delete_objects(
+        self, request: web.BaseRequest, asked: _Asked, ids: dict[str, str]
+    ) -> web.StreamResponse:
+        """Each key is asked for by itself; what is denied is told in the answer, the rest is deleted."""
+        body = await self._document(request, asked)
+        root = buckets.parse_xml(body)
+        objects = root.findall("Object")
+        if root.tag != "Delete" or not 1 <= len(objects) <= 1000:
+            raise AwsError(
+                "MalformedXML",
+                "The XML you provided was not well-formed or did not validate against our published schema",
+            )
+        wanted: list[str] = []
+        errors: list[str] = []
+        done: list[str] = []
+        for each in objects:
+            key, version = each.findtext("Key") or "", each.findtext("VersionId")
+            action = "s3:DeleteObjectVersion" if version else "s3:DeleteObject"
+            need = actions.Need(
+                action=action, resource=f"arn:aws:s3:::{asked.bucket}/{key}", bucket=asked.bucket
+            )
+            decision = self._decide(asked, need)
+            if not decision.allowed:
+                message = _denied(asked, decision).message
+                errors.append(
+                    f"<Error><Key>{escape(key)}</Key><Code>AccessDenied</Code>"
+                    f"<Message>{escape(message)}</Message></Error>"
+                )
+                continue
+            try:
+                address.check_key(key)
+                wanted.append(key)
+            except AwsError:  # a key that cannot be there: deleting it succeeds, as for any missing key
+                done.append(f"<Deleted><Key>{escape(key)}</Key></Deleted>")
+        if wanted:
+            rows = "".join(f"<Object><Key>{escape(key)}</Key></Object>" for key in wanted)
+            sent = f"<Delete>{rows}</Delete>".encode()
+            digest = base64.b64encode(hashlib.md5(sent, usedforsecurity=False).digest()).decode()
+            answer = await self._backend.request(
+                "POST",
+                address.encode_path(asked.bucket or ""),
+                "delete=",
+                (("Content-MD5", digest), ("Content-Type", "application/xml")),
+                sent,
+            )
+            async with answer:
+                text = (await answer.read()).decode("utf-8", "replace")
+            if answer.status != 200:
+                raise _backend_error(answer.status, text)
+            for found in buckets.parse_xml(text.encode()):
+                key = escape(found.findtext("Key") or "")
+                if found.tag == "Deleted":
+                    done.append(f"<Deleted><Key>{key}</Key></Deleted>")
+                elif found.tag == "Error":
+                    code, message = found.findtext("Code") or "", found.findtext("Message") or ""
+                    errors.append(
+                        f"<Error><Key>{key}</Key><Code>{escape(code)}</Code>"
+                        f"<Message>{escape(message)}</Message></Error>"
+                    )
+        quiet = (root.findtext("Quiet") or "").lower() == "true"
+        rows = ("" if quiet else "".join(done)) + "".join(errors)
+        text = (
+            '<?xml version="1.0" encoding="UTF-8"?>\n<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"{rows}</DeleteResult>"
+        )
+        return web.Response(body=text.encode(), headers={"Content-Type": "application/xml", **ids})
+
+
+def _denied(asked: _Asked, decision: Decision) -> AwsError:
+    if asked.principal is None and decision.reason == "IMPLICIT_DENY" and decision.gate == "resource":
+        return AwsError("AccessDenied", "Access Denied", 403)
+    return AwsError("AccessDenied", decision.sentence(), 403)
+
+
+def _not_implemented(what: str) -> AwsError:
+    return AwsError(
+        "NotImplemented",
+        f"A header you provided implies functionality that is not implemented: {what}",
+        501,
+        Header=what,
+    )
+
+
+def _unavailable(error: BaseException) -> AwsError:
+    if isinstance(error, AwsError):
+        return error
+    log.warning("the object store broke off: %s", error)
+    return AwsError("ServiceUnavailable", "The object store does not answer. Please try again.", 503)
+
+
+def _body_length(asked: _Asked) -> int:
+    chunked = asked.verified is not None and asked.verified.is_chunked
+    text = asked.headers.get("x-amz-decoded-content-length" if chunked else "content-length", "")
+    if not (text.isascii() and text.isdigit() and len(text) <= 16):
+        raise AwsError("MissingContentLength", "You must provide the Content-Length HTTP header.", 411)
+    if int(text) > MAX_OBJECT:
+        raise AwsError(
+            "EntityTooLarge",
+            "Your proposed upload exceeds the maximum allowed size",
+            ProposedSize=text,
+            MaxSizeAllowed=str(MAX_OBJECT),
+        )
+    return int(text)
+
+
+def _headers_up(asked: _Asked) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for name, value in asked.headers.items():
+        if name in _UP or name.startswith(("x-amz-meta-", "x-amz-copy-source-if-")):
+            found.append((name, value))
+        elif name == "content-encoding":
+            kept = ",".join(each.strip() for each in value.split(",") if each.strip() != "aws-chunked")
+            if kept:
+                found.append((name, kept))
+    if asked.operation.source is not None:
+        bucket, key, _ = asked.operation.source
+        found.append(("x-amz-copy-source", address.encode_path(bucket, key)))
+    return found
+
+
+async def _remembering(pieces: AsyncIterator[bytes], failed: list[BaseException]) -> AsyncIterator[bytes]:
+    """Pass on; keep what went wrong, which aiohttp would bury in an error of its own."""
+    try:
+        async for piece in pieces:
+            yield piece
+    except Exception as error:
+        failed.append(error)
+        raise
+
+
+def _backend_error(status: int, text: str) -> AwsError:
+    try:
+        root = buckets.parse_xml(text.encode())
+        code, message = root.findtext("Code"), root.findtext("Message")
+        fields = {
+            each: root.findtext(each) or ""
+            for each in ("Key", "BucketName", "UploadId")
+            if root.findtext(each)
+        }
+    except AwsError:
+        code, message, fields = None, None, {}
+    if not code:
+        return AwsError("InvalidRequest", f"The object store answered with status {status}.", status)
+    return AwsError(code, message or code, status, **fields)

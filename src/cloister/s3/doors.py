@@ -1,0 +1,119 @@
+"""One door for each S3 gateway endpoint: listening inside the endpoint's namespace, on ports 80 and 443.
+
+Which endpoint and which VPC a request came through is known from the socket it was accepted on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from cloister.engine import Engine
+from cloister.fabric import Fabric
+from cloister.kernel.netns import Namespaces
+from cloister.s3.backend import UNIT
+from cloister.s3.certificates import Authority
+from cloister.s3.door import MAX_HEADERS, Door
+from cloister.servers import Servers
+from cloister.services.api import Origin
+from cloister.vpc.model import VpcEndpoint
+from cloister.world import World
+
+HTTP, HTTPS = 80, 443
+BACKLOG = 1024
+
+Close = Callable[[], Awaitable[None]]
+
+
+async def serve(
+    door: Door,
+    plain: socket.socket | None,
+    tls: socket.socket | None,
+    context: ssl.SSLContext | None,
+    endpoint_id: str | None = None,
+    vpc_id: str | None = None,
+) -> Close:
+    """Serve `door` on bound sockets until the returned function is awaited."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        origin = Origin(
+            address=request.remote or "",
+            endpoint_id=endpoint_id,
+            vpc_id=vpc_id,
+            secure=request.transport is not None
+            and request.transport.get_extra_info("sslcontext") is not None,
+        )
+        return await door.handle(request, origin)
+
+    runner = web.ServerRunner(server(handle), shutdown_timeout=1.0)
+    await runner.setup()
+    if plain is not None:
+        await web.SockSite(runner, plain, backlog=BACKLOG).start()
+    if tls is not None:
+        assert context is not None
+        await web.SockSite(runner, tls, ssl_context=context, backlog=BACKLOG).start()
+    return runner.cleanup
+
+
+def server(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> web.Server:
+    """The aiohttp server with our limits. Bodies stay as they were sent: a gzip file is not unpacked."""
+    return web.Server(
+        handle,
+        access_log=None,
+        auto_decompress=False,
+        read_bufsize=UNIT,
+        keepalive_timeout=30.0,
+        max_line_size=MAX_HEADERS,
+        max_field_size=MAX_HEADERS,
+        lingering_time=2.0,
+    )
+
+
+class EndpointDoors:
+    """Keeps a door open in the namespace of every gateway endpoint for S3 that the kernel holds."""
+
+    def __init__(
+        self, engine: Engine, fabric: Fabric, namespaces: Namespaces, door: Door, authority: Authority
+    ) -> None:
+        self._engine = engine
+        self._namespaces = namespaces
+        self._door = door
+        self._context = authority.server_context()
+        self._servers: Servers[str] = Servers("endpoint doors", engine, fabric, _wanted, self._open)
+
+    async def start(self) -> None:
+        await self._servers.start()
+
+    async def stop(self) -> None:
+        await self._servers.stop()
+
+    async def _open(self, endpoint_id: str) -> Close:
+        endpoint = self._engine.world.get(VpcEndpoint, endpoint_id)
+        if endpoint is None:
+            raise LookupError(endpoint_id)
+        with contextlib.ExitStack() as stack:
+            listeners = []
+            for port in (HTTP, HTTPS):
+                made = self._namespaces.socket(endpoint_id, socket.AF_INET, socket.SOCK_STREAM)
+                stack.enter_context(made)
+                made.setblocking(False)
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                made.bind(("0.0.0.0", port))
+                listeners.append(made)
+            close = await serve(
+                self._door, listeners[0], listeners[1], self._context, endpoint_id, endpoint.vpc_id
+            )
+            stack.pop_all()
+        return close
+
+
+def _wanted(world: World) -> set[str]:
+    return {
+        each.endpoint_id
+        for each in world.all(VpcEndpoint)
+        if each.kind == "Gateway" and each.service_name.endswith(".s3")
+    }
