@@ -17,7 +17,7 @@ QUICK = settings(
 )
 
 
-@pytest.mark.parametrize(("service", "name"), sorted(OPERATIONS), ids=":".join)
+@pytest.mark.parametrize(("service", "name"), sorted(OPERATIONS))
 def test_an_implemented_operation_goes_there_and_back(service: str, name: str) -> None:
     @QUICK
     @given(st.data())

@@ -199,6 +199,7 @@ def test_every_pattern_of_the_models_is_understood(service: str) -> None:
         (r"([\p{L}\p{Z}\p{N}_.:\/=+\-@]*)${1,128}", ["abc", ""], ["a,"]),
         (r"[\w-_]*", ["a-b_c"], ["a.b"]),
         (r"[\u0020-\uD7FF\uE000-\uFFFD\uD800\uDC00-\uDBFF\uDFFF\t]*", ["a\té\U0001f600"], ["\x01"]),
+        (r"\d{2}\w", ["12a"], ["\u0661\u0662a", "12é"]),
         (r"^[a-z]+$", ["abc"], ["abc\n", "ABC"]),
         (r"\p{Lu}\P{Lu}", ["Aa", "Éé"], ["AA", "aa"]),
         (r"[^\p{L}[]+", ["123"], ["a", "["]),

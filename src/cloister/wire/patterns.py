@@ -130,6 +130,6 @@ def _quantified(pattern: str, found: re.Match[str]) -> bool:
 def compiled(pattern: str) -> re.Pattern[str] | None:
     """The pattern ready for `fullmatch`; None when it cannot be said in Python, and so is not checked."""
     try:
-        return re.compile(translate(pattern))
+        return re.compile(translate(pattern), re.ASCII)  # Java's \d, \w and \s are ASCII's
     except (re.error, ValueError, LookupError):
         return None
