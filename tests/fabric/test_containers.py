@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cloister.jobs import bundle, rootfs
+from cloister.jobs import bundle, cgroups, rootfs
 from cloister.jobs.bundle import Limits
 from cloister.jobs.containers import ContainerError, Containers, ContainerSpec, Exit, Mount
 from cloister.jobs.images import Image, ImageNotFound, Images
@@ -443,6 +443,15 @@ async def test_an_image_cannot_have_the_hosts_files_read(lab: Lab) -> None:
     assert "user daemon is not in its /etc/passwd" in str(caught.value)
 
 
+async def _run(test: Callable[[Lab], Awaitable[None]], lab: Lab) -> None:
+    try:
+        await test(lab)
+    finally:
+        for container in lab.containers.adopt():
+            await lab.containers.remove(container)
+        cgroups.remove_all(lab.state)
+
+
 def main() -> None:
     """Inside the world: run one test. What it started ends with the world, what it mounted is unmounted."""
     if sys.argv[1] == "start_one":
@@ -450,7 +459,7 @@ def main() -> None:
         return
     where = Path(tempfile.mkdtemp())
     try:
-        asyncio.run(globals()[sys.argv[1]].scenario(Lab(where)))
+        asyncio.run(_run(globals()[sys.argv[1]].scenario, Lab(where)))
     finally:
         for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
             if line.split()[4].startswith(f"{where}/"):

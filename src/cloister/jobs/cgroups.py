@@ -51,3 +51,15 @@ def remove(cgroup: str) -> None:
             folder.rmdir()
         with suppress(OSError):
             folder.parent.rmdir()
+
+
+def remove_all(state: Path) -> None:
+    """All groups of this state's containers, when none runs any more: what `cloister down` does last."""
+    parent = default_parent(state)
+    for folder in _folders(parent) if parent else []:
+        if folder.is_dir():
+            for child in (entry for entry in folder.iterdir() if entry.is_dir()):
+                with suppress(OSError):
+                    child.rmdir()
+            with suppress(OSError):
+                folder.rmdir()
