@@ -138,16 +138,18 @@ class Resolvers:
         self._fabric = fabric
         self._namespaces = namespaces
         self._region = region
+        self._applied_world = engine.world
         self._resolvers: dict[tuple[str, str], _Resolver] = {}  # by VPC and base + 2
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Serve every VPC that the kernel holds, then follow."""
-        await self._sync()
+        self._applied_world = self._engine.world
         self._fabric.follow(self._applied)
+        if not await self._sync():
+            self._wake.set()
         self._task = asyncio.create_task(self._run(), name="resolvers")
-        self._wake.set()
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -159,7 +161,8 @@ class Resolvers:
         self._resolvers = {}
 
     def _applied(self, world: World) -> None:
-        if world.count(Vpc) != len(self._resolvers) or self._wanted(world) != self._resolvers.keys():
+        self._applied_world = world
+        if self._wanted(world) != self._resolvers.keys():
             self._wake.set()
 
     def _wanted(self, world: World) -> set[tuple[str, str]]:
@@ -175,7 +178,7 @@ class Resolvers:
 
     async def _sync(self) -> bool:
         """Start and stop servers; False: some could not be started yet."""
-        wanted = self._wanted(self._engine.world)
+        wanted = self._wanted(self._applied_world)
         for key in self._resolvers.keys() - wanted:
             self._resolvers.pop(key).close()
         complete = True

@@ -1,5 +1,5 @@
-"""Real packets through compiled VPCs, in a throw-away private world: `holder --exec` runs this file again with a
-test's name."""
+"""Real packets through compiled VPCs, in a throw-away private world: `holder --exec` runs this file again with
+a test's name."""
 
 from __future__ import annotations
 
