@@ -33,7 +33,7 @@ from cloister.jobs.objects import BadKey, Object, plan_files, shard, under
 PARALLEL = 16
 CHUNK = 1 << 20
 #: seconds; a subnet without a route to S3 shall fail the job within a few of them
-CONNECT_SECONDS = 2.5
+CONNECT_SECONDS = 2.0
 #: AWS: "Unable to execute request to S3" is what a processing job says when its subnet has no way to S3
 UNREACHABLE = "Unable to execute request to S3"
 KEY_LIMIT = 1024  # S3: bytes of a key
@@ -251,11 +251,11 @@ def _reach(spec: Spec) -> None:
             socket.create_connection((str(address[0]), 443), CONNECT_SECONDS).close()
             return
         except OSError as error:
-            if attempt == 2:
+            # A name that does not resolve was asked for twice already.
+            if attempt == 2 or isinstance(error, socket.gaierror):
                 uri = spec.channels[0].uri
-                raise Failure(
-                    _failed(spec.task, _first_call(spec), uri, UNREACHABLE), unreachable=True
-                ) from error
+                reason = _failed(spec.task, _first_call(spec), uri, UNREACHABLE)
+                raise Failure(reason, unreachable=True) from error
 
 
 def _first_call(spec: Spec) -> str:
