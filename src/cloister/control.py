@@ -9,15 +9,12 @@ from aiohttp import web
 
 from cloister.engine import Engine
 from cloister.fabric import Fabric
-from cloister.jobs.model import ProcessingJob
+from cloister.jobs.model import LOG_GROUP, ProcessingJob
 from cloister.jobs.supervise import Supervisor
-from cloister.logs import LogStore
-from cloister.s3.backend import SeaweedFS
+from cloister.logs import LogStore, UnknownLog
+from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
 from cloister.vpc.model import NetworkInterface, RouteTable, SecurityGroup, Subnet, Vpc, VpcEndpoint
-
-LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
-TERMINAL = ("Completed", "Failed", "Stopped")
 
 
 class Control:
@@ -30,7 +27,7 @@ class Control:
         fabric: Fabric,
         supervisor: Supervisor,
         logs: LogStore,
-        backend: SeaweedFS,
+        backend: Backend,
     ) -> None:
         self._running = running
         self._engine = engine
@@ -72,7 +69,7 @@ class Control:
                 "problem": self._fabric.problem,
                 "resources": {name: world.count(cls) for name, cls in kinds.items()},
                 "jobs": [
-                    {"name": j.name, "status": j.status, "phase": j.phase, "subnet": j.subnet_id}
+                    {"name": j.name, "status": j.status, "phase": j.state.value, "subnet": j.subnet_id}
                     for j in jobs
                 ],
             }
@@ -85,24 +82,33 @@ class Control:
             return web.json_response(
                 {"error": f"No job is named {name!r}. `cloister status` lists the latest."}, status=404
             )
-        after = int(request.query.get("after", "0"))
-        found = self._logs.since(LOG_GROUP, f"{name}/", after)
+        ended = job.terminal  # before reading, so that nothing written after it is missed
+        place = self._place(request.query.get("after", ""))
+        try:
+            streams = self._logs.streams(LOG_GROUP, f"{name}/")
+        except UnknownLog:
+            streams = []
+        found, _ = self._logs.filter(streams, lambda _: True, after=place)
         return web.json_response(
             {
                 "events": [
                     {
-                        "timestamp": event.timestamp,
+                        "timestamp": event.time,
                         "instance": "-".join(event.stream.removeprefix(f"{name}/").split("-")[:2]),
                         "message": event.message,
                     }
                     for event in found
                 ],
-                "next": max((event.number for event in found), default=after),
-                "ended": job.status in TERMINAL,
+                "next": "{}.{}".format(*(found[-1].place if found else place)),
+                "ended": ended,
                 "status": job.status,
                 "failure_reason": job.failure_reason,
             }
         )
+
+    def _place(self, text: str) -> tuple[int, int]:
+        time, _, number = text.partition(".")
+        return (int(time or 0), int(number or 0))
 
     async def _gc(self, request: web.Request) -> web.Response:
         return web.json_response(await self._supervisor.collect_garbage(dry_run="dry_run" in request.query))

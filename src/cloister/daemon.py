@@ -32,14 +32,15 @@ from cloister.front import Front
 from cloister.jobs.containers import Containers
 from cloister.jobs.images import Images
 from cloister.jobs.supervise import Supervisor
+from cloister.kernel import holder
 from cloister.kernel.netns import Namespaces
 from cloister.kernel.reconcile import Reconciler
 from cloister.logs import LogStore
 from cloister.options import Options
-from cloister.s3.backend import SeaweedFS
+from cloister.s3.backend import Backend, SeaweedFS
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
-from cloister.s3.doors import EndpointDoors
+from cloister.s3.doors import EndpointDoors, server
 from cloister.services.ec2 import default_vpc
 from cloister.store import Store
 from cloister.vpc.model import Vpc
@@ -78,7 +79,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     fabric = Fabric(engine, namespaces, Reconciler(namespaces))
     await fabric.start()
     stack.push_async_callback(fabric.stop)
-    backend = SeaweedFS(state, namespaces)
+    backend = make_backend(state, options, namespaces)
     await backend.start()
     stack.push_async_callback(backend.stop)
     door = Door(engine, credentials, backend, region=options.region, account=options.account)
@@ -89,12 +90,14 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     resolvers = Resolvers(engine, fabric, namespaces, region=options.region)
     await resolvers.start()
     stack.push_async_callback(resolvers.stop)
+    found = holder.info(state)
+    rootless = found is not None and found.mode != "root"
     supervisor = Supervisor(
         state=state,
         engine=engine,
         fabric=fabric,
         containers=Containers(state),
-        images=Images(),
+        images=Images(state / "images", rootless=rootless),
         credentials=credentials,
         logs=logs,
         namespaces=namespaces,
@@ -112,7 +115,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         },
     )
     front = Front(dispatcher, door, cors_origins=options.cors_origins)
-    runner = web.ServerRunner(web.Server(front.handle, access_log=None))
+    runner = web.ServerRunner(server(front.handle))
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.TCPSite(
@@ -133,6 +136,15 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     await _serve_control(state, control, stack)
     _write_running(state, running)
     return str(running["url"])
+
+
+def make_backend(state: Path, options: Options, namespaces: Namespaces) -> Backend:
+    """The S3 endpoint that was named, else a SeaweedFS of our own."""
+    if options.s3_backend is None:
+        return SeaweedFS(state, namespaces)
+    return Backend(
+        options.s3_backend, options.s3_backend_access_key or "", options.s3_backend_secret_key or ""
+    )
 
 
 async def _serve_control(state: Path, control: Control, stack: AsyncExitStack) -> None:

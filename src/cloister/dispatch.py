@@ -11,10 +11,10 @@ import logging
 from typing import Any
 
 from cloister import ids
-from cloister.authorize import request_context
 from cloister.credentials import Credentials
 from cloister.engine import Engine
 from cloister.iam import collect
+from cloister.iam.context import global_keys
 from cloister.iam.decide import Request, decide
 from cloister.iam.model import Principal
 from cloister.services.api import OPERATIONS, Call, Operation, Origin, Params
@@ -50,7 +50,7 @@ class Dispatcher:
     def handle(self, request: HttpRequest, origin: Origin) -> HttpResponse:
         """The answer to one request. Never raises."""
         request_id = ids.request_id()
-        target = None
+        target = protocol.guess(request)
         try:
             target = protocol.identify(request)
             principal = self._authenticate(request, target)
@@ -75,27 +75,22 @@ class Dispatcher:
             return protocol.render_error(target, error, request_id)
         except Exception:
             log.exception("request %s failed inside Cloister", request_id)
-            error = AwsError(
-                "InternalFailure",
-                f"Cloister failed on this request; its daemon.log says why, under {request_id}.",
-                500,
-            )
-            return protocol.render_error(target, error, request_id)
+            sentence = f"Cloister failed on this request; its daemon.log says why, under {request_id}."
+            return protocol.render_error(target, AwsError("InternalFailure", sentence, 500), request_id)
 
     def _authenticate(self, request: HttpRequest, target: protocol.Target) -> Principal:
         now = self._engine.clock()
         signed_by = sigv4.parse_authorization(request)
         if signed_by is None:
-            raise AwsError(
-                "MissingAuthenticationToken", "The request must be signed: it has no AWS credentials.", 403
-            )
+            raise sigv4.missing_authentication(protocol.signing_name_of(target))
         secret, principal = self._credentials.lookup(signed_by.access_key_id, signed_by.token, now)
         sigv4.verify(
             request,
             signed_by,
             secret,
             now,
-            service=target.service,
+            service=protocol.signing_name_of(target),
+            region=self._region,
             body_sha256=hashlib.sha256(request.body).hexdigest(),
         )
         return principal
@@ -117,11 +112,19 @@ def authorize(world: World, operation: Operation, call: Call, params: Params) ->
     if operation.action is None:
         return
     policies = collect.identity_policies(world, call.principal)
-    context = request_context(
-        call.principal, call.origin, now=call.now, region=call.region, user_agent=call.user_agent
+    context = global_keys(
+        call.principal,
+        now=call.now,
+        address=call.origin.address,
+        endpoint_id=call.origin.endpoint_id,
+        vpc_id=call.origin.vpc_id,
+        secure=call.origin.secure,
+        user_agent=call.user_agent,
+        region=call.region,
+        tags=collect.principal_tags(world, call.principal),
     )
     if operation.context is not None:
-        context |= operation.context(call, params)
+        context |= {key.lower(): value for key, value in operation.context(call, params).items()}
     for resource in operation.resources(call, params) if operation.resources else ["*"]:
         request = Request(
             principal=call.principal, action=operation.action, resource=resource, context=context

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -36,7 +37,9 @@ class Store:
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(_SCHEMA)
         self._encode = msgspec.json.Encoder().encode
-        self._decoders = {name: msgspec.json.Decoder(kind.cls) for name, kind in KINDS.items()}
+        self._decoders: dict[str, msgspec.json.Decoder[Any]] = {
+            name: msgspec.json.Decoder(kind.cls) for name, kind in KINDS.items()
+        }
 
     def load(self) -> World:
         """The World as last acknowledged. A document of a kind this version does not know is left alone."""

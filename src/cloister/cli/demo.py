@@ -16,7 +16,7 @@ from cloister.cli.paths import read_running
 @click.command()
 @json_option
 @click.pass_obj
-def demo(state: Path, as_json: bool) -> None:
+def demo(state: Path, /, as_json: bool) -> None:
     """Show a job in a private VPC, end to end: 336,776 flights, what is reachable and what is refused.
 
     Every step checks what it prints; the command fails if any step is not as stated. Cloister is started if

@@ -42,7 +42,7 @@ START_TIMEOUT = 60.0
 @click.option("--foreground", is_flag=True, help="Stay, show the daemon's log, and go down at Ctrl-C.")
 @json_option
 @click.pass_obj
-def up(state: Path, foreground: bool, as_json: bool, **given: Any) -> None:
+def up(state: Path, /, foreground: bool, as_json: bool, **given: Any) -> None:
     """Start Cloister, or find it running. Options are remembered for the next `up`."""
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     chosen = {name: value for name, value in given.items() if value not in (None, ())}
@@ -100,7 +100,7 @@ def _follow(state: Path) -> None:
 @click.command()
 @json_option
 @click.pass_obj
-def down(state: Path, as_json: bool) -> None:
+def down(state: Path, /, as_json: bool) -> None:
     """Stop Cloister. Jobs that run are ended; every resource and object is kept for the next `up`."""
     was_up = holder.stop(state, 30)
     (state / "daemon.json").unlink(missing_ok=True)
@@ -113,7 +113,7 @@ def down(state: Path, as_json: bool) -> None:
 @click.command()
 @json_option
 @click.pass_obj
-def status(state: Path, as_json: bool) -> None:
+def status(state: Path, /, as_json: bool) -> None:
     """What runs, what it holds, and whether anything is wrong. Exits 3 when Cloister is not up."""
     running = read_running(state)
     if running is None:
@@ -137,7 +137,7 @@ def status(state: Path, as_json: bool) -> None:
 @click.option("--unset", is_flag=True, help="Print the lines that undo it.")
 @json_option
 @click.pass_obj
-def env(state: Path, unset: bool, as_json: bool) -> None:
+def env(state: Path, /, unset: bool, as_json: bool) -> None:
     """Print the exports that point AWS clients at this Cloister: eval "$(cloister env)"."""
     running = read_running(state)
     if running is None:
@@ -155,9 +155,8 @@ def environment(state: Path, running: Running) -> dict[str, str]:
     root = json.loads((state / "root.json").read_text())
     return {
         "AWS_ENDPOINT_URL": running.url,
-        "AWS_ACCESS_KEY_ID": os.environ.get("CLOISTER_ROOT_ACCESS_KEY_ID") or root["access_key_id"],
-        "AWS_SECRET_ACCESS_KEY": os.environ.get("CLOISTER_ROOT_SECRET_ACCESS_KEY")
-        or root["secret_access_key"],
+        "AWS_ACCESS_KEY_ID": os.environ.get("CLOISTER_ROOT_ACCESS_KEY_ID") or root["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": os.environ.get("CLOISTER_ROOT_SECRET_ACCESS_KEY") or root["SecretAccessKey"],
         "AWS_REGION": running.region,
         "AWS_DEFAULT_REGION": running.region,
         "AWS_CA_BUNDLE": str(state / "bundle.pem"),
@@ -168,7 +167,7 @@ def environment(state: Path, running: Running) -> dict[str, str]:
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @json_option
 @click.pass_obj
-def gc(state: Path, dry_run: bool, as_json: bool) -> None:
+def gc(state: Path, /, dry_run: bool, as_json: bool) -> None:
     """Remove what a crash of this machine may have left: folders of ended jobs, cgroups, stale files."""
     removed = collect_garbage(state, dry_run=dry_run)
     if as_json:

@@ -20,9 +20,9 @@ from cloister.cli.paths import ControlError, ask
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job has ended.")
 @json_option
 @click.pass_obj
-def logs(state: Path, job: str, follow: bool, as_json: bool) -> None:
+def logs(state: Path, /, job: str, follow: bool, as_json: bool) -> None:
     """Print what JOB wrote, all instances merged in time, and at the end how it ended."""
-    after = 0
+    after = ""
     try:
         while True:
             found = ask(state, "GET", f"/logs?job={urllib.parse.quote(job, safe='')}&after={after}")

@@ -209,6 +209,11 @@ def make_subnet(on: Stage, vpc: str, cidr: str, zone: str) -> str:
     return subnet
 
 
+def follow_table(on: Stage, subnet: str, table: str) -> None:
+    association = on.ec2.associate_route_table(RouteTableId=table, SubnetId=subnet)["AssociationId"]
+    on.undo.append(lambda: on.ec2.disassociate_route_table(AssociationId=association))
+
+
 def make_group(on: Stage, vpc: str, name: str, *, allow_itself: bool) -> str:
     group: str = on.ec2.create_security_group(GroupName=name, Description=name, VpcId=vpc)["GroupId"]
     on.undo.append(lambda: on.ec2.delete_security_group(GroupId=group))
@@ -244,8 +249,7 @@ def _build(on: Stage) -> Network:
     table = on.ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
     on.undo.append(lambda: on.ec2.delete_route_table(RouteTableId=table))
     for subnet in subnets:
-        association = on.ec2.associate_route_table(RouteTableId=table, SubnetId=subnet)["AssociationId"]
-        on.undo.append(lambda a=association: on.ec2.disassociate_route_table(AssociationId=a))
+        follow_table(on, subnet, table)
     bucket = make_bucket(on, f"flights-{on.mark}")
     other = make_bucket(on, f"elsewhere-{on.mark}")
     repository = f"amazonlinux.{on.region}.amazonaws.com"
@@ -664,8 +668,7 @@ def _failures(on: Stage, net: Network) -> None:
     mute = make_group(on, net.vpc, f"mute-{on.mark}", allow_itself=False)
     zone = f"{on.region}a"
     tiny = make_subnet(on, net.vpc, "10.20.4.0/28", zone)
-    association = on.ec2.associate_route_table(RouteTableId=net.route_table, SubnetId=tiny)["AssociationId"]
-    on.undo.append(lambda: on.ec2.disassociate_route_table(AssociationId=association))
+    follow_table(on, tiny, net.route_table)
     stranded = make_subnet(on, net.vpc, "10.20.5.0/24", zone)  # follows the main table, which has no endpoint
     attempts: list[tuple[str, dict[str, Any], list[str]]] = [
         (
