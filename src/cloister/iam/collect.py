@@ -11,6 +11,9 @@ from cloister.iam.model import Caller, Principal, Role
 from cloister.iam.policy import Kind, Policy, parse
 from cloister.world import World
 
+#: what a limiting policy that is gone leaves: it still limits, and allows nothing (fail closed)
+_NOTHING = Policy(kind="boundary", version="2012-10-17", statements=())
+
 
 def role_arn(role: Role, account: str, partition: str = "aws") -> str:
     return f"arn:{partition}:iam::{account}:role{role.path}{role.name}"
@@ -29,12 +32,14 @@ def identity_policies(world: World, principal: Caller) -> Policies:
     """The caller's part of a decision: `identity`, `boundary` and `session`. Combine with the resource's:
     `dataclasses.replace(identity_policies(…), resource=…, endpoint=…)`."""
     if not isinstance(principal, Principal) or principal.is_root:
-        return Policies(session=_session(principal))
+        return Policies(session=_session(world, principal))
     role = role_of(world, principal)
     if role is None:
-        return Policies(session=_session(principal))
+        return Policies(session=_session(world, principal))
     return Policies(
-        identity=role_policies(world, role), boundary=boundary(world, role), session=_session(principal)
+        identity=role_policies(world, role),
+        boundary=boundary(world, role),
+        session=_session(world, principal),
     )
 
 
@@ -55,8 +60,7 @@ def boundary(world: World, role: Role) -> tuple[Sourced, ...]:
     """The permissions boundary. One that is gone still bounds: then nothing is allowed (fail closed)."""
     if role.boundary_arn is None:
         return ()
-    nothing = Policy(kind="boundary", version="2012-10-17", statements=())
-    return ((role.boundary_arn, _managed(world, role.boundary_arn, "boundary") or nothing),)
+    return ((role.boundary_arn, _managed(world, role.boundary_arn, "boundary") or _NOTHING),)
 
 
 def principal_tags(world: World, principal: Caller) -> Mapping[str, str]:
@@ -96,10 +100,13 @@ def _managed(world: World, arn: str, kind: Kind) -> Policy | None:
     return None if found is None else parse(found.versions[found.default_version], kind)
 
 
-def _session(principal: Caller) -> tuple[Sourced, ...]:
+def _session(world: World, principal: Caller) -> tuple[Sourced, ...]:
     if not isinstance(principal, Principal):
         return ()
-    return tuple(
-        (f"session policy {n + 1}", parse(text, "session"))
-        for n, text in enumerate(principal.session_policies)
-    )
+    found: list[Sourced] = []
+    for n, given in enumerate(principal.session_policies, 1):
+        if given.startswith("arn:"):
+            found.append((given, _managed(world, given, "identity") or _NOTHING))
+        else:
+            found.append((f"session policy {n}", parse(given, "session")))
+    return tuple(found)

@@ -20,7 +20,7 @@ class Principal:
     access_key_id: str
     role_name: str | None = None
     session_name: str | None = None
-    session_policies: tuple[str, ...] = ()  # policy documents passed to AssumeRole
+    session_policies: tuple[str, ...] = ()  # passed to AssumeRole: documents, and managed policies' ARNs
     session_tags: dict[str, str] = field(default_factory=dict)
     issued: float = 0.0
     expires: float | None = None
