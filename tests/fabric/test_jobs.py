@@ -7,6 +7,7 @@ import asyncio
 import functools
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -300,6 +301,41 @@ async def test_the_first_instruction_comes_soon_after_create(house: House) -> No
     assert sorted(firsts)[2] < 1.0
 
 
+@inside
+async def test_a_daemon_killed_at_random_moments_is_followed_by_one_that_completes_the_job(
+    house: House,
+) -> None:
+    """kill -9, ten times in a row: each line of the container's log is there once, and nothing is left."""
+    house.submit("for i in $(seq 60); do echo line $i; sleep 0.1; done; echo bye > /opt/ml/output/message")
+    # The daemon is a process of its own from here on; this one only looks at the files.
+    await house.stop()
+    chance = random.Random(7)
+    for _ in range(10):
+        daemon = subprocess.Popen([sys.executable, __file__, "serve", str(house.state)])
+        await asyncio.sleep(chance.uniform(0.3, 1.2))
+        daemon.kill()
+        daemon.wait()
+    done = subprocess.run([sys.executable, __file__, "serve", str(house.state)], timeout=40, check=False)
+    assert done.returncode == 0
+    following = House(house.state)
+    await following.start()
+    try:
+        job = following.job()
+        assert (job.status, job.failure_reason, job.exit_message) == ("Completed", None, "bye\n")
+        assert following.output().splitlines() == [f"line {i}" for i in range(1, 61)]
+        assert following.nothing_is_left()
+    finally:
+        await following.stop()
+
+
+async def _serve(folder: Path) -> None:
+    """A daemon that ends when the job has."""
+    house = House(folder)
+    await house.start()
+    await house.until(lambda: house.job().terminal, 35)
+    await house.stop()
+
+
 async def _main(name: str, folder: Path) -> None:
     house = House(folder)
     house.seed()
@@ -312,6 +348,9 @@ async def _main(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        asyncio.run(_serve(Path(sys.argv[2])))
+        sys.exit()
     where = Path(tempfile.mkdtemp())
     try:
         asyncio.run(_main(sys.argv[1], where))
