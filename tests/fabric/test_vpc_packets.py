@@ -1,4 +1,4 @@
-"""Real packets through compiled VPCs, in a throw-away private world: `holder --exec` runs this file again with
+"""Real packets through compiled VPCs, in a throw-away world: `holder --exec` runs this file again with
 a test's name."""
 
 from __future__ import annotations

@@ -1,0 +1,112 @@
+"""The resolver: what it answers, and how the bytes look."""
+
+from __future__ import annotations
+
+import dnslib
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.dns import reply
+from cloister.s3.model import Bucket
+from cloister.vpc import dns
+from cloister.vpc.model import Vpc
+from cloister.world import World
+
+WORLD = World.of(
+    [
+        Vpc(vpc_id="vpc-1", cidr="10.0.0.0/16", cidr_association_id="x"),
+        Vpc(vpc_id="vpc-off", cidr="10.0.0.0/16", cidr_association_id="x", enable_dns_support=False),
+        Bucket(name="amazonlinux.us-east-1.amazonaws.com", owner_account="1", region="us-east-1", created=0),
+    ]
+)
+
+
+def _answer(name: str, qtype: int = dns.A, vpc: str = "vpc-1") -> dns.Answer:
+    return dns.answer(WORLD, vpc, name, qtype, region="us-east-1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "s3.us-east-1.amazonaws.com",
+        "bucket.s3.us-east-1.amazonaws.com",
+        "a.b.S3.us-EAST-1.amazonaws.com.",
+        "s3-us-east-1.amazonaws.com",
+        "bucket.s3-us-east-1.amazonaws.com",
+        "s3.dualstack.us-east-1.amazonaws.com",
+        "bucket.s3.dualstack.us-east-1.amazonaws.com",
+        "s3.amazonaws.com",
+        "bucket.s3.amazonaws.com",
+        "amazonlinux.us-east-1.amazonaws.com",
+    ],
+)
+def test_a_name_of_s3_has_addresses_of_its_prefix_list_always_the_same(name: str) -> None:
+    found = _answer(name)
+    assert found.rcode == dns.NOERROR
+    assert len(found.records) == 4
+    assert found.records[2].startswith(("52.216.", "52.217."))
+    assert found == _answer(name)
+    assert _answer(name, dns.AAAA) == dns.Answer(rcode=dns.NOERROR)
+
+
+@pytest.mark.parametrize(
+    ("name", "qtype", "records"),
+    [
+        ("ip-10-0-0-5.ec2.internal", dns.A, ("10.0.0.5",)),
+        ("5.0.0.10.in-addr.arpa", dns.PTR, ("ip-10-0-0-5.ec2.internal",)),
+        ("5.0.0.10.in-addr.arpa", dns.A, ()),
+    ],
+)
+def test_an_address_of_the_vpc_has_its_private_name(name: str, qtype: int, records: tuple[str, ...]) -> None:
+    assert _answer(name, qtype).rcode == dns.NOERROR
+    assert _answer(name, qtype).records == records
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "example.com", "", "amazonaws.com", "ip-10-9-0-5.ec2.internal", "ip-10-0-0-999.ec2.internal",
+        "ip-10-0-0-5.us-east-1.compute.internal", "packages.us-east-1.amazonaws.com", "5.0.9.9.in-addr.arpa",
+        "nos3.us-east-1.amazonaws.com", "a..s3.amazonaws.com", "s3.us-east-1.amazonaws.com.evil.org",
+    ],
+)  # fmt: skip
+def test_every_other_name_does_not_exist(name: str) -> None:
+    assert _answer(name) == dns.Answer(rcode=dns.NXDOMAIN)
+
+
+def test_other_services_have_stand_in_addresses() -> None:
+    for name in ("sts.us-east-1.amazonaws.com", "sts.amazonaws.com", "1.dkr.ecr.us-east-1.amazonaws.com"):
+        assert _answer(name).records[0].startswith("203.0.113.")
+
+
+def test_a_vpc_without_dns_support_is_refused() -> None:
+    assert _answer("s3.us-east-1.amazonaws.com", vpc="vpc-off").rcode == dns.REFUSED
+
+
+def test_the_case_of_a_question_comes_back_as_it_was() -> None:
+    said = reply(bytes(dnslib.DNSRecord.question("S3.us-EAST-1.AmazonAWS.com").pack()), _answer)
+    assert said is not None
+    parsed = dnslib.DNSRecord.parse(said)
+    assert str(parsed.q.qname) == str(parsed.rr[0].rname) == "S3.us-EAST-1.AmazonAWS.com."
+
+
+def test_a_reply_too_long_for_udp_says_so_and_is_whole_over_tcp() -> None:
+    def many(name: str, qtype: int) -> dns.Answer:
+        return dns.Answer(rcode=0, records=tuple(f"10.0.0.{i}" for i in range(100)))
+
+    query = bytes(dnslib.DNSRecord.question("many.example").pack())
+    short = dnslib.DNSRecord.parse(reply(query, many, limit=512))
+    assert (short.header.tc, len(short.rr)) == (1, 0)
+    assert len(dnslib.DNSRecord.parse(reply(query, many)).rr) == 100
+
+
+@given(st.binary(max_size=300))
+def test_hostile_bytes_get_no_exception(packet: bytes) -> None:
+    reply(packet, _answer, limit=512)
+
+
+@given(st.binary(max_size=40), st.integers(0, 60))
+def test_hostile_bytes_within_a_query_get_no_exception(junk: bytes, place: int) -> None:
+    query = bytes(dnslib.DNSRecord.question("s3.us-east-1.amazonaws.com").pack())
+    reply(query[:place] + junk + query[place + len(junk) :], _answer, limit=512)
