@@ -37,7 +37,8 @@ def _rule(protocol: str, low: int | None = None, high: int | None = None, **peer
         ([_rule("udp", 1, 2, cidr="10.0.0.5/32")], ["udp . 1-2 . 10.0.0.5"], [T.format(0)]),
         ([_rule("tcp", 80, 90), _rule("tcp", 85, 95)], ["tcp . 80-95 . 10.0.0.0/8"], [T.format(0)]),
         (
-            [_rule("tcp", 1, 9), _rule("tcp", 2, 3, cidr="10.1.0.0/16"), _rule("udp", 2, 3, cidr="11.0.0.0/8")],
+            [_rule("tcp", 1, 9), _rule("tcp", 2, 3, cidr="10.1.0.0/16"),
+             _rule("udp", 2, 3, cidr="11.0.0.0/8")],
             ["tcp . 1-9 . 10.0.0.0/8", "udp . 2-3 . 11.0.0.0/8", "tcp . 2-3 . 10.1.0.0/16"],
             [T.format(0), T.format(1)],
         ),
