@@ -52,7 +52,8 @@ class Veth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A route in table `table`: out of interface `dev`, or of type throw or blackhole."""
+    """A route in table `table`: out of interface `dev`, or of type throw or blackhole. Out of an end of a
+    pair and without `via` it leads to the other end (the reconciler finds the next hop: nothing answers ARP)."""
 
     netns: str
     table: int
@@ -87,7 +88,8 @@ class Set:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Element:
     """A member of a set or map, in nftables' syntax: key "tcp . 80-90 . 10.0.0.0/8", data "jump g_1".
-    `comment` (at most 128 bytes) says which resource and rule it comes from."""
+    `comment` (at most 128 bytes) says which resource and rule it comes from. Elements of an interval set
+    must not overlap, also in concatenations: with 10.0.0.0/8 there, the kernel refuses 10.0.1.0/24."""
 
     netns: str
     set: str
