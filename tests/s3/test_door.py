@@ -64,7 +64,7 @@ def test_an_object_comes_back_as_it_was_put(site: Site, bucket: Make) -> None:
     assert got["Body"].read() == b"hello"
     assert got["Metadata"] == {"who": "me"}
     assert got["ContentType"] == "text/x"
-    assert "Server" not in got["ResponseMetadata"]["HTTPHeaders"] or True
+    assert "seaweed" not in str(got["ResponseMetadata"]["HTTPHeaders"]).lower()
     assert s3.get_object(Bucket=name, Key="a/b c+d%é", Range="bytes=1-2")["Body"].read() == b"el"
     assert s3.head_object(Bucket=name, Key="a/b c+d%é")["ContentLength"] == 5
     s3.delete_object(Bucket=name, Key="a/b c+d%é")
@@ -138,7 +138,7 @@ def test_the_guides_package_repository_policy_refuses_through_the_endpoint(site:
 
 
 def test_multipart_presigned_copy_tags_and_batch_delete_work(site: Site, bucket: Make) -> None:
-    s3, name = site.client(), bucket()
+    s3, name = site.client(signature_version="s3v4"), bucket()
     data = bytes(range(256)) * 50_000  # 12.8 MB: multipart by s3transfer
     s3.upload_fileobj(io.BytesIO(data), name, "big")
     got = s3.get_object(Bucket=name, Key="big")["Body"].read()

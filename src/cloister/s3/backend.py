@@ -115,7 +115,7 @@ class Backend:
             aiohttp.ServerDisconnectedError,
             aiohttp.ClientOSError,
         ) as error:
-            log.warning("the object store does not answer: %s", error)
+            log.debug("the object store does not answer: %s", error)
             raise AwsError(
                 "ServiceUnavailable", "The object store does not answer. Please try again.", 503
             ) from error
@@ -214,7 +214,9 @@ class SeaweedFS(Backend):
                 async with answer:
                     if answer.status == 200:
                         return
-            await asyncio.sleep(0.05)
+            assert self._process is not None
+            if await _ended(self._process, 0.05):
+                break
         raise TimeoutError(
             f"SeaweedFS was not ready after {START_SECONDS:.0f} s: see {self._folder}/weed.log"
         )
@@ -235,26 +237,13 @@ class SeaweedFS(Backend):
             *("-s3.autoCreateBucket=false", "-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"),
         ]
         if self._namespaces is not None:
-            # SeaweedFS puts sockets with fixed names into /tmp: it gets one of its own. Paths above are
-            # relative, so that they also hold when the state folder is below /tmp.
-            tmp = self._folder / "tmp"
-            tmp.mkdir(exist_ok=True)
-            script = (
-                'mount --bind "$1" /tmp && cd -P . && net="$2" && shift 2 && exec nsenter --net="$net" "$@"'
-            )
+            # SeaweedFS puts sockets with fixed names into /tmp: it gets one of its own; and its folder at a
+            # place that is still there when the state folder is below the /tmp that this hides.
+            (self._folder / "tmp").mkdir(exist_ok=True)
             where = str(self._namespaces.path(NAMESPACE))
-            argv = [
-                "unshare",
-                "--mount",
-                "--propagation=private",
-                "sh",
-                "-c",
-                script,
-                "sh",
-                str(tmp),
-                where,
-                *argv,
-            ]
+            script = 'mount --bind . /mnt && mount --bind /mnt/tmp /tmp && cd /mnt && exec "$@"'
+            alone = ["nsenter", f"--net={where}", "unshare", "--mount", "--propagation=private"]
+            argv = [*alone, "sh", "-c", script, "sh", *argv]
         log_file = os.open(
             self._folder / "weed.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
         )

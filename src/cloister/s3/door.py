@@ -449,7 +449,7 @@ class Door:
             raise _backend_error(answer.status, (await answer.read()).decode("utf-8", "replace"))
         response = web.StreamResponse(status=answer.status)
         for key, value in answer.headers.items():
-            if key.lower() not in _DOWN_DROPPED and not key.lower().startswith("x-seaweedfs"):
+            if key.lower() not in _DOWN_DROPPED and not key.lower().startswith(("x-seaweedfs", "seaweed-")):
                 response.headers.add(key, value)
         response.headers.update(ids)
         if "Content-Length" in answer.headers:
