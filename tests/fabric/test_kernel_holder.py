@@ -68,7 +68,9 @@ def test_a_file_of_a_dead_holder_is_not_believed(state: Path) -> None:
 
 
 def test_a_daemon_that_gives_up_ends_its_holder(state: Path) -> None:
-    holder.ensure(state, [sys.executable, "-c", f"raise SystemExit({holder.GIVE_UP})"])
+    holder.ensure(
+        state, [sys.executable, "-c", f"import time; time.sleep(0.3); raise SystemExit({holder.GIVE_UP})"]
+    )
     wait_until(lambda: holder.info(state) is None)
 
 

@@ -163,9 +163,7 @@ class Namespaces:
             if self._closed:
                 raise RuntimeError("these namespaces are closed")
             if not self._idle.acquire(blocking=False) and len(self._threads) < MAX_THREADS:
-                thread = threading.Thread(
-                    target=self._run, name=f"netns-{len(self._threads)}", daemon=True
-                )
+                thread = threading.Thread(target=self._run, name=f"netns-{len(self._threads)}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
             self._work.put((future, work))

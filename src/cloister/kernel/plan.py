@@ -52,8 +52,10 @@ class Veth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A route in table `table`: out of interface `dev`, or of type throw or blackhole. Out of an end of a
-    pair and without `via` it leads to the other end (the reconciler finds the next hop: nothing answers ARP)."""
+    """A route in table `table`: out of interface `dev`, or of type throw or blackhole.
+
+    Out of an end of a pair and without `via` it leads to the other end: the reconciler finds the next hop,
+    as nothing answers ARP."""
 
     netns: str
     table: int

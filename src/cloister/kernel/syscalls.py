@@ -167,7 +167,9 @@ def fsopen(kind: str) -> int:
     return _check(result, f"cannot open file system {kind}")
 
 
-def fsconfig(fd: int, command: int, key: str | None = None, value: str | os.PathLike[str] | None = None) -> None:
+def fsconfig(
+    fd: int, command: int, key: str | None = None, value: str | os.PathLike[str] | None = None
+) -> None:
     result = _libc.syscall(
         ctypes.c_long(_SYS_FSCONFIG),
         ctypes.c_int(fd),
