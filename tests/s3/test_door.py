@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import urllib3
 from botocore.exceptions import ClientError
+from tests.s3.conftest import ENDPOINT, REGION, Site
 
 from cloister.wire import sigv4
 from cloister.wire.http import HttpRequest
-from tests.s3.conftest import ENDPOINT, REGION, Site
 
 Make = Callable[[], str]
 
@@ -27,21 +27,37 @@ def code(action: Callable[[], Any]) -> str:
     return str(caught.value.response["Error"]["Code"])
 
 
-def raw(site: Site, method: str, path: str, body: bytes = b"", *, sent: bytes | None = None, vpc: bool = False,
-        now: float | None = None, secret: str | None = None, headers: tuple[tuple[str, str], ...] = (),
-        anonymous: bool = False) -> tuple[int, dict[str, str], bytes]:  # fmt: skip
+def raw(
+    site: Site,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    *,
+    sent: bytes | None = None,
+    vpc: bool = False,
+    now: float | None = None,
+    secret: str | None = None,
+    headers: tuple[tuple[str, str], ...] = (),
+    anonymous: bool = False,
+) -> tuple[int, dict[str, str], bytes]:
     """One request signed by hand; `sent` is the body that really goes."""
     port = site.vpc_port if vpc else site.port
     bare, _, query = path.partition("?")
     base = (
         headers if any(n.lower() == "host" for n, _ in headers) else (("Host", f"127.0.0.1:{port}"), *headers)
     )
-    signed = base if anonymous else sigv4.sign(
-        HttpRequest(method=method, path=bare, query=query, headers=base, body=body),
-        access_key=site.credentials.root_access_key_id,
-        secret=secret or site.credentials.root_secret_access_key,
-        region=REGION, service="s3", now=now or time.time(),
-    )  # fmt: skip
+    signed = (
+        base
+        if anonymous
+        else sigv4.sign(
+            HttpRequest(method=method, path=bare, query=query, headers=base, body=body),
+            access_key=site.credentials.root_access_key_id,
+            secret=secret or site.credentials.root_secret_access_key,
+            region=REGION,
+            service="s3",
+            now=now or time.time(),
+        )
+    )
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
@@ -95,10 +111,20 @@ def test_a_bucket_policy_on_the_endpoint_cannot_be_met_by_headers(site: Site, bu
     root.put_object(Bucket=name, Key="k", Body=b"x")
     keys = site.role("reader", '{"Statement":[{"Effect":"Allow","Action":"s3:*","Resource":"*"}]}')
     role_arn = "arn:aws:iam::123456789012:role/reader"
-    deny = {"Effect": "Deny", "Principal": {"AWS": role_arn}, "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{name}/*",
-            "Condition": {"StringNotEquals": {"aws:SourceVpce": ENDPOINT}}}  # fmt: skip
-    allow = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{name}/*",
-             "Condition": {"StringEquals": {"aws:SourceVpce": ENDPOINT}}}  # fmt: skip
+    deny = {
+        "Effect": "Deny",
+        "Principal": {"AWS": role_arn},
+        "Action": "s3:GetObject",
+        "Resource": f"arn:aws:s3:::{name}/*",
+        "Condition": {"StringNotEquals": {"aws:SourceVpce": ENDPOINT}},
+    }
+    allow = {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": f"arn:aws:s3:::{name}/*",
+        "Condition": {"StringEquals": {"aws:SourceVpce": ENDPOINT}},
+    }
     root.put_bucket_policy(
         Bucket=name, Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny, allow]})
     )
@@ -126,8 +152,13 @@ def test_the_guides_package_repository_policy_refuses_through_the_endpoint(site:
     )
     host = (("Host", repository),)
     assert raw(site, "GET", "/2/core/x.rpm", anonymous=True, vpc=True, headers=host)[2] == b"rpm"
-    deny = {"Sid": "AmazonLinux2AMIRepositoryAccess", "Principal": "*", "Action": ["s3:GetObject"], "Effect": "Deny",
-            "Resource": ["arn:aws:s3:::amazonlinux.*.amazonaws.com/*"]}  # fmt: skip
+    deny = {
+        "Sid": "AmazonLinux2AMIRepositoryAccess",
+        "Principal": "*",
+        "Action": ["s3:GetObject"],
+        "Effect": "Deny",
+        "Resource": ["arn:aws:s3:::amazonlinux.*.amazonaws.com/*"],
+    }
     allow = {"Principal": "*", "Action": "*", "Effect": "Allow", "Resource": "*"}
     try:
         site.endpoint_policy(json.dumps({"Statement": [deny, allow]}))
@@ -200,8 +231,10 @@ def test_what_cannot_be_held_or_is_not_implemented_is_refused_by_name(site: Site
         status, _, body = raw(site, "PUT", f"/{name}/{path}", b"x")
         assert status == 400, path
         assert b"cannot hold the key" in body
-    assert code(lambda: s3.put_bucket_lifecycle_configuration(
-        Bucket=name, LifecycleConfiguration={"Rules": []})) == "NotImplemented"  # fmt: skip
+    assert (
+        code(lambda: s3.put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration={"Rules": []}))
+        == "NotImplemented"
+    )
     assert code(lambda: s3.get_bucket_policy(Bucket=name)) == "NoSuchBucketPolicy"
     assert code(lambda: s3.create_bucket(Bucket="Bad_Name")) in ("InvalidBucketName",)
     assert s3.head_bucket(Bucket=name)["BucketRegion"] == REGION
@@ -215,7 +248,48 @@ def test_https_names_get_certificates_of_their_own(site: Site, bucket: Make) -> 
     site.client().put_object(Bucket=name, Key="k", Body=b"x")
     trusting = ssl.create_default_context(cafile=str(site.authority.bundle_path))
     for host in (f"{name}.s3.{REGION}.amazonaws.com", f"s3-{REGION}.amazonaws.com", "localhost"):
-        pool = urllib3.HTTPSConnectionPool("127.0.0.1", site.tls_port, ssl_context=trusting, server_hostname=host,
-                                           assert_hostname=host, retries=False)  # fmt: skip
+        pool = urllib3.HTTPSConnectionPool(
+            "127.0.0.1",
+            site.tls_port,
+            ssl_context=trusting,
+            server_hostname=host,
+            assert_hostname=host,
+            retries=False,
+        )
         assert pool.request("GET", "/", headers={"Host": host}).status == 403
         pool.close()
+
+
+def test_a_client_that_breaks_off_leaves_nothing(site: Site, bucket: Make) -> None:
+    import socket
+
+    name = bucket()
+    host = f"127.0.0.1:{site.port}"
+    for size in (100, 20_000_000):
+        head = sigv4.sign(
+            HttpRequest(method="PUT", path=f"/{name}/half", headers=(("Host", host),)),
+            access_key=site.credentials.root_access_key_id,
+            secret=site.credentials.root_secret_access_key,
+            region=REGION,
+            service="s3",
+            now=time.time(),
+            payload_hash=sigv4.UNSIGNED_PAYLOAD,
+        )
+        lines = "".join(f"{key}: {value}\r\n" for key, value in head)
+        with socket.create_connection(("127.0.0.1", site.port)) as client:
+            client.sendall(
+                f"PUT /{name}/half HTTP/1.1\r\n{lines}Content-Length: {size}\r\n\r\n".encode() + b"x" * (size // 2)
+            )
+        time.sleep(0.3)
+        assert raw(site, "GET", f"/{name}/half")[0] == 404
+
+
+def test_a_gzip_body_is_stored_as_it_was_sent(site: Site, bucket: Make) -> None:
+    import gzip
+
+    name = bucket()
+    packed = gzip.compress(b"hello" * 100)
+    site.client().put_object(Bucket=name, Key="z", Body=packed, ContentEncoding="gzip")
+    got = site.client().get_object(Bucket=name, Key="z")
+    assert got["ContentEncoding"] == "gzip"
+    assert got["Body"].read() == packed
