@@ -144,7 +144,7 @@ def test_the_seeds_endpoint_policy_refuses_the_package_repository_by_its_sid() -
     endpoint = parse(SEED, "endpoint")
     decision = ask(
         ROOT,
-        resource="arn:aws:s3:::amazonlinux.us-east-1.amazonaws.com/2/core/mirror.list",
+        arn="arn:aws:s3:::amazonlinux.us-east-1.amazonaws.com/2/core/mirror.list",
         endpoint=endpoint,
     )
     assert decision.reason == "EXPLICIT_DENY"

@@ -20,6 +20,7 @@ assert sts
 assert roles
 assert role_policies
 
+AWS = "arn:aws:iam::aws:policy/"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/team/jobs"
 
 

@@ -1,0 +1,63 @@
+"""Documents that AWS refuses, and its words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from cloister.iam.policy import Kind, parse
+from cloister.wire.errors import AwsError
+
+OK: dict[str, Any] = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "*"}
+
+
+def doc(**changes: Any) -> str:
+    one = {k: v for k, v in {**OK, **changes}.items() if v is not None}
+    return json.dumps({"Version": "2012-10-17", "Statement": one})
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        ("identity", "{", "Syntax errors in policy"),
+        ("identity", "[]", "A policy is a JSON object"),
+        ("identity", '{"Version":"2012-10-17","Version":"2012-10-17"}', 'Duplicate element: "Version"'),
+        ("identity", '{"Statement": []}', "Statement is empty"),
+        ("identity", doc(Effect=None), "Missing required field Effect"),
+        ("identity", doc(Effect="allow"), 'Invalid effect: "allow"'),
+        ("identity", doc(Action=None), "Policy statement must contain actions."),
+        ("identity", doc(Resource=None), "Policy statement must contain resources."),
+        ("identity", doc(Resource="bucket"), 'Resource must be in ARN format or "*": "bucket"'),
+        ("identity", doc(Action="GetObject"), "must be prefaced by a vendor"),
+        ("identity", doc(Principal="*"), "should not specify a principal"),
+        ("identity", doc(Foo=1), 'Unknown field: "Foo"'),
+        ("identity", doc(Condition={"StringIs": {"aws:x": "y"}}), 'Invalid Condition type: "StringIs"'),
+        ("identity", doc(Condition={"IpAddress": {"aws:SourceIp": "x"}}), "Invalid value for IpAddress"),
+        ("trust", doc(Principal="*", Action="sts:AssumeRole"), "Has prohibited field Resource"),
+        ("trust", doc(Action="sts:AssumeRole", Resource=None), "Missing required field Principal"),
+        ("trust", doc(Principal="*", Resource=None), "only specify STS AssumeRole actions"),
+        ("resource", doc(), "Missing required field Principal"),
+        ("resource", doc(Principal={"AWS": "bob"}), 'Invalid principal in policy: {"AWS": "bob"}'),
+        ("resource", "x", "the first byte must be"),
+    ],
+)
+def test_a_malformed_document_is_refused_in_awss_words(kind: Kind, text: str, message: str) -> None:
+    with pytest.raises(AwsError) as caught:
+        parse(text, kind)
+    assert message in caught.value.message
+    assert caught.value.code == ("MalformedPolicy" if kind == "resource" else "MalformedPolicyDocument")
+
+
+def test_a_document_past_its_quota_is_refused_and_white_space_does_not_count() -> None:
+    parse(doc() + " " * 20_000, "identity")
+    with pytest.raises(AwsError) as caught:
+        parse(doc(Resource=[f"arn:aws:s3:::bucket-{n}/*" for n in range(500)]), "identity")
+    assert caught.value.code == "LimitExceeded"
+
+
+def test_the_caller_chooses_the_errors_code() -> None:
+    with pytest.raises(AwsError) as caught:
+        parse("{", "endpoint", code="InvalidParameter")
+    assert caught.value.code == "InvalidParameter"
