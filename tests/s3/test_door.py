@@ -278,7 +278,8 @@ def test_a_client_that_breaks_off_leaves_nothing(site: Site, bucket: Make) -> No
         lines = "".join(f"{key}: {value}\r\n" for key, value in head)
         with socket.create_connection(("127.0.0.1", site.port)) as client:
             client.sendall(
-                f"PUT /{name}/half HTTP/1.1\r\n{lines}Content-Length: {size}\r\n\r\n".encode() + b"x" * (size // 2)
+                f"PUT /{name}/half HTTP/1.1\r\n{lines}Content-Length: {size}\r\n\r\n".encode()
+                + b"x" * (size // 2)
             )
         time.sleep(0.3)
         assert raw(site, "GET", f"/{name}/half")[0] == 404

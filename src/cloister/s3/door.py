@@ -31,7 +31,7 @@ from cloister.iam.collect import identity_policies, principal_tags
 from cloister.iam.context import global_keys
 from cloister.iam.decide import Decision, Request, decide
 from cloister.iam.model import Principal
-from cloister.s3 import actions, address, buckets
+from cloister.s3 import actions, address, buckets, passing
 from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
 from cloister.services.api import Origin
@@ -50,47 +50,6 @@ MAX_DOCUMENT = 4 << 20
 MAX_OBJECT = 5 << 30  # AWS: one PUT, one part
 MAX_HEADERS = 16 << 10
 
-#: request headers that the backend gets, beside x-amz-meta-* and x-amz-copy-source-if-*
-_UP = frozenset(
-    {
-        *("content-type", "cache-control", "content-disposition", "content-language", "expires"),
-        *("range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"),
-        *("x-amz-metadata-directive", "x-amz-tagging-directive", "x-amz-tagging"),
-        *("x-amz-copy-source-range", "x-amz-website-redirect-location"),
-    }
-)
-#: request headers that change what happens and that we do not do: refused by name
-_REFUSED = frozenset(
-    {
-        *("x-amz-server-side-encryption-customer-algorithm", "x-amz-server-side-encryption-aws-kms-key-id"),
-        *("x-amz-object-lock-mode", "x-amz-object-lock-legal-hold", "x-amz-object-lock-retain-until-date"),
-        *("x-amz-copy-source-server-side-encryption-customer-algorithm", "x-amz-write-offset-bytes"),
-        "x-amz-mfa",
-    }
-)
-#: response headers that are the backend's own affair
-_DOWN_DROPPED = frozenset(
-    {
-        *(
-            "server",
-            "date",
-            "connection",
-            "keep-alive",
-            "transfer-encoding",
-            "x-amz-request-id",
-            "x-amz-id-2",
-        ),
-        *("content-length", "access-control-allow-origin", "access-control-expose-headers", "vary"),
-        *("access-control-allow-methods", "access-control-allow-headers", "access-control-allow-credentials"),
-    }
-)
-#: query parameters that belong to the signature or override response headers (handled by the backend)
-_UNSENT_QUERY = frozenset(
-    {
-        *("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders"),
-        *("X-Amz-Signature", "X-Amz-Security-Token", "X-Amz-Content-Sha256", "x-id", "versionId"),
-    }
-)
 _STREAMED = frozenset({"PutObject", "UploadPart"})
 
 
@@ -293,7 +252,7 @@ class Door:
 
     def _check_headers(self, asked: _Asked) -> None:
         for name in asked.headers:
-            if name in _REFUSED:
+            if name in passing.REFUSED:
                 raise _not_implemented(name)
         encryption = asked.headers.get("x-amz-server-side-encryption", "AES256")
         if encryption != "AES256":
@@ -422,7 +381,7 @@ class Door:
         elif asked.head.method in ("PUT", "POST"):
             body = await self._document(request, asked)
         assert asked.bucket is not None
-        query = {key: value for key, value in asked.query.items() if key not in _UNSENT_QUERY}
+        query = {key: value for key, value in asked.query.items() if key not in passing.UNSENT_QUERY}
         path = address.encode_path(asked.bucket, asked.key)
         try:
             answer = await self._backend.request(
@@ -449,7 +408,9 @@ class Door:
             raise _backend_error(answer.status, (await answer.read()).decode("utf-8", "replace"))
         response = web.StreamResponse(status=answer.status)
         for key, value in answer.headers.items():
-            if key.lower() not in _DOWN_DROPPED and not key.lower().startswith(("x-seaweedfs", "seaweed-")):
+            if key.lower() not in passing.DOWN_DROPPED and not key.lower().startswith(
+                ("x-seaweedfs", "seaweed-")
+            ):
                 response.headers.add(key, value)
         response.headers.update(ids)
         if "Content-Length" in answer.headers:
@@ -569,7 +530,7 @@ def _body_length(asked: _Asked) -> int:
 def _headers_up(asked: _Asked) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for name, value in asked.headers.items():
-        if name in _UP or name.startswith(("x-amz-meta-", "x-amz-copy-source-if-")):
+        if name in passing.UP or name.startswith(("x-amz-meta-", "x-amz-copy-source-if-")):
             found.append((name, value))
         elif name == "content-encoding":
             kept = ",".join(each.strip() for each in value.split(",") if each.strip() != "aws-chunked")
