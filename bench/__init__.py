@@ -1,0 +1,1 @@
+"""Side-by-side measurements against real peers, on this machine, now: `make bench`."""
