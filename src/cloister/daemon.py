@@ -37,7 +37,7 @@ from cloister.kernel.netns import Namespaces
 from cloister.kernel.reconcile import Reconciler
 from cloister.logs import LogStore
 from cloister.options import Options
-from cloister.s3.backend import Backend, SeaweedFS
+from cloister.s3.backend import NAMESPACE, Backend, SeaweedFS
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
 from cloister.s3.doors import EndpointDoors, server
@@ -71,12 +71,12 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         with engine.transaction() as tx:
             default_vpc.seed(tx, region=options.region, account=options.account)
         (state / "seeded").touch()
-    credentials = Credentials(state)
+    credentials = Credentials(state, options.account)
     authority = Authority(state)
     logs = LogStore(state / "logs.sqlite")
     stack.callback(logs.close)
     namespaces = stack.enter_context(Namespaces(state / "run" / "netns"))
-    fabric = Fabric(engine, namespaces, Reconciler(namespaces))
+    fabric = Fabric(engine, namespaces, Reconciler(namespaces, foreign=(NAMESPACE,)))
     await fabric.start()
     stack.push_async_callback(fabric.stop)
     backend = make_backend(state, options, namespaces)

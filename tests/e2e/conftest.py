@@ -180,7 +180,8 @@ def daemon_pid(state: Path) -> int:
     wanted = f"cloister.daemon\0{state}\0".encode()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if wanted in (process / "cmdline").read_bytes():
+            command = (process / "cmdline").read_bytes()
+            if wanted in command and b"cloister.kernel.holder" not in command:
                 return int(process.name)
         except OSError:
             continue

@@ -8,20 +8,21 @@ from dataclasses import asdict
 import click
 
 from cloister.cli.main import json_option
-from cloister.kernel.holder import host_facts
+from cloister.kernel.facts import host_facts
 
 
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this host can do, what is missing, and the command that mends it. Exits 1 if any is."""
+    """Say what this host can do, what is missing, and the command that mends it. Exits 1 if a need is unmet."""
     facts = host_facts()
     if as_json:
         click.echo(json.dumps([asdict(fact) for fact in facts], indent=2))
     else:
         for fact in facts:
-            click.echo(f"{'ok     ' if fact.ok else 'MISSING'}  {fact.name:34} {fact.detail}")
+            word = "ok" if fact.ok else "MISSING" if fact.needed else "without"
+            click.echo(f"{word:8} {fact.name:20} {fact.detail}")
             if not fact.ok and fact.fix:
-                click.echo(f"{'':9}{'':34} → {fact.fix}")
-    if not all(fact.ok for fact in facts):
+                click.echo(f"{'':8} {'':20} → {fact.fix}")
+    if not all(fact.ok or not fact.needed for fact in facts):
         raise SystemExit(1)

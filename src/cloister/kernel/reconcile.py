@@ -77,10 +77,12 @@ class _Pairs:
 
 
 class Reconciler:
-    """Follows plans. To be used by one thread at a time."""
+    """Follows plans. To be used by one thread at a time. Namespaces named `foreign` are somebody else's:
+    they are left alone."""
 
-    def __init__(self, namespaces: Namespaces) -> None:
+    def __init__(self, namespaces: Namespaces, *, foreign: Iterable[str] = ()) -> None:
         self.namespaces = namespaces
+        self._foreign = frozenset(foreign)
         self._have: dict[Key, Part | _Adopted] = {}
         #: namespaces that must be read again before they are changed
         self._unknown: set[str] = set()
@@ -104,7 +106,7 @@ class Reconciler:
         self._by_dev.clear()
         self._by_netns.clear()
         self._blind.clear()
-        self._unknown = set(self.namespaces.list())
+        self._unknown = set(self.namespaces.list()) - self._foreign
         self._full = True
         self._reread()
 
