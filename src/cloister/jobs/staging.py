@@ -173,16 +173,16 @@ def _spec(
 
 def read_message(jobs: Path, job: ProcessingJob, instance: Instance) -> bytes:
     """/opt/ml/output/message of an instance, as much of it as matters; b"" when there is none. The
-    container's root made it: a link, a pipe or a device is no message."""
+    container's root made it: a link, a pipe, a folder or a device is no message."""
     path = folder(jobs, job, instance) / "message" / "message"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return b""
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return b""
-        return file.read(contract.MESSAGE_LIMIT + 1)
+    try:
+        return os.read(fd, contract.MESSAGE_LIMIT + 1) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    finally:
+        os.close(fd)
 
 
 def remove(jobs: Path, job_folder: str) -> None:
