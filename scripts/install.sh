@@ -46,7 +46,7 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$want $PWD" ]; then
   echo "making the virtual environment (.venv)"
   rm -rf .venv
   "$python" -m venv .venv
-  .venv/bin/python -m pip install -q -r requirements.lock
+  .venv/bin/python -m pip install -q --use-pep517 -r requirements.lock
   .venv/bin/python -m pip install -q --no-deps --no-build-isolation -e .
   echo "$want $PWD" >.venv/installed
 fi
