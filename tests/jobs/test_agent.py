@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,32 @@ async def test_an_ended_task_does_not_begin(endpoint: str, tmp_path: Path) -> No
     agent_process.end(task)
     result = await agent_process.perform(_spec(endpoint, "download"), task)
     assert not result.ok
+
+
+async def test_a_failure_met_while_no_daemon_stood_at_the_door_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "download.json"
+    path.write_text("{}")
+    agent.result_path(path).write_text(
+        json.dumps(asdict(agent.Result(ok=False, reason="x", unreachable=True)))
+    )
+    begun: list[str] = []
+
+    async def run(at: Path) -> None:
+        begun.append(at.read_text())
+        if not agent.result_path(at).exists():
+            agent.result_path(at).write_text(json.dumps(asdict(agent.Result(ok=True))))
+
+    monkeypatch.setattr(agent_process, "_run", run)
+    spec = agent.Spec(
+        task="download",
+        channels=(),
+        region="r",
+        access_key_id="a",
+        secret_access_key="s",
+        token="",
+        role_arn="x",
+    )
+    assert (await agent_process.perform(spec, path)).ok
+    assert begun == ["{}", spec.to_json()]

@@ -18,10 +18,23 @@ from pathlib import Path
 
 from cloister.jobs.agent import Result, Spec, lock_path, result_path
 
+#: the reason of a task that was ended from outside
+ENDED = "the task was ended"
+
 
 async def perform(spec: Spec, path: Path) -> Result:
     """The result of a task, begun now or before. `path` is where its spec is kept. Cancelling leaves the
-    process alone; `end` ends it."""
+    process alone; `end` ends it.
+
+    A task begun by an earlier daemon may have failed because nobody stood at the door while that daemon was
+    gone. Its failure says nothing of the VPC, so the task, which may be repeated, is done again."""
+    if path.exists():
+        await _run(path)
+        result = read_result(path)
+        if result is not None and (result.ok or result.reason == ENDED):
+            return result
+        result_path(path).unlink(missing_ok=True)
+        path.unlink()
     for _ in range(3):
         result = read_result(path)
         if result is not None:
@@ -46,7 +59,7 @@ def end(path: Path) -> None:
     if not path.exists():
         return
     if not result_path(path).exists():
-        _write_private(result_path(path), json.dumps(asdict(Result(ok=False, reason="the task was ended"))))
+        _write_private(result_path(path), json.dumps(asdict(Result(ok=False, reason=ENDED))))
     try:
         with open(lock_path(path)) as lock:
             try:
