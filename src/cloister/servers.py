@@ -1,5 +1,6 @@
-"""Servers that live in namespaces of the fabric: one for each thing of the World that wants one, opened when
-the kernel holds its namespace, closed when the thing is gone. The resolvers and the endpoints' doors are such."""
+"""Servers that live in namespaces of the fabric: one for each thing of the World that wants one.
+
+Opened when the kernel holds its namespace, closed when the thing is gone. The endpoints' doors are such."""
 
 from __future__ import annotations
 
