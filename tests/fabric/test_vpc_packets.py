@@ -1,181 +1,25 @@
-"""Real packets through compiled VPCs, in a throw-away world: `holder --exec` runs this file again with
-a test's name."""
+"""Real packets through compiled VPCs."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-import os
 import socket
 import struct
-import subprocess
-import sys
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import dnslib
 import pytest
+from tests.fabric.lab import ANYWHERE, Lab, in_world, rule
 
 from cloister.dns import Resolvers
-from cloister.engine import Engine
 from cloister.fabric import Fabric
-from cloister.ids import resource_id
-from cloister.kernel.netns import Namespaces
 from cloister.kernel.reconcile import Reconciler
-from cloister.store import Store
-from cloister.vpc.explain import explain, explain_s3
-from cloister.vpc.flow import Flow
-from cloister.vpc.interfaces import create_interface
-from cloister.vpc.model import (
-    GroupRule,
-    NetworkInterface,
-    RouteTable,
-    RouteTableAssociation,
-    SecurityGroup,
-    Subnet,
-    Vpc,
-    VpcEndpoint,
-)
+from cloister.vpc.explain import explain_s3
+from cloister.vpc.model import NetworkInterface
 
 pytestmark = pytest.mark.fabric
 
 S3 = "52.216.0.10"
-ANYWHERE = GroupRule(rule_id="sgr-all", egress=True, protocol="-1", cidr="0.0.0.0/0")
-QUIET = 0.4  # seconds without an answer that mean: dropped
-
-
-class Lab:
-    """An engine, a fabric, and ways to make VPCs and send packets in them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.engine = Engine(Store(folder / "world.sqlite"))
-        self.namespaces = Namespaces(folder / "netns")
-        self.reconciler = Reconciler(self.namespaces)
-        self.fabric = Fabric(self.engine, self.namespaces, self.reconciler)
-        self.open: list[socket.socket] = []
-
-    async def vpc(self, cidr: str = "10.0.0.0/16", **more: Any) -> tuple[str, str, str]:
-        """A VPC with one subnet and a main route table: their ids."""
-        vpc_id, subnet_id, table_id = (resource_id(p) for p in ("vpc", "subnet", "rtb"))
-        await self.put(
-            Vpc(vpc_id=vpc_id, cidr=cidr, cidr_association_id=resource_id("vpc-cidr-assoc"), **more),
-            Subnet(
-                subnet_id=subnet_id,
-                vpc_id=vpc_id,
-                cidr=cidr.replace("/16", "/24"),
-                zone="us-east-1a",
-                zone_id="use1-az1",
-            ),
-            RouteTable(
-                route_table_id=table_id,
-                vpc_id=vpc_id,
-                number=1000,
-                associations=(RouteTableAssociation(association_id="m", subnet_id=None, main=True),),
-            ),
-        )
-        return vpc_id, subnet_id, table_id
-
-    async def group(self, vpc_id: str, *rules: GroupRule) -> SecurityGroup:
-        group = SecurityGroup(
-            group_id=resource_id("sg"), vpc_id=vpc_id, name="g", description="", rules=rules
-        )
-        await self.put(group)
-        return group
-
-    async def interface(self, subnet_id: str, *groups: SecurityGroup, **more: Any) -> NetworkInterface:
-        with self.engine.transaction() as tx:
-            made = create_interface(
-                tx, subnet_id=subnet_id, group_ids=[g.group_id for g in groups], now=0, attach=("",), **more
-            )
-        await self.settle()
-        return made
-
-    async def endpoint(self, vpc_id: str, *tables: str) -> VpcEndpoint:
-        made = VpcEndpoint(
-            endpoint_id=resource_id("vpce"),
-            vpc_id=vpc_id,
-            service_name="com.amazonaws.us-east-1.s3",
-            policy="",
-            route_table_ids=tables,
-            created=0,
-        )
-        await self.put(made)
-        return made
-
-    async def put(self, *docs: object) -> None:
-        with self.engine.transaction() as tx:
-            for doc in docs:
-                tx.put(doc)
-        await self.settle()
-
-    async def settle(self) -> None:
-        async with asyncio.timeout(20):
-            await self.fabric.settled()
-
-    # ---- packets
-
-    def socket(self, netns: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
-        made = self.namespaces.socket(netns, socket.AF_INET, kind)
-        made.settimeout(QUIET)
-        self.open.append(made)
-        return made
-
-    def listen(self, netns: str, address: str, port: int) -> socket.socket:
-        listener = self.socket(netns)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-        listener.listen()
-        return listener
-
-    def connects(self, source: NetworkInterface, address: str, port: int) -> bool:
-        client = self.socket(source.interface_id)
-        try:
-            client.connect((address, port))
-        except OSError:
-            return False
-        finally:
-            client.close()
-        return True
-
-    def reaches(self, source: NetworkInterface, target: NetworkInterface, port: int) -> bool:
-        """Whether a connection is made, checked to be what `explain` says."""
-        address = target.addresses[0].address
-        listener = self.listen(target.interface_id, address, port)
-        connected = self.connects(source, address, port)
-        listener.close()
-        flow = Flow(source=source.interface_id, destination=target.interface_id, protocol="tcp", port=port)
-        if source.vpc_id == target.vpc_id:
-            verdict = explain(self.engine.world, flow)
-            assert verdict.allowed is connected, verdict
-        return connected
-
-
-def in_world(test: Callable[[Lab], Awaitable[None]]) -> Callable[[], None]:
-    @functools.wraps(test)
-    def outside() -> None:
-        command = [sys.executable, "-m", "cloister.kernel.holder", "--exec", sys.executable, __file__]
-        environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-        done = subprocess.run(
-            [*command, test.__name__], capture_output=True, text=True, timeout=100, env=environment
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    outside.scenario = test  # type: ignore[attr-defined]
-    del outside.__wrapped__  # type: ignore[attr-defined]  # pytest would ask for a fixture named `lab`
-    return outside
-
-
-def _rule(
-    egress: bool = False, protocol: str = "-1", ports: tuple[int, int] | None = None, **peer: str
-) -> GroupRule:
-    low, high = ports or (None, None)
-    return GroupRule(
-        rule_id=resource_id("sgr"), egress=egress, protocol=protocol, from_port=low, to_port=high, **peer
-    )
 
 
 @in_world
@@ -184,7 +28,7 @@ async def test_members_of_a_group_that_allows_itself_talk_and_without_the_rule_t
     group = await lab.group(vpc, ANYWHERE)
     one, two = await lab.interface(subnet, group), await lab.interface(subnet, group)
     assert not lab.reaches(one, two, 5000)
-    await lab.put(replace(group, rules=(ANYWHERE, _rule(group_id=group.group_id))))
+    await lab.put(replace(group, rules=(ANYWHERE, rule(group_id=group.group_id))))
     assert lab.reaches(one, two, 5000)
     assert lab.reaches(two, one, 5001)
     stranger = await lab.interface(subnet, await lab.group(vpc, ANYWHERE))
@@ -200,11 +44,11 @@ async def test_rules_by_address_and_port_let_through_exactly_those(lab: Lab) -> 
     other = await lab.interface(subnet, await lab.group(vpc, ANYWHERE), addresses=("10.0.0.99",))
     group = await lab.group(
         vpc,
-        _rule(protocol="tcp", ports=(80, 90), cidr="10.0.0.48/29"),
-        _rule(protocol="tcp", ports=(85, 95), cidr="10.0.0.50/32"),
-        _rule(protocol="tcp", ports=(80, 90), cidr="10.0.0.48/29"),
-        _rule(protocol="tcp", ports=(8000, 8000), cidr="0.0.0.0/0"),
-        _rule(protocol="udp", ports=(0, 65535), cidr="0.0.0.0/0"),
+        rule(protocol="tcp", ports=(80, 90), cidr="10.0.0.48/29"),
+        rule(protocol="tcp", ports=(85, 95), cidr="10.0.0.50/32"),
+        rule(protocol="tcp", ports=(80, 90), cidr="10.0.0.48/29"),
+        rule(protocol="tcp", ports=(8000, 8000), cidr="0.0.0.0/0"),
+        rule(protocol="udp", ports=(0, 65535), cidr="0.0.0.0/0"),
     )
     server = await lab.interface(subnet, group)
     assert [port for port in (79, 80, 90, 95, 96, 8000) if lab.reaches(client, server, port)] == [
@@ -216,13 +60,13 @@ async def test_rules_by_address_and_port_let_through_exactly_those(lab: Lab) -> 
 @in_world
 async def test_the_senders_egress_must_allow_as_well(lab: Lab) -> None:
     vpc, subnet, _ = await lab.vpc()
-    open_to_all = await lab.group(vpc, _rule(cidr="0.0.0.0/0"))
+    open_to_all = await lab.group(vpc, rule(cidr="0.0.0.0/0"))
     server = await lab.interface(subnet, open_to_all)
     silent = await lab.interface(subnet, await lab.group(vpc))
     narrow = await lab.interface(
         subnet,
         await lab.group(vpc),
-        await lab.group(vpc, _rule(True, "tcp", (443, 443), group_id=open_to_all.group_id)),
+        await lab.group(vpc, rule(True, "tcp", (443, 443), group_id=open_to_all.group_id)),
     )
     assert not lab.reaches(silent, server, 443)
     assert lab.reaches(narrow, server, 443)
@@ -234,7 +78,7 @@ async def test_two_vpcs_with_the_same_addresses_do_not_reach_each_other(lab: Lab
     ends = []
     for address in ("10.0.0.10", "10.0.0.20"):
         vpc, subnet, _ = await lab.vpc()
-        group = await lab.group(vpc, ANYWHERE, _rule(cidr="0.0.0.0/0"))
+        group = await lab.group(vpc, ANYWHERE, rule(cidr="0.0.0.0/0"))
         ends.append(await lab.interface(subnet, group, addresses=(address,)))
     assert not lab.reaches(ends[0], ends[1], 5000)
     assert not lab.reaches(ends[1], ends[0], 5000)
@@ -260,9 +104,9 @@ async def test_s3_is_reached_by_an_endpoint_only_and_sees_the_private_address(la
     connection.close()
     assert not lab.connects(job, S3, 22)
     assert not lab.connects(job, "8.8.8.8", 443)
-    await lab.put(replace(group, rules=(_rule(True, "tcp", (443, 443), prefix_list_id="pl-63a5400a"),)))
+    await lab.put(replace(group, rules=(rule(True, "tcp", (443, 443), prefix_list_id="pl-63a5400a"),)))
     assert lab.connects(job, S3, 443)
-    await lab.put(replace(group, rules=(_rule(True, "tcp", (443, 443), cidr="10.0.0.0/8"),)))
+    await lab.put(replace(group, rules=(rule(True, "tcp", (443, 443), cidr="10.0.0.0/8"),)))
     assert not lab.connects(job, S3, 443)
     refusal = explain_s3(lab.engine.world, job).refusal
     assert refusal is not None
@@ -274,7 +118,7 @@ async def test_s3_is_reached_by_an_endpoint_only_and_sees_the_private_address(la
 @in_world
 async def test_a_packet_with_another_source_address_is_dropped(lab: Lab) -> None:
     vpc, subnet, _ = await lab.vpc()
-    group = await lab.group(vpc, ANYWHERE, _rule(cidr="0.0.0.0/0"))
+    group = await lab.group(vpc, ANYWHERE, rule(cidr="0.0.0.0/0"))
     one = await lab.interface(subnet, group, addresses=("10.0.0.10",))
     two = await lab.interface(subnet, group, addresses=("10.0.0.20",))
     listener = lab.socket(two.interface_id, socket.SOCK_DGRAM)
@@ -330,7 +174,7 @@ async def test_five_thousand_overlapping_rules_apply_in_one_go(lab: Lab) -> None
     client = await lab.interface(subnet, await lab.group(vpc, ANYWHERE), addresses=("10.0.0.10",))
     blocks = ("10.0.0.0/24", "10.0.0.8/29", "10.0.0.10/32", "11.0.0.0/8", "11.1.0.0/16")
     rules = [
-        _rule(protocol="tcp", ports=(1000 + i, 1000 + i + i % 7), cidr=blocks[i % 5])
+        rule(protocol="tcp", ports=(1000 + i, 1000 + i + i % 7), cidr=blocks[i % 5])
         for i in range(5000)
         if i % 100 != 50
     ]
@@ -347,7 +191,7 @@ async def test_five_thousand_overlapping_rules_apply_in_one_go(lab: Lab) -> None
 @in_world
 async def test_a_new_fabric_over_the_same_kernel_changes_nothing_and_follows_on(lab: Lab) -> None:
     vpc, subnet, _ = await lab.vpc()
-    group = await lab.group(vpc, ANYWHERE, _rule(cidr="0.0.0.0/0"))
+    group = await lab.group(vpc, ANYWHERE, rule(cidr="0.0.0.0/0"))
     one, two = await lab.interface(subnet, group), await lab.interface(subnet, group)
     listener = lab.listen(two.interface_id, "0.0.0.0", 5000)
     client = lab.socket(one.interface_id)
@@ -367,29 +211,3 @@ async def test_a_new_fabric_over_the_same_kernel_changes_nothing_and_follows_on(
             tx.delete(NetworkInterface, interface.interface_id)
     await lab.settle()
     assert one.interface_id not in lab.namespaces.list()
-
-
-@contextlib.contextmanager
-def _closing(lab: Lab) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for one in lab.open:
-            one.close()
-        for netns in lab.namespaces.list():
-            lab.namespaces.delete(netns)
-        lab.namespaces.close()
-
-
-async def _main(name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        lab = Lab(Path(folder))
-        with _closing(lab):
-            await lab.fabric.start()
-            await globals()[name].scenario(lab)
-            assert lab.fabric.problem is None
-            await lab.fabric.stop()
-
-
-if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1]))

@@ -10,7 +10,9 @@ from cloister.kernel.plan import Route as KernelRoute
 from cloister.vpc.compile import compile, update
 from cloister.vpc.interfaces import create_interface
 from cloister.vpc.model import (
+    AclEntry,
     GroupRule,
+    NetworkAcl,
     NetworkInterface,
     PrefixList,
     PrivateAddress,
@@ -30,6 +32,7 @@ GROUPS = tuple(f"sg-0000000000000000{c}" for c in "abc")
 TABLES = tuple(f"rtb-0000000000000000{c}" for c in "abc")
 ENDPOINTS = tuple(f"vpce-0000000000000000{c}" for c in "ab")
 INTERFACES = tuple(f"eni-00000{c}0000000000{c}" for c in "abcd")
+ACLS = tuple(f"acl-0000000000000000{c}" for c in "ab")
 LISTS = ("pl-0000000000000000a", "pl-63a5400a")
 
 one_of = st.sampled_from
@@ -60,7 +63,7 @@ def rules(draw: st.DrawFn, n: int = 0) -> GroupRule:
 @st.composite
 def documents(draw: st.DrawFn) -> object:
     vpc_id = draw(one_of(VPCS))
-    match draw(st.integers(0, 6)):
+    match draw(st.integers(0, 7)):
         case 0:
             return Vpc(
                 vpc_id=vpc_id,
@@ -76,6 +79,28 @@ def documents(draw: st.DrawFn) -> object:
                 cidr=draw(one_of(["10.0.0.0/24", "10.0.1.0/24"])),
                 zone="us-east-1a",
                 zone_id="use1-az1",
+                network_acl_id=draw(one_of(["", *ACLS])),
+            )
+        case 6:
+            return NetworkAcl(
+                network_acl_id=draw(one_of(ACLS)),
+                vpc_id=vpc_id,
+                entries=tuple(
+                    draw(
+                        st.lists(
+                            st.builds(
+                                AclEntry,
+                                number=st.integers(1, 20),
+                                egress=st.booleans(),
+                                allow=st.booleans(),
+                                cidr=cidrs,
+                                protocol=one_of(["-1", "50"]),
+                            ),
+                            max_size=3,
+                            unique_by=lambda entry: (entry.number, entry.egress),
+                        )
+                    )
+                ),
             )
         case 2:
             return SecurityGroup(
@@ -165,7 +190,16 @@ def test_an_updated_plan_is_the_plan_compiled_afresh(
         for doc in puts:
             tx.put(doc)
         for place in deletes:
-            classes = (Vpc, Subnet, SecurityGroup, RouteTable, VpcEndpoint, PrefixList, NetworkInterface)
+            classes = (
+                Vpc,
+                Subnet,
+                NetworkAcl,
+                SecurityGroup,
+                RouteTable,
+                VpcEndpoint,
+                PrefixList,
+                NetworkInterface,
+            )
             docs = [doc for cls in classes for doc in tx.all(cls)]
             if place < len(docs):
                 tx.delete(type(docs[place]), key_of(docs[place]))
@@ -194,8 +228,8 @@ def test_what_a_plan_refers_to_is_in_it(docs: list[object]) -> None:
             for rule in part.rules:
                 words = rule.text.split()
                 assert all((part.netns, w[1:]) in sets for w in words if w.startswith("@"))
-                if words[0] == "jump":
-                    assert (part.netns, words[1]) in chains
+                if words[-2:-1] in (["jump"], ["goto"]):
+                    assert (part.netns, words[-1]) in chains
         if isinstance(part, Veth):
             assert ("Netns", part.outer) in plan
             assert ("Netns", part.inner) in plan

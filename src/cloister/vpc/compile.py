@@ -8,12 +8,15 @@ The router namespace of a VPC judges a packet in this order (hook, priority):
     prerouting -300  source      it carries an address of the port it came by, else dropped
     prerouting -150  routes      the port's mark chooses the Linux routing table of its subnet's route table
     forward       0  forward     a reply; or a rule of the sender's groups
+    forward       2  acl_out     the network ACL of the sender's subnet
+    forward       8  acl_in      the network ACL of the receiver's subnet
     forward      10  ingress     a reply; or a rule of the receiver's groups; or it leaves by an endpoint
     input         0  input       DNS to the resolver's addresses, nothing else
     output        0  output      the resolver's replies, nothing else
 
-`accept` ends one base chain only, so the chains `forward` and `ingress` must both accept. `input`, `forward`
-and `output` are the names of the chains that every namespace is born with.
+`accept` ends one base chain only, so all four of `forward` must accept. What a gate of the sender refuses
+goes to the chain `refused_out`, what one of the receiver refuses to `refused_in`. `input`, `forward` and
+`output` are the names of the chains that every namespace is born with.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ from ipaddress import IPv4Address
 
 from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Veth, key
 from cloister.vpc import addresses as ip
-from cloister.vpc import route_tables, security_groups
+from cloister.vpc import network_acls, route_tables, security_groups
 from cloister.vpc.endpoints import outer_if, prefix_list_of
 from cloister.vpc.model import (
+    NetworkAcl,
     NetworkInterface,
     PrefixList,
     PrivateAddress,
@@ -35,6 +39,7 @@ from cloister.vpc.model import (
     Vpc,
     VpcEndpoint,
 )
+from cloister.vpc.security_groups import REFUSED_IN, REFUSED_OUT
 from cloister.world import Change, World
 
 #: where a container asks for its role's credentials: an address on its own loopback
@@ -88,6 +93,8 @@ def _all_scopes(world: World) -> Iterator[Scope]:
     yield from (("table", table.route_table_id) for table in world.all(RouteTable))
     yield from (("endpoint", endpoint.endpoint_id) for endpoint in world.all(VpcEndpoint))
     yield from (("group", group.group_id) for group in world.all(SecurityGroup))
+    yield from (("subnet", subnet.subnet_id) for subnet in world.all(Subnet))
+    yield from (("acl", acl.network_acl_id) for acl in world.all(NetworkAcl))
     for interface in world.all(NetworkInterface):
         yield from _interface_scopes(interface)
 
@@ -114,7 +121,14 @@ def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
                 yield from _tables_of(before, after, doc.vpc_id)
             if born_or_gone:
                 yield from _everything_in(before, after, doc.vpc_id)
+        elif isinstance(doc, NetworkAcl):
+            yield ("acl", doc.network_acl_id)
+            if born_or_gone or _differs(change, "vpc_id"):
+                for world in (before, after):
+                    for subnet in world.where(Subnet, network_acl_id=doc.network_acl_id):
+                        yield ("subnet", subnet.subnet_id)
         elif isinstance(doc, Subnet):
+            yield ("subnet", doc.subnet_id)
             if born_or_gone or _differs(change, "cidr", "vpc_id"):
                 for world in (before, after):
                     for interface in world.where(NetworkInterface, subnet_id=doc.subnet_id):
@@ -152,6 +166,8 @@ def _everything_in(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
     for world in (before, after):
         yield from (("endpoint", e.endpoint_id) for e in world.where(VpcEndpoint, vpc_id=vpc_id))
         yield from (("group", g.group_id) for g in world.where(SecurityGroup, vpc_id=vpc_id))
+        yield from (("subnet", s.subnet_id) for s in world.where(Subnet, vpc_id=vpc_id))
+        yield from (("acl", a.network_acl_id) for a in world.where(NetworkAcl, vpc_id=vpc_id))
         for interface in world.where(NetworkInterface, vpc_id=vpc_id):
             yield from _interface_scopes(interface)
 
@@ -188,8 +204,10 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
     yield Set(netns=vpc_id, name="sources", type="ifname . ipv4_addr")
     yield Set(netns=vpc_id, name="endpoint_sources", type="ifname . ipv4_addr", interval=True)
     yield Set(netns=vpc_id, name="marks", type="ifname", data="mark")
-    yield Set(netns=vpc_id, name="egress_groups", type="ifname", data="verdict")
-    yield Set(netns=vpc_id, name="ingress_groups", type="ifname", data="verdict")
+    for gate in ("egress_groups", "acls_out", "acls_in", "ingress_groups"):
+        yield Set(netns=vpc_id, name=gate, type="ifname", data="verdict")
+    for refused in (REFUSED_OUT, REFUSED_IN):
+        yield Chain(netns=vpc_id, name=refused, rules=(Rule(text="drop"),))
     yield Chain(
         netns=vpc_id,
         name="source",
@@ -215,6 +233,15 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
             Rule(text="iifname vmap @egress_groups", comment="the sender's groups"),
         ),
     )
+    for name, priority, port_key in (("acl_out", 2, "iifname"), ("acl_in", 8, "oifname")):
+        yield Chain(
+            netns=vpc_id,
+            name=name,
+            hook=f"type filter hook forward priority {priority}; policy drop;",
+            rules=(
+                Rule(text=f"{port_key} vmap @{name.replace('acl', 'acls')}", comment="the subnet's border"),
+            ),
+        )
     yield Chain(
         netns=vpc_id,
         name="ingress",
@@ -242,6 +269,18 @@ def _table(world: World, route_table_id: str) -> Iterator[Part]:
         yield from route_tables.parts(world, table)
 
 
+def _subnet(world: World, subnet_id: str) -> Iterator[Part]:
+    subnet = world.get(Subnet, subnet_id)
+    if subnet is not None and world.get(Vpc, subnet.vpc_id) is not None:
+        yield from network_acls.subnet_parts(world, subnet)
+
+
+def _acl(world: World, acl_id: str) -> Iterator[Part]:
+    acl = world.get(NetworkAcl, acl_id)
+    if acl is not None and world.get(Vpc, acl.vpc_id) is not None:
+        yield from network_acls.acl_parts(acl)
+
+
 def _group(world: World, group_id: str) -> Iterator[Part]:
     group = world.get(SecurityGroup, group_id)
     if group is not None and world.get(Vpc, group.vpc_id) is not None:
@@ -266,7 +305,9 @@ def _groups(world: World, vpc_id: str, *group_ids: str) -> Iterator[Part]:
 def _attached(world: World, interface: NetworkInterface) -> Iterator[tuple[str, PrivateAddress, Subnet]]:
     """Port name, address and subnet of each address that is in a namespace."""
     subnet = world.get(Subnet, interface.subnet_id)
-    if subnet is not None and world.get(Vpc, interface.vpc_id) is not None:
+    if subnet is None or subnet.vpc_id != interface.vpc_id:
+        return
+    if world.get(Vpc, interface.vpc_id) is not None:
         for index, held in enumerate(interface.addresses):
             if held.netns is not None:
                 yield port(interface.interface_id, index), held, subnet
@@ -302,6 +343,9 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
         for direction in ("egress", "ingress"):
             chain = security_groups.shared_chain(interface.group_ids, egress=direction == "egress")
             yield _element(router, f"{direction}_groups", port_text, interface_id, f"jump {chain}")
+        for way in ("out", "in"):
+            border = network_acls.subnet_chain(subnet.subnet_id, egress=way == "out")
+            yield _element(router, f"acls_{way}", port_text, subnet.subnet_id, f"jump {border}")
         for group_id in interface.group_ids:
             group = world.get(SecurityGroup, group_id)
             if group is not None and group.vpc_id == router:
@@ -364,7 +408,8 @@ def _endpoint(world: World, endpoint_id: str) -> Iterator[Part]:
     )
     for block in blocks:
         yield _element(router, "endpoint_sources", f'"{name}" . {block}', endpoint_id)
-    yield _element(router, "ingress_groups", f'"{name}"', endpoint_id, "accept")
+    for gate in ("acls_out", "acls_in", "ingress_groups"):
+        yield _element(router, gate, f'"{name}"', endpoint_id, "accept")
 
 
 def _endpoint_address(endpoint_id: str) -> str:
@@ -384,6 +429,8 @@ def _element(netns: str, set_name: str, text: str, origin: str, data: str | None
 _COMPILERS: dict[str, Callable[..., Iterator[Part]]] = {
     "vpc": _vpc,
     "table": _table,
+    "subnet": _subnet,
+    "acl": _acl,
     "group": _group,
     "groups": _groups,
     "endpoint": _endpoint,

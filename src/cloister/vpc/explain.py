@@ -11,10 +11,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cloister.vpc import addresses as ip
-from cloister.vpc import route_tables, security_groups
+from cloister.vpc import network_acls, route_tables, security_groups
 from cloister.vpc.endpoints import s3_prefix_list, s3_service_name
 from cloister.vpc.flow import Flow, Step, Verdict
-from cloister.vpc.model import NetworkInterface, RouteTable, SecurityGroup, Subnet, Vpc, VpcEndpoint
+from cloister.vpc.model import (
+    NetworkAcl,
+    NetworkInterface,
+    RouteTable,
+    SecurityGroup,
+    Subnet,
+    Vpc,
+    VpcEndpoint,
+)
 from cloister.world import World
 
 _HTTPS = 443
@@ -66,6 +74,7 @@ def _flow_steps(world: World, flow: Flow) -> Iterator[Step]:
     yield _egress_step(world, sender, destination, target, flow)
     if hop is None or not step.allowed:
         return
+    yield from _acl_steps(world, sender, source.address, target, destination, flow)
     if hop.endpoint_id is not None:
         yield _endpoint_step(hop.endpoint_id, flow)
     elif target is None or target.interface.vpc_id != sender.vpc_id:
@@ -92,6 +101,7 @@ def _s3_steps(world: World, interface: NetworkInterface) -> Iterator[Step]:
     yield _s3_route_step(world, vpc, subnet, table, endpoints, service)
     address = str(next(iter(listed.entries))).partition("/")[0]
     flow = Flow(source=interface.interface_id, destination=address, protocol="tcp", port=_HTTPS)
+    yield from _acl_steps(world, interface, interface.addresses[0].address, None, address, flow)
     match = _admitted(world, interface, address, None, flow, egress=True)
     if match is not None:
         yield match
@@ -216,6 +226,86 @@ def _egress_step(
 def _ingress_step(world: World, receiver: NetworkInterface, source: _End, flow: Flow) -> Step:
     found = _admitted(world, receiver, source.address, source, flow, egress=False)
     return found or _group_refusal(world, receiver, source.address, source, flow, egress=False)
+
+
+def _acl_steps(
+    world: World, sender: NetworkInterface, source: str, target: _End | None, destination: str, flow: Flow
+) -> Iterator[Step]:
+    """The ACLs on the way there, then, as they are stateless, those on the way back."""
+    near = world.get(Subnet, sender.subnet_id)
+    far = world.get(Subnet, target.interface.subnet_id) if target is not None else None
+    if near is None or (far is not None and far.subnet_id == near.subnet_id):
+        return
+    there = None if flow.port is None else (flow.port, flow.port)
+    back = _reply_ports(flow)
+    yield from _acl_step(world, near, flow, egress=True, peer=destination, ports=there)
+    if far is not None:
+        yield from _acl_step(world, far, flow, egress=False, peer=source, ports=there)
+        yield from _acl_step(world, far, flow, egress=True, peer=source, ports=back, reply=True)
+    yield from _acl_step(world, near, flow, egress=False, peer=destination, ports=back, reply=True)
+
+
+def _reply_ports(flow: Flow) -> tuple[int, int] | None:
+    if flow.protocol in ("tcp", "udp"):
+        return network_acls.EPHEMERAL if flow.source_port is None else (flow.source_port, flow.source_port)
+    return (0, 0) if flow.protocol == "icmp" else None  # an echo's reply
+
+
+def _acl_step(
+    world: World,
+    subnet: Subnet,
+    flow: Flow,
+    *,
+    egress: bool,
+    peer: str,
+    ports: tuple[int, int] | None,
+    reply: bool = False,
+) -> Iterator[Step]:
+    decision = network_acls.decide(
+        world, subnet, egress=egress, peer=peer, protocol=flow.protocol, ports=ports
+    )
+    if not decision.acl_id:
+        return
+    way = "outbound" if egress else "inbound"
+    what = f"the replies of {_what(flow)}" if reply else _what(flow)
+    whom = f"{'to' if egress else 'from'} {peer}"
+    rule = f"{way} rule {decision.entry.number if decision.entry else '*'} of {decision.acl_id}"
+    if decision.allowed:
+        yield _allowed(
+            "acl", decision.origin, f"{rule.capitalize()} ({subnet.subnet_id}) allows {what} {whom}."
+        )
+        return
+    sentence = f"{rule.capitalize()} ({subnet.subnet_id}) denies {what} {whom}."
+    yield _refused("acl", decision.origin, sentence, _acl_fix(world, decision, flow, egress, peer, ports))
+
+
+def _acl_fix(
+    world: World,
+    decision: network_acls.Decision,
+    flow: Flow,
+    egress: bool,
+    peer: str,
+    ports: tuple[int, int] | None,
+) -> str | None:
+    """An entry with a free number before the one that denies."""
+    acl = world.get(NetworkAcl, decision.acl_id)
+    if acl is None:
+        return None
+    taken = {entry.number for entry in network_acls.in_order(acl, egress=egress)}
+    before = decision.entry.number if decision.entry else 32767
+    number = next((n for n in range(min(before - 1, 100), 0, -1) if n not in taken), None)
+    if number is None:
+        return None
+    protocol = {"tcp": "6", "udp": "17", "icmp": "1"}.get(flow.protocol, flow.protocol)
+    if flow.protocol == "icmp" and ports is not None:
+        narrow = f" --icmp-type-code Type={ports[0] >> 8},Code={ports[0] & 0xFF}"
+    else:
+        narrow = f" --port-range From={ports[0]},To={ports[1]}" if ports is not None else ""
+    return (
+        f"aws ec2 create-network-acl-entry --network-acl-id {acl.network_acl_id} --rule-number {number} "
+        f"{'--egress' if egress else '--ingress'} --protocol {protocol}{narrow} --cidr-block {peer}/32 "
+        "--rule-action allow"
+    )
 
 
 def _admitted(

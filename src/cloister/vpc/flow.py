@@ -17,12 +17,14 @@ class Flow:
     destination: str
     protocol: str = "tcp"
     port: int | None = None
+    #: where replies go; None: any of a Linux client's ephemeral ports
+    source_port: int | None = None
     vpc_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What one gate said. `gate` is "interface", "route", "egress", "ingress", "endpoint" or "dns".
+    """What one gate said. `gate` is "interface", "route", "egress", "acl", "ingress", "endpoint" or "dns".
     `origin` is the resource and rule that decided ("sg-…/sgr-…"). `fix` is an AWS CLI command that would
     change a refusal."""
 

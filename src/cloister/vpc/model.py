@@ -31,7 +31,7 @@ class Vpc:
         return (self.cidr, *self.more_cidrs.values())
 
 
-@document("subnet", key="subnet_id", index=("vpc_id",), prefix="subnet")
+@document("subnet", key="subnet_id", index=("vpc_id", "network_acl_id"), prefix="subnet")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subnet:
     subnet_id: str
@@ -41,6 +41,9 @@ class Subnet:
     zone_id: str  # "use1-az1"
     map_public_ip_on_launch: bool = False
     default_for_az: bool = False
+    #: the subnet's one network ACL; "" in a World without any: nothing is filtered at its border
+    network_acl_id: str = ""
+    network_acl_association_id: str = ""
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -101,6 +104,31 @@ class RouteTable:
     number: int
     routes: tuple[Route, ...] = ()
     associations: tuple[RouteTableAssociation, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AclEntry:
+    """One numbered rule of a network ACL. `protocol`, `from_port` and `to_port` are as in GroupRule."""
+
+    number: int  # 1 to 32766, lowest first
+    egress: bool
+    allow: bool
+    cidr: str
+    protocol: str
+    from_port: int | None = None
+    to_port: int | None = None
+
+
+@document("network-acl", key="network_acl_id", index=("vpc_id",), prefix="acl")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkAcl:
+    """`entries` in any order; what none of them matches is denied. Subnets name their ACL."""
+
+    network_acl_id: str
+    vpc_id: str
+    is_default: bool = False
+    entries: tuple[AclEntry, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
 
 

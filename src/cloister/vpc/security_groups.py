@@ -30,6 +30,8 @@ ALL = "-1"
 _NAMES = {"6": "tcp", "17": "udp", "1": "icmp"}
 _NUMBERS = {"tcp": 6, "udp": 17, "icmp": 1}
 COMMENT_BYTES = 128
+#: the router's chains where packets go that a gate of the sender, of the receiver refuses
+REFUSED_OUT, REFUSED_IN = "refused_out", "refused_in"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +66,8 @@ def normal_protocol(protocol: str) -> str:
     return _NAMES.get(protocol, protocol)
 
 
-def _axis(rule: GroupRule, protocol: str) -> tuple[int | None, int | None]:
-    low, high = rule.from_port, rule.to_port
+def axis(protocol: str, low: int | None, high: int | None) -> tuple[int | None, int | None]:
+    """A rule's ports, or its icmp type and code, as an interval on the protocol's axis (see `Match`)."""
     if protocol in ("tcp", "udp"):
         return (0, 65535) if low is None or low < 0 else (low, low if high is None else high)
     if protocol == "icmp":
@@ -83,7 +85,7 @@ def matches(world: World, group: SecurityGroup, *, egress: bool) -> list[Match]:
         if rule.egress is not egress:
             continue
         protocol = normal_protocol(rule.protocol)
-        low, high = _axis(rule, protocol)
+        low, high = axis(protocol, rule.from_port, rule.to_port)
         blocks: list[IPv4Network | None] = []
         if rule.cidr is not None:
             blocks = [IPv4Network(rule.cidr, strict=False)]
@@ -175,7 +177,10 @@ def shared_parts(world: World, netns: str, group_ids: Sequence[str]) -> Iterator
             name=shared_chain(group_ids, egress=egress),
             rules=(
                 *(Rule(text=f"jump {group_chain(g, egress=egress)}", comment=g) for g in present),
-                Rule(text="drop", comment=comment([f"no {'egress' if egress else 'ingress'} rule matched"])),
+                Rule(
+                    text=f"goto {REFUSED_OUT if egress else REFUSED_IN}",
+                    comment=f"no {'egress' if egress else 'ingress'} rule matched",
+                ),
             ),
         )
 
@@ -233,14 +238,15 @@ def _direction(group: SecurityGroup, found: list[Match], *, egress: bool) -> Ite
     for (member_of, protocol, low, high), origins in sorted(by_reference.items()):
         text = " ".join(
             part
-            for part in (f"{peer} @{members_set(member_of)}", _protocol_text(protocol, low, high), "accept")
+            for part in (f"{peer} @{members_set(member_of)}", protocol_text(protocol, low, high), "accept")
             if part
         )
         rules.append(Rule(text=text, comment=comment(origins)))
     yield Chain(netns=group.vpc_id, name=chain, rules=tuple(rules))
 
 
-def _protocol_text(protocol: str, low: int, high: int) -> str:
+def protocol_text(protocol: str, low: int, high: int) -> str:
+    """The nftables match of a protocol and an interval on its axis; "" for all protocols."""
     if protocol == ALL:
         return ""
     if protocol in ("tcp", "udp"):

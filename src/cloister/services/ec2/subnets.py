@@ -12,7 +12,7 @@ from cloister.services.ec2.tags import tag_specifications
 from cloister.services.ec2.vpcs import VPCS
 from cloister.services.ec2.zones import Zone, zone_of
 from cloister.vpc import addresses
-from cloister.vpc.model import NetworkInterface, RouteTable, Subnet, Vpc
+from cloister.vpc.model import NetworkAcl, NetworkInterface, RouteTable, Subnet, Vpc
 from cloister.wire.errors import AwsError
 from cloister.world import Transaction
 
@@ -100,7 +100,9 @@ def make_subnet(
     default_for_az: bool = False,
     tags: dict[str, str] | None = None,
 ) -> Subnet:
-    """A new subnet. Raises InvalidParameterValue, InvalidSubnet.Range, InvalidSubnet.Conflict."""
+    """A new subnet, with the VPC's default network ACL.
+    Raises InvalidParameterValue, InvalidSubnet.Range, InvalidSubnet.Conflict."""
+    acl = next(acl for acl in tx.where(NetworkAcl, vpc_id=vpc.vpc_id) if acl.is_default)
     subnet = Subnet(
         subnet_id=resource_id("subnet"),
         vpc_id=vpc.vpc_id,
@@ -109,6 +111,8 @@ def make_subnet(
         zone_id=zone.zone_id,
         default_for_az=default_for_az,
         map_public_ip_on_launch=default_for_az,
+        network_acl_id=acl.network_acl_id,
+        network_acl_association_id=resource_id("aclassoc"),
         tags=tags or {},
     )
     tx.put(subnet)

@@ -12,7 +12,9 @@ from cloister.services.ec2.parameters import on, only, require
 from cloister.services.ec2.tags import tag_specifications
 from cloister.vpc import addresses
 from cloister.vpc.model import (
+    AclEntry,
     GroupRule,
+    NetworkAcl,
     NetworkInterface,
     RouteTable,
     RouteTableAssociation,
@@ -88,8 +90,10 @@ VPCS: Resource[Vpc] = Resource(
 def make_vpc(
     tx: Transaction, cidr: str, *, is_default: bool = False, tags: dict[str, str] | None = None
 ) -> Vpc:
-    """A new VPC with its main route table and its default group. `local` routes are derived from the
-    VPC's blocks (vpc/route_tables.py), a table only holds routes made by calls.
+    """A new VPC with its main route table, its default group and its default network ACL.
+
+    `local` routes are derived from the VPC's blocks (vpc/route_tables.py), a table only holds routes made
+    by calls.
     Raises InvalidParameterValue, InvalidVpc.Range."""
     vpc = Vpc(
         vpc_id=resource_id("vpc"),
@@ -123,6 +127,17 @@ def make_vpc(
             ),
         )
     )
+    tx.put(
+        NetworkAcl(
+            network_acl_id=resource_id("acl"),
+            vpc_id=vpc.vpc_id,
+            is_default=True,
+            entries=tuple(
+                AclEntry(number=100, egress=egress, allow=True, cidr="0.0.0.0/0", protocol="-1")
+                for egress in (True, False)
+            ),
+        )
+    )
     return vpc
 
 
@@ -148,17 +163,19 @@ def describe_vpcs(call: Call, params: Params) -> Params:
 
 @operation("ec2", "DeleteVpc", resources=on(vpc="VpcId"))
 def delete_vpc(call: Call, params: Params) -> Params:
-    """The main route table and the default group go with the VPC; anything else keeps it."""
+    """The main route table, the default group and ACL go with the VPC; anything else keeps it."""
     tx = call.tx
     vpc = VPCS.find(tx, params["VpcId"])
     tables = list(tx.where(RouteTable, vpc_id=vpc.vpc_id))
     groups = list(tx.where(SecurityGroup, vpc_id=vpc.vpc_id))
+    acls = list(tx.where(NetworkAcl, vpc_id=vpc.vpc_id))
     others = [
         *tx.where(Subnet, vpc_id=vpc.vpc_id),
         *tx.where(NetworkInterface, vpc_id=vpc.vpc_id),
         *tx.where(VpcEndpoint, vpc_id=vpc.vpc_id),
         *(table for table in tables if not any(one.main for one in table.associations)),
         *(group for group in groups if group.name != "default"),
+        *(acl for acl in acls if not acl.is_default),
     ]
     if others:
         raise AwsError(
@@ -168,6 +185,8 @@ def delete_vpc(call: Call, params: Params) -> Params:
         tx.delete(RouteTable, table.route_table_id)
     for group in groups:
         tx.delete(SecurityGroup, group.group_id)
+    for acl in acls:
+        tx.delete(NetworkAcl, acl.network_acl_id)
     tx.delete(Vpc, vpc.vpc_id)
     return {}
 
