@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -112,7 +111,7 @@ def _run(command: list[str]) -> None:
 
 
 @pytest.fixture
-def repository(lab: Lab, packages: Path) -> Iterator[str]:
+def repository(lab: Lab, packages: Path) -> str:
     """The bucket amazonlinux.REGION.amazonaws.com with the packages, readable by everybody as AWS's own is."""
     on = lab.on
     bucket = story.make_bucket(on, f"amazonlinux.{on.region}.amazonaws.com")
@@ -131,7 +130,7 @@ def repository(lab: Lab, packages: Path) -> Iterator[str]:
     on.s3.put_object(
         Bucket=bucket, Key="2/core/latest/x86_64/mirror.list", Body=f"http://{bucket}/{folder}\n".encode()
     )
-    yield bucket
+    return bucket
 
 
 def test_dnf_in_a_job_installs_from_the_repository_until_the_endpoint_policy_denies_it(
