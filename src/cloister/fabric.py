@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -22,7 +22,6 @@ from cloister.world import Change, World
 
 log = logging.getLogger(__name__)
 
-_ELEMENTS = 800  # of sets, in one transaction
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds
 
 
@@ -133,25 +132,5 @@ class Fabric:
             self._unapplied |= update(self.plan, before, world, changes)
             self._plan_known = True
             if self._unapplied:
-                for batch in _batches(self.plan, self._unapplied):
-                    self._reconciler.apply(self.plan, batch)
+                self._reconciler.apply(self.plan, self._unapplied)
                 self._unapplied = set()
-
-
-def _batches(plan: Plan, keys: set[Key]) -> Iterator[set[Key]]:
-    """The keys, in as many transactions as they need: one, but for thousands of set elements.
-
-    Without root a netlink message is limited to net.core.wmem_default (208 KiB: 1,300 elements with their
-    comments). Groups only allow, so what is applied later is closed until then: elements that go come first
-    (a new one may overlap them), then all that is no element, then elements that come."""
-    elements = {k for k in keys if k[0] == "Element" and ("Netns", k[1]) in plan}
-    if len(elements) <= _ELEMENTS:
-        yield keys
-        return
-    gone = [k for k in elements if k not in plan]
-    come = [k for k in elements if k in plan]
-    for start in range(0, len(gone), _ELEMENTS):
-        yield set(gone[start : start + _ELEMENTS])
-    yield keys - elements
-    for start in range(0, len(come), _ELEMENTS):
-        yield set(come[start : start + _ELEMENTS])

@@ -91,7 +91,9 @@ class Set:
 class Element:
     """A member of a set or map, in nftables' syntax: key "tcp . 80-90 . 10.0.0.0/8", data "jump g_1".
     `comment` (at most 128 bytes) says which resource and rule it comes from. Elements of an interval set
-    must not overlap, also in concatenations: with 10.0.0.0/8 there, the kernel refuses 10.0.1.0/24."""
+    must not overlap, also in concatenations: with 10.0.0.0/8 there, the kernel refuses 10.0.1.0/24.
+
+    Elements only allow, what is not in a set is refused: changes too large for one transaction rest on it."""
 
     netns: str
     set: str
@@ -110,7 +112,9 @@ class Rule:
 class Chain:
     """An nftables chain and its rules in order.
 
-    `hook` e.g. "type filter hook forward priority 0; policy drop;"."""
+    `hook` e.g. "type filter hook forward priority 0; policy drop;". What falls off the end is refused, by
+    the chain's policy or by its caller: a chain of thousands of rules is filled in order, in several
+    transactions."""
 
     netns: str
     name: str

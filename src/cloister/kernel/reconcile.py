@@ -7,7 +7,7 @@ a start or a failure) is read from the kernel again. How an object is known to b
     veth pair    its outer end has the alias "cloister DIGEST INNER IF", its inner end "cloister"; both are
                  set last, so a pair that was not finished has none
     route, rule  protocol 201 (202: routes that belong to a pair or namespace)
-    nftables     the table `ip cloister`; not read back but replaced in one transaction (connections stay)
+    nftables     the table `ip cloister`; not read back but replaced (connections stay)
 
 Order: namespaces, each with its nftables at once, so that no link is ever there without its policy; links
 that go, links that come, routes, rules; inner ends go up last. Namespaces are deleted at the end.
@@ -272,7 +272,7 @@ class Reconciler:
                 old_parts[name][identity] = old
             if isinstance(new, NftPart):
                 new_parts[name][identity] = new
-        commands: dict[str, str] = {}
+        commands: dict[str, list[str]] = {}
         rebuild = {name for name in self._blind if name not in deleted}
         for name in (old_parts.keys() | new_parts.keys() | created) - rebuild - deleted:
             before, after = old_parts[name], new_parts[name]
@@ -283,28 +283,30 @@ class Reconciler:
             # A chain of birth is there whenever the plan has none of its name.
             for identity in (before.keys() ^ after.keys()) & birth.keys():
                 (after if identity in before else before)[identity] = birth[identity]
-            command = ruleset.change(before, after)
-            if command is None:
+            transactions = ruleset.change(before, after)
+            if transactions is None:
                 rebuild.add(name)
             else:
-                commands[name] = command
+                commands[name] = transactions
         if rebuild:
             whole: dict[str, dict[Key, NftPart]] = {name: ruleset.birth(name) for name in rebuild}
             for identity, part in plan.items():
                 if isinstance(part, NftPart) and part.netns in rebuild:
                     whole[part.netns][identity] = part
             commands |= {name: ruleset.build(parts.values()) for name, parts in whole.items()}
-        for name, command in commands.items():
+        for name, transactions in commands.items():
             if name in self._failed:
                 continue
             with self._attempt(name):
                 nft = self._handles(name).nft
                 try:
-                    nft.run(command)
+                    for transaction in transactions:
+                        nft.run(transaction)
                 except NftError:
                     if name in created:
                         # Born closed in any case.
-                        nft.run(ruleset.build(ruleset.birth(name).values()))
+                        for transaction in ruleset.build(ruleset.birth(name).values()):
+                            nft.run(transaction)
                     raise
                 self._blind.discard(name)
         for identity, (_, new) in changes.items():

@@ -1,13 +1,19 @@
 """nftables parts of a plan as nft commands. Pure: text in, text out.
 
-Order within a transaction: sets and chains come first (rules and verdict maps refer to them), then the
-rules that change are flushed, elements go and come, rules are added, and what nothing refers to any more
+What fits goes into one transaction: sets and chains come first (rules and verdict maps refer to them), then
+the rules that change are flushed, elements go and come, rules are added, and what nothing refers to any more
 is deleted.
+
+Without root the kernel takes no transaction above net.core.wmem_default (208 KiB, some 1,000 elements), so a
+larger change is several, and no state between two of them allows what neither the old nor the new one does.
+That rests on the contract of a plan (`kernel.plan`): elements only allow, and what falls off the end of a
+chain is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from cloister.kernel.plan import TABLE, Chain, Element, Key, Rule, Set, key
 
@@ -15,6 +21,8 @@ NftPart = Set | Element | Chain
 
 #: nftables' limit for comments of rules and elements
 _COMMENT_BYTES = 128
+#: of one transaction, as `_weight` counts; the socket takes 212,992
+_TRANSACTION_BYTES = 170_000
 
 _T = f"ip {TABLE}"
 
@@ -28,14 +36,27 @@ def birth(netns: str) -> dict[Key, NftPart]:
     return {key(chain): chain for chain in chains}
 
 
-def build(parts: Iterable[NftPart]) -> str:
-    """The whole table, in place of whatever table there is: atomic, and conntrack entries live on."""
-    lines = [f"add table {_T}", f"delete table {_T}", f"add table {_T}"]
-    return "\n".join(lines + _changes({}, {key(part): part for part in parts}))
+def build(parts: Iterable[NftPart]) -> list[str]:
+    """The whole table, in place of whatever table there is; conntrack entries live on. One transaction, or
+    several between which every packet is dropped."""
+    new = {key(part): part for part in parts}
+    anew = [f"add table {_T}", f"delete table {_T}", f"add table {_T}"]
+    if _fits([(i, None, part) for i, part in new.items()]):
+        return ["\n".join(anew + _changes({}, new))]
+    guards = {hook: f"building_{hook}" for hook in ("input", "forward", "output")}
+    shut = [
+        f"add chain {_T} {name} {{ type filter hook {hook} priority -400; policy drop; }}"
+        for hook, name in guards.items()
+    ]
+    return [
+        "\n".join(anew + shut),
+        *(_text(step) for step in _steps({}, new)),
+        "\n".join(f"delete chain {_T} {name}" for name in guards.values()),
+    ]
 
 
-def change(old: Mapping[Key, NftPart], new: Mapping[Key, NftPart]) -> str | None:
-    """Commands that lead from the changed parts as they were (`old`) to as they shall be (`new`).
+def change(old: Mapping[Key, NftPart], new: Mapping[Key, NftPart]) -> list[str] | None:
+    """Transactions that lead from the changed parts as they were (`old`) to as they shall be (`new`).
 
     None when that cannot be done in place (a set's type or a base chain's hook changes): use `build`."""
     for identity, was in old.items():
@@ -44,7 +65,164 @@ def change(old: Mapping[Key, NftPart], new: Mapping[Key, NftPart]) -> str | None
             return None
         if isinstance(was, Chain) and isinstance(becomes, Chain) and was.hook != becomes.hook:
             return None
+    if _fits([(i, old.get(i), new.get(i)) for i in {**old, **new}]):
+        return [text] if (text := "\n".join(_changes(old, new))) else []
+    return [text for step in _steps(old, new) if (text := _text(step))]
+
+
+# --- changes that are too large for one transaction ------------------------------------------------------
+
+#: one part's change, before and after
+_Item = tuple[Key, NftPart | None, NftPart | None]
+
+
+def _steps(old: Mapping[Key, NftPart], new: Mapping[Key, NftPart]) -> Iterator[list[_Item]]:
+    """The change in transactions: what nothing refers to yet; what is no longer allowed; the rules; what is
+    allowed from now on."""
+    items = [(i, old.get(i), new.get(i)) for i in {**old, **new} if old.get(i) != new.get(i)]
+    sets_gone = {b.name for _, b, a in items if isinstance(b, Set) and a is None}
+    sets_come = {a.name for _, b, a in items if isinstance(a, Set) and b is None}
+    unseen: list[_Item] = []
+    filled: list[_Item] = []
+    less: list[_Item] = []
+    chains: list[_Item] = []
+    ends: list[_Item] = []
+    more: list[_Item] = []
+    for identity, before, after in items:
+        if isinstance(after, Element) and after.set in sets_come:
+            filled.append((identity, None, after))
+        elif isinstance(before, Element) and before.set in sets_gone:
+            continue  # goes with its set
+        elif isinstance(before, Element) and isinstance(after, Element) and before.data == after.data:
+            more.append((identity, before, after))  # another comment: within one transaction
+        elif isinstance(before, Element) or isinstance(after, Element):
+            if before is not None:
+                less.append((identity, before, None))
+            if after is not None:
+                more.append((identity, None, after))
+        elif isinstance(after, Chain) and before is None and after.hook is None:
+            empty = replace(after, rules=())
+            unseen.append((identity, None, empty))
+            filled += _growing(identity, empty, after)
+        elif isinstance(after, Chain):
+            chains.append((identity, before, after))
+        elif after is not None:
+            unseen.append((identity, None, after))
+        else:
+            ends.append((identity, before, None))
+    yield from _packed(unseen)
+    # Elements first: a rule may not be there before the set it names, a set may be empty.
+    yield from _packed(sorted(filled, key=lambda item: isinstance(item[2], Chain)))
+    yield from _packed(less)
+    if _fits([*chains, *ends]):
+        yield [*chains, *ends]
+    else:
+        yield from _switch(chains, ends)
+    yield from _packed(more)
+
+
+def _switch(chains: list[_Item], ends: list[_Item]) -> Iterator[list[_Item]]:
+    """Rules by the thousand: all changed chains are emptied before one is filled; those with a hook last."""
+    shut: list[_Item] = []
+    fill: list[_Item] = []
+    for identity, before, after in sorted(
+        chains, key=lambda item: getattr(item[2], "hook", None) is not None
+    ):
+        assert isinstance(after, Chain)
+        empty = replace(after, rules=())
+        if before is not None:
+            shut.append((identity, before, empty))
+            fill += _growing(identity, empty, after)
+        else:
+            fill += _growing(identity, None, after)
+    still: list[_Item] = []
+    for identity, before, _ in ends:
+        if isinstance(before, Chain):
+            shut.append((identity, before, replace(before, rules=())))
+            still.append((identity, replace(before, rules=()), None))
+        else:
+            still.append((identity, before, None))
+    yield from _packed(shut)
+    yield from _packed(fill)
+    # Sets first: verdict maps refer to chains.
+    yield from _packed(sorted(still, key=lambda item: isinstance(item[1], Chain)))
+
+
+def _growing(identity: Key, before: NftPart | None, after: Chain) -> Iterator[_Item]:
+    """A chain's rules from none to all, in pieces that a transaction takes."""
+    start, weight = 0, 0
+    for end, rule in enumerate(after.rules):
+        weight += _rule_weight(rule)
+        if weight > _TRANSACTION_BYTES // 2 and end > start:
+            piece = replace(after, rules=after.rules[:end])
+            yield identity, before, piece
+            before, start, weight = piece, end, _rule_weight(rule)
+    yield identity, before, after
+
+
+def _packed(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    """Items in order, in as few transactions as take them."""
+    step: list[_Item] = []
+    weight = 0
+    for item in items:
+        if step and weight + _weight(item) > _TRANSACTION_BYTES:
+            yield step
+            step, weight = [], 0
+        step.append(item)
+        weight += _weight(item)
+    if step:
+        yield step
+
+
+def _fits(items: Iterable[_Item]) -> bool:
+    weight = 0
+    for item in items:
+        weight += _weight(item)
+        if weight > _TRANSACTION_BYTES:
+            return False
+    return True
+
+
+def _weight(item: _Item) -> int:
+    """At most how many bytes of netlink messages a part's change takes (measured with nftables 1.0.6)."""
+    _, before, after = item
+    if before == after:
+        return 0
+    if isinstance(after, Element) or isinstance(before, Element):
+        weight = 80 if before is not None else 0
+        if isinstance(after, Element):
+            weight += 80 + len(after.comment.encode()) + (24 + len(after.data) if after.data else 0)
+        return weight
+    if isinstance(after, Chain):
+        known = _kept(before, after)
+        return 300 + sum(_rule_weight(rule) for rule in after.rules[known:])
+    return 300
+
+
+def _rule_weight(rule: Rule) -> int:
+    return 200 + 8 * len(rule.text) + len(rule.comment.encode())
+
+
+def _kept(before: NftPart | None, after: Chain) -> int:
+    """How many of the chain's rules stay in place, because others only follow them."""
+    if isinstance(before, Chain) and before.rules == after.rules[: len(before.rules)]:
+        return len(before.rules)
+    return 0
+
+
+def _text(step: Iterable[_Item]) -> str:
+    old: dict[Key, NftPart] = {}
+    new: dict[Key, NftPart] = {}
+    for identity, before, after in step:
+        if before is not None and identity not in new:  # else it goes on within this transaction
+            old.setdefault(identity, before)
+        new.pop(identity, None)
+        if after is not None:
+            new[identity] = after
     return "\n".join(_changes(old, new))
+
+
+# --- one transaction -------------------------------------------------------------------------------------
 
 
 def _changes(old: Mapping[Key, NftPart], new: Mapping[Key, NftPart]) -> list[str]:
@@ -61,15 +239,20 @@ def _changes(old: Mapping[Key, NftPart], new: Mapping[Key, NftPart]) -> list[str
         if isinstance(part, Chain) and identity not in old:
             hook = f" {{ {part.hook} }}" if part.hook else ""
             lines.append(f"add chain {_T} {part.name}{hook}")
-    lines += [f"flush chain {_T} {part.name}" for part in gone.values() if isinstance(part, Chain)]
+    kept = {i: _kept(old.get(i), part) for i, part in come.items() if isinstance(part, Chain)}
+    lines += [
+        f"flush chain {_T} {part.name}"
+        for i, part in gone.items()
+        if isinstance(part, Chain) and part.rules and not kept.get(i)
+    ]
     # Elements of a set that goes go with it.
     lines += _elements(
         "delete", (p for p in gone.values() if isinstance(p, Element) and p.set not in gone_sets)
     )
     lines += _elements("add", (part for part in come.values() if isinstance(part, Element)))
-    for part in come.values():
+    for i, part in come.items():
         if isinstance(part, Chain):
-            lines += [f"add rule {_T} {part.name} {_rule(rule)}" for rule in part.rules]
+            lines += [f"add rule {_T} {part.name} {_rule(rule)}" for rule in part.rules[kept[i] :]]
     lines += [
         f"delete {_word(p)} {_T} {p.name}" for i, p in gone.items() if isinstance(p, Set) and i not in new
     ]
