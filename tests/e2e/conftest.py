@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +35,7 @@ class Cloister:
     state: Path
     port: int
     lines: list[str] = field(default_factory=list)
+    environ: dict[str, str] = field(default_factory=dict)
 
     def command(self, *arguments: str, check: bool = True) -> str:
         done = subprocess.run(
@@ -42,6 +44,7 @@ class Cloister:
             text=True,
             timeout=150,
             check=False,
+            env={**os.environ, **self.environ},
         )
         if check and done.returncode != 0:
             log = self.state / "daemon.log"
@@ -102,6 +105,60 @@ class Lab:
         } | how
         return story.run_job(self.on, name or f"job-{self.count}-{self.on.mark}", script=key, **settings)
 
+    def request(self, name: str, *command: str, **changes: Any) -> dict[str, Any]:
+        """CreateProcessingJob's parameters for this command line, with members added or replaced."""
+        return {
+            "ProcessingJobName": name,
+            "RoleArn": self.role,
+            "AppSpecification": {"ImageUri": story.IMAGE, "ContainerEntrypoint": list(command)},
+            "ProcessingResources": {
+                "ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 1}
+            },
+            "NetworkConfig": {"VpcConfig": {"Subnets": [self.subnet], "SecurityGroupIds": [self.group]}},
+            "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+        } | changes
+
+    def scripted(self, name: str, script: str, *arguments: str, **changes: Any) -> dict[str, Any]:
+        """CreateProcessingJob's parameters for this Python text, given as an input."""
+        code = self.input(
+            "code", self.put(f"{name}/code/script.py", script.encode()), "/opt/ml/processing/code"
+        )
+        inputs = [code, *changes.pop("ProcessingInputs", [])]
+        command = ["python3", "/opt/ml/processing/code/script.py"]
+        request = self.request(name, *command, **changes, ProcessingInputs=inputs)
+        if arguments:
+            request["AppSpecification"]["ContainerArguments"] = list(arguments)
+        return request
+
+    def create(self, request: dict[str, Any]) -> None:
+        """Create the job, to be taken away with the rest of the lab."""
+        name = request["ProcessingJobName"]
+        self.on.sagemaker.create_processing_job(**request)
+        self.on.undo.append(lambda: story._delete_job(self.on, name))
+
+    def outcome(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Create the job and wait for its end; the last Describe."""
+        self.create(request)
+        return story.wait_for(self.on, request["ProcessingJobName"])
+
+    def input(self, name: str, uri: str, path: str, **changes: Any) -> dict[str, Any]:
+        s3 = {"S3Uri": uri, "LocalPath": path, "S3DataType": "S3Prefix", "S3InputMode": "File"}
+        return {"InputName": name, "S3Input": s3 | changes}
+
+    def output(self, name: str, uri: str, path: str) -> dict[str, Any]:
+        return {
+            "OutputName": name,
+            "S3Output": {"S3Uri": uri, "LocalPath": path, "S3UploadMode": "EndOfJob"},
+        }
+
+    def put(self, key: str, body: bytes) -> str:
+        self.on.s3.put_object(Bucket=self.bucket, Key=key, Body=body)
+        return f"s3://{self.bucket}/{key}"
+
+    def get(self, key: str) -> bytes:
+        body: bytes = self.on.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        return body
+
     def log(self, job: dict[str, Any]) -> str:
         return "\n".join(story.job_log(self.on, job["ProcessingJobName"]))
 
@@ -132,13 +189,36 @@ def make_lab(on: story.Stage, cidr: str = "10.40.0.0/16") -> Lab:
 @pytest.fixture(scope="session")
 def cloister() -> Iterator[Cloister]:
     folder = Path(tempfile.mkdtemp(prefix="cloister-e2e-", dir="/var/tmp"))
-    found = Cloister(folder, free_port())
+    images = Path(tempfile.mkdtemp(prefix="cloister-e2e-images-", dir="/var/tmp"))
+    found = Cloister(folder, free_port(), environ=podman_storage(images))
     found.up()
     try:
         yield found
     finally:
         found.down()
+        end_podman(images)
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(images, ignore_errors=True)
+
+
+def podman_storage(folder: Path) -> dict[str, str]:
+    """The variables that give podman, and so Cloister, a storage of images of the tests' own."""
+    (folder / "run").mkdir(mode=0o700)
+    if os.geteuid() != 0:
+        places = {"XDG_DATA_HOME": "data", "XDG_CONFIG_HOME": "config", "XDG_RUNTIME_DIR": "run"}
+        return {name: str(folder / place) for name, place in places.items()}
+    conf = folder / "storage.conf"
+    conf.write_text(
+        f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/graph"\nrunroot = "{folder}/run"\n'
+    )
+    return {"CONTAINERS_STORAGE_CONF": str(conf)}
+
+
+def end_podman(folder: Path) -> None:
+    """Without root podman leaves a process that keeps its user namespace."""
+    pause = folder / "run" / "libpod" / "tmp" / "pause.pid"
+    if pause.exists():
+        os.kill(int(pause.read_text()), signal.SIGTERM)
 
 
 @pytest.fixture
@@ -146,6 +226,16 @@ def lab(cloister: Cloister) -> Iterator[Lab]:
     on = cloister.stage()
     try:
         yield make_lab(on)
+    finally:
+        strike(on)
+
+
+@pytest.fixture(scope="module")
+def shared(cloister: Cloister) -> Iterator[Lab]:
+    """A lab for all of a module's tests that do not change its network."""
+    on = cloister.stage()
+    try:
+        yield make_lab(on, "10.42.0.0/16")
     finally:
         strike(on)
 
