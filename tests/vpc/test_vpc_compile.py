@@ -12,6 +12,8 @@ from cloister.vpc.interfaces import create_interface
 from cloister.vpc.model import (
     AclEntry,
     GroupRule,
+    InternetGateway,
+    NatGateway,
     NetworkAcl,
     NetworkInterface,
     PrefixList,
@@ -23,6 +25,7 @@ from cloister.vpc.model import (
     Subnet,
     Vpc,
     VpcEndpoint,
+    VpcPeering,
 )
 from cloister.world import World, key_of
 
@@ -33,6 +36,8 @@ TABLES = tuple(f"rtb-0000000000000000{c}" for c in "abc")
 ENDPOINTS = tuple(f"vpce-0000000000000000{c}" for c in "ab")
 INTERFACES = tuple(f"eni-00000{c}0000000000{c}" for c in "abcd")
 ACLS = tuple(f"acl-0000000000000000{c}" for c in "ab")
+GATEWAYS = tuple(f"igw-0000000000000000{c}" for c in "ab")
+PEERING = "pcx-00000000000000001"
 LISTS = ("pl-0000000000000000a", "pl-63a5400a")
 
 one_of = st.sampled_from
@@ -63,7 +68,7 @@ def rules(draw: st.DrawFn, n: int = 0) -> GroupRule:
 @st.composite
 def documents(draw: st.DrawFn) -> object:
     vpc_id = draw(one_of(VPCS))
-    match draw(st.integers(0, 7)):
+    match draw(st.integers(0, 10)):
         case 0:
             return Vpc(
                 vpc_id=vpc_id,
@@ -80,6 +85,32 @@ def documents(draw: st.DrawFn) -> object:
                 zone="us-east-1a",
                 zone_id="use1-az1",
                 network_acl_id=draw(one_of(["", *ACLS])),
+            )
+        case 8:
+            # a VPC has at most one gateway, as EC2 keeps it
+            number = draw(st.integers(0, 1))
+            return InternetGateway(
+                internet_gateway_id=GATEWAYS[number], vpc_id=draw(one_of([None, VPCS[number]]))
+            )
+        case 9:
+            return NatGateway(
+                nat_gateway_id="nat-00000000000000001",
+                vpc_id=vpc_id,
+                subnet_id=SUBNETS[0],
+                interface_id=INTERFACES[3],
+                private_ip="10.0.1.10",
+                created=0,
+                deleted=draw(one_of([None, 1.0])),
+            )
+        case 10:
+            ends = draw(one_of([VPCS, VPCS[::-1]]))
+            return VpcPeering(
+                peering_id=PEERING,
+                requester_vpc_id=ends[0],
+                accepter_vpc_id=ends[1],
+                status=draw(one_of(["active", "active", "pending-acceptance"])),
+                created=0,
+                changed=0,
             )
         case 6:
             return NetworkAcl(
@@ -118,7 +149,7 @@ def documents(draw: st.DrawFn) -> object:
                     st.builds(
                         Route,
                         destination=one_of(["0.0.0.0/0", "10.0.0.0/16", "3.5.0.0/19", *LISTS]),
-                        target=one_of(["local", "igw-1", *ENDPOINTS]),
+                        target=one_of(["local", "nat-00000000000000001", PEERING, *GATEWAYS, *ENDPOINTS]),
                     ),
                     max_size=2,
                 )
@@ -165,10 +196,12 @@ def documents(draw: st.DrawFn) -> object:
                         address=f"10.0.1.{10 * number + i + 10}",
                         primary=i == 0,
                         netns=draw(one_of([None, interface_id + ("-agent" if i else "")])),
+                        public_ip=draw(one_of([None, f"198.51.100.{10 * number + i}"])),
                     )
                     for i in range(count)
                 ),
                 group_ids=tuple(draw(st.lists(one_of(GROUPS), max_size=2, unique=True))),
+                interface_type="nat_gateway" if number == 3 else "interface",
             )
 
 
@@ -178,7 +211,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps)
 def test_an_updated_plan_is_the_plan_compiled_afresh(
     history: list[tuple[list[object], list[int]]],
@@ -212,7 +245,7 @@ def test_an_updated_plan_is_the_plan_compiled_afresh(
         world = after
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(documents(), max_size=15))
 def test_what_a_plan_refers_to_is_in_it(docs: list[object]) -> None:
     plan = compile(World.of([*_vpc().all(Vpc), *_vpc().all(Subnet), *docs]))

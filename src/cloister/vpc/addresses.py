@@ -162,3 +162,8 @@ def mac(vpc_id: str, address: str, prefix: int = 0x0A) -> str:
     digest = hashlib.sha256(vpc_id.encode()).digest()
     masked = int(IPv4Address(address)) ^ int.from_bytes(digest[:4], "big")
     return ":".join(f"{byte:02x}" for byte in (prefix, digest[4], *masked.to_bytes(4, "big")))
+
+
+def port(interface_id: str, index: int) -> str:
+    """The router's side of the pair of an interface's address."""
+    return f"e{interface_id[-12:]}{index:x}"

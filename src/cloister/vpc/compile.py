@@ -22,13 +22,15 @@ goes to the chain `refused_out`, what one of the receiver refuses to `refused_in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import IPv4Address
 
 from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Veth, key
 from cloister.vpc import addresses as ip
-from cloister.vpc import network_acls, route_tables, security_groups
+from cloister.vpc import gateways, network_acls, route_tables, security_groups
 from cloister.vpc.endpoints import outer_if, prefix_list_of
+from cloister.vpc.gateways import GATES, link_address, link_mac
 from cloister.vpc.model import (
+    InternetGateway,
+    NatGateway,
     NetworkAcl,
     NetworkInterface,
     PrefixList,
@@ -38,6 +40,7 @@ from cloister.vpc.model import (
     Subnet,
     Vpc,
     VpcEndpoint,
+    VpcPeering,
 )
 from cloister.vpc.security_groups import REFUSED_IN, REFUSED_OUT
 from cloister.world import Change, World
@@ -93,6 +96,10 @@ def _all_scopes(world: World) -> Iterator[Scope]:
     yield from (("table", table.route_table_id) for table in world.all(RouteTable))
     yield from (("endpoint", endpoint.endpoint_id) for endpoint in world.all(VpcEndpoint))
     yield from (("group", group.group_id) for group in world.all(SecurityGroup))
+    if any(gateway.vpc_id for gateway in world.all(InternetGateway)):
+        yield ("internet",)
+    yield from (("igw", gateway.internet_gateway_id) for gateway in world.all(InternetGateway))
+    yield from (("peering", peering.peering_id) for peering in world.all(VpcPeering))
     yield from (("subnet", subnet.subnet_id) for subnet in world.all(Subnet))
     yield from (("acl", acl.network_acl_id) for acl in world.all(NetworkAcl))
     for interface in world.all(NetworkInterface):
@@ -102,6 +109,8 @@ def _all_scopes(world: World) -> Iterator[Scope]:
 def _interface_scopes(interface: NetworkInterface) -> list[Scope]:
     if not any(held.netns for held in interface.addresses):
         return []
+    if interface.interface_type == gateways.NAT_INTERFACE:
+        return [("interface", interface.interface_id), ("mark", interface.interface_id)]
     return [
         ("interface", interface.interface_id),
         ("mark", interface.interface_id),
@@ -115,8 +124,33 @@ def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
     for doc in docs:
         if isinstance(doc, NetworkInterface):
             yield from _interface_scopes(doc)
+            if doc.interface_type == gateways.NAT_INTERFACE:
+                yield from _tables_of(before, after, doc.vpc_id)
+        elif isinstance(doc, InternetGateway):
+            if born_or_gone or _differs(change, "vpc_id"):
+                yield from (("internet",), ("igw", doc.internet_gateway_id))
+                if doc.vpc_id is not None:
+                    yield from _tables_of(before, after, doc.vpc_id)
+                    yield from _public(before, after, doc.vpc_id)
+        elif isinstance(doc, NatGateway):
+            yield from _tables_of(before, after, doc.vpc_id)
+        elif isinstance(doc, VpcPeering):
+            yield ("peering", doc.peering_id)
+            for vpc_id in (doc.requester_vpc_id, doc.accepter_vpc_id):
+                yield from _tables_of(before, after, vpc_id)
+                if born_or_gone or _differs(change, "status", "requester_vpc_id", "accepter_vpc_id"):
+                    yield from _everything_in(before, after, vpc_id)
         elif isinstance(doc, Vpc):
             yield ("vpc", doc.vpc_id)
+            for world in (before, after):
+                for peering in (
+                    *world.where(VpcPeering, requester_vpc_id=doc.vpc_id),
+                    *world.where(VpcPeering, accepter_vpc_id=doc.vpc_id),
+                ):
+                    yield ("peering", peering.peering_id)
+                    if born_or_gone:
+                        yield from _tables_of(before, after, peering.other(doc.vpc_id))
+                        yield from _everything_in(before, after, peering.other(doc.vpc_id))
             if born_or_gone or _differs(change, "cidr", "more_cidrs"):
                 yield from _tables_of(before, after, doc.vpc_id)
             if born_or_gone:
@@ -168,8 +202,17 @@ def _everything_in(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
         yield from (("group", g.group_id) for g in world.where(SecurityGroup, vpc_id=vpc_id))
         yield from (("subnet", s.subnet_id) for s in world.where(Subnet, vpc_id=vpc_id))
         yield from (("acl", a.network_acl_id) for a in world.where(NetworkAcl, vpc_id=vpc_id))
+        yield from (("igw", g.internet_gateway_id) for g in world.where(InternetGateway, vpc_id=vpc_id))
         for interface in world.where(NetworkInterface, vpc_id=vpc_id):
             yield from _interface_scopes(interface)
+
+
+def _public(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
+    """The interfaces of a VPC that have public addresses."""
+    for world in (before, after):
+        for interface in world.where(NetworkInterface, vpc_id=vpc_id):
+            if any(held.public_ip for held in interface.addresses):
+                yield from _interface_scopes(interface)
 
 
 def _remarked(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
@@ -185,11 +228,16 @@ def _remarked(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
 def _referring(before: World, after: World, group: SecurityGroup) -> Iterator[Scope]:
     """Groups whose rules name a group that is new or gone, and its interfaces."""
     for world in (before, after):
-        for other in world.where(SecurityGroup, vpc_id=group.vpc_id):
+        for other in _groups_within(world, gateways.reach(world, group.vpc_id)):
             if any(rule.group_id == group.group_id for rule in other.rules):
                 yield ("group", other.group_id)
         for interface in world.where(NetworkInterface, group_ids=group.group_id):
             yield from _interface_scopes(interface)
+
+
+def _groups_within(world: World, vpc_ids: Iterable[str]) -> Iterator[SecurityGroup]:
+    for vpc_id in vpc_ids:
+        yield from world.where(SecurityGroup, vpc_id=vpc_id)
 
 
 # --- compilers -------------------------------------------------------------------------------------------
@@ -204,7 +252,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
     yield Set(netns=vpc_id, name="sources", type="ifname . ipv4_addr")
     yield Set(netns=vpc_id, name="endpoint_sources", type="ifname . ipv4_addr", interval=True)
     yield Set(netns=vpc_id, name="marks", type="ifname", data="mark")
-    for gate in ("egress_groups", "acls_out", "acls_in", "ingress_groups"):
+    for gate in GATES:
         yield Set(netns=vpc_id, name=gate, type="ifname", data="verdict")
     for refused in (REFUSED_OUT, REFUSED_IN):
         yield Chain(netns=vpc_id, name=refused, rules=(Rule(text="drop"),))
@@ -281,6 +329,23 @@ def _acl(world: World, acl_id: str) -> Iterator[Part]:
         yield from network_acls.acl_parts(acl)
 
 
+def _internet(world: World) -> Iterator[Part]:
+    if any(gateway.vpc_id for gateway in world.all(InternetGateway)):
+        yield from gateways.internet_parts()
+
+
+def _igw(world: World, gateway_id: str) -> Iterator[Part]:
+    gateway = world.get(InternetGateway, gateway_id)
+    if gateway is not None and gateway.vpc_id and world.get(Vpc, gateway.vpc_id) is not None:
+        yield from gateways.igw_parts(gateway)
+
+
+def _peering(world: World, peering_id: str) -> Iterator[Part]:
+    peering = world.get(VpcPeering, peering_id)
+    if peering is not None and gateways.joins(world, peering, peering.requester_vpc_id):
+        yield from gateways.peering_parts(world, peering)
+
+
 def _group(world: World, group_id: str) -> Iterator[Part]:
     group = world.get(SecurityGroup, group_id)
     if group is not None and world.get(Vpc, group.vpc_id) is not None:
@@ -310,12 +375,7 @@ def _attached(world: World, interface: NetworkInterface) -> Iterator[tuple[str, 
     if world.get(Vpc, interface.vpc_id) is not None:
         for index, held in enumerate(interface.addresses):
             if held.netns is not None:
-                yield port(interface.interface_id, index), held, subnet
-
-
-def port(interface_id: str, index: int) -> str:
-    """The router's side of the pair of an interface's address."""
-    return f"e{interface_id[-12:]}{index:x}"
+                yield ip.port(interface.interface_id, index), held, subnet
 
 
 def _interface(world: World, interface_id: str) -> Iterator[Part]:
@@ -325,9 +385,6 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
     router = interface.vpc_id
     for name, held, subnet in _attached(world, interface):
         assert held.netns is not None
-        credentials = (f"{CREDENTIALS_ADDRESS}/32",) if held.netns == interface_id else ()
-        yield Netns(name=held.netns, loopback=credentials)
-        yield from _instance_chains(held.netns)
         yield Veth(
             outer=router,
             outer_if=name,
@@ -338,18 +395,38 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
             addresses=(held.address,),
             gateway=ip.router_address(subnet),
         )
-        port_text = f'"{name}"'
-        yield _element(router, "sources", f"{port_text} . {held.address}", interface_id)
-        for direction in ("egress", "ingress"):
-            chain = security_groups.shared_chain(interface.group_ids, egress=direction == "egress")
-            yield _element(router, f"{direction}_groups", port_text, interface_id, f"jump {chain}")
+        port = f'"{name}"'
         for way in ("out", "in"):
             border = network_acls.subnet_chain(subnet.subnet_id, egress=way == "out")
-            yield _element(router, f"acls_{way}", port_text, subnet.subnet_id, f"jump {border}")
-        for group_id in interface.group_ids:
-            group = world.get(SecurityGroup, group_id)
-            if group is not None and group.vpc_id == router:
-                yield _element(router, security_groups.members_set(group_id), held.address, interface_id)
+            yield _element(router, f"acls_{way}", port, subnet.subnet_id, f"jump {border}")
+        if interface.interface_type == gateways.NAT_INTERFACE:
+            yield from gateways.nat_parts(interface_id, held.netns, held.address)
+            yield _element(router, "endpoint_sources", f"{port} . 0.0.0.0/0", interface_id)
+            for gate in ("egress_groups", "ingress_groups"):
+                yield _element(router, gate, port, interface_id, "accept")
+        else:
+            credentials = (f"{CREDENTIALS_ADDRESS}/32",) if held.netns == interface_id else ()
+            yield Netns(name=held.netns, loopback=credentials)
+            yield from _instance_chains(held.netns)
+            yield _element(router, "sources", f"{port} . {held.address}", interface_id)
+            yield from _members(world, interface, port, held)
+        gateway = gateways.of_vpc(world, router)
+        if gateway is not None and held.public_ip is not None:
+            yield from gateways.public_parts(gateway, held.address, held.public_ip, interface_id)
+
+
+def _members(world: World, interface: NetworkInterface, port: str, held: PrivateAddress) -> Iterator[Element]:
+    """What the groups of an interface mean for one of its addresses."""
+    router = interface.vpc_id
+    for direction in ("egress", "ingress"):
+        chain = security_groups.shared_chain(interface.group_ids, egress=direction == "egress")
+        yield _element(router, f"{direction}_groups", port, interface.interface_id, f"jump {chain}")
+    for group_id in interface.group_ids:
+        group = world.get(SecurityGroup, group_id)
+        if group is not None and group.vpc_id == router:
+            for netns in gateways.reach(world, router):
+                members = security_groups.members_set(group_id)
+                yield _element(netns, members, held.address, interface.interface_id)
 
 
 def _mark(world: World, interface_id: str) -> Iterator[Part]:
@@ -399,27 +476,17 @@ def _endpoint(world: World, endpoint_id: str) -> Iterator[Part]:
     yield Veth(
         outer=router,
         outer_if=name,
-        outer_mac=_endpoint_mac(endpoint_id, 0x0E),
+        outer_mac=link_mac(endpoint_id, 0x0E),
         inner=endpoint_id,
         inner_if="eth0",
-        inner_mac=_endpoint_mac(endpoint_id, 0x0A),
-        addresses=(_endpoint_address(endpoint_id),),
+        inner_mac=link_mac(endpoint_id, 0x0A),
+        addresses=(link_address(endpoint_id),),
         gateway=_ENDPOINT_GATEWAY,
     )
     for block in blocks:
         yield _element(router, "endpoint_sources", f'"{name}" . {block}', endpoint_id)
     for gate in ("acls_out", "acls_in", "ingress_groups"):
         yield _element(router, gate, f'"{name}"', endpoint_id, "accept")
-
-
-def _endpoint_address(endpoint_id: str) -> str:
-    """The next hop towards an endpoint's namespace: out of 240.0.0.0/4, which no VPC can have."""
-    return str(IPv4Address(0xF0 << 24 | int(endpoint_id[-7:], 16) & 0xFFFFFFF))
-
-
-def _endpoint_mac(endpoint_id: str, prefix: int) -> str:
-    digits = endpoint_id[-10:]
-    return ":".join((f"{prefix:02x}", *(digits[i : i + 2] for i in range(0, 10, 2))))
 
 
 def _element(netns: str, set_name: str, text: str, origin: str, data: str | None = None) -> Element:
@@ -429,6 +496,9 @@ def _element(netns: str, set_name: str, text: str, origin: str, data: str | None
 _COMPILERS: dict[str, Callable[..., Iterator[Part]]] = {
     "vpc": _vpc,
     "table": _table,
+    "internet": _internet,
+    "igw": _igw,
+    "peering": _peering,
     "subnet": _subnet,
     "acl": _acl,
     "group": _group,

@@ -71,9 +71,14 @@ def prefix_list_of(world: World, endpoint: VpcEndpoint) -> PrefixList:
 
 
 @cache
+def managed_prefix_lists() -> tuple[PrefixList, ...]:
+    """S3's prefix lists of all Regions."""
+    return tuple(s3_prefix_list(region) for region in (*_KNOWN, *_DERIVED))
+
+
+@cache
 def _managed() -> dict[str, PrefixList]:
-    lists = [s3_prefix_list(region) for region in (*_KNOWN, *_DERIVED)]
-    return {managed.prefix_list_id: managed for managed in lists}
+    return {managed.prefix_list_id: managed for managed in managed_prefix_lists()}
 
 
 def prefix_list(world: World, prefix_list_id: str) -> PrefixList | None:

@@ -8,13 +8,14 @@ can, so that all that is missing is seen at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cloister.vpc import addresses as ip
-from cloister.vpc import network_acls, route_tables, security_groups
+from cloister.vpc import gateways, network_acls, route_tables, security_groups
 from cloister.vpc.endpoints import s3_prefix_list, s3_service_name
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import (
+    NatGateway,
     NetworkAcl,
     NetworkInterface,
     RouteTable,
@@ -22,6 +23,7 @@ from cloister.vpc.model import (
     Subnet,
     Vpc,
     VpcEndpoint,
+    VpcPeering,
 )
 from cloister.world import World
 
@@ -42,7 +44,8 @@ def explain(world: World, flow: Flow) -> Verdict:
 
 
 def explain_s3(world: World, interface: NetworkInterface) -> Verdict:
-    """Whether `interface` reaches S3 of its own Region by a gateway endpoint: names, route, groups."""
+    """Whether `interface` reaches S3 of its own Region by a gateway endpoint or over the
+    internet: names, route, groups."""
     return _verdict(_s3_steps(world, interface))
 
 
@@ -69,19 +72,127 @@ def _flow_steps(world: World, flow: Flow) -> Iterator[Step]:
     if destination in (ip.resolver_address(vpc), ip.LINK_LOCAL_RESOLVER):
         yield _resolver_step(vpc, flow)
         return
+    if target is None:
+        target = _public_end(world, destination)
+    yield from _path(world, source, target, destination, flow)
+
+
+def _path(world: World, source: _End, target: _End | None, destination: str, flow: Flow) -> Iterator[Step]:
+    """From an interface on: route, groups, ACLs, gateways."""
+    sender = source.interface
     hop, step = _route_step(world, sender, destination)
     yield step
-    yield _egress_step(world, sender, destination, target, flow)
+    if sender.interface_type != gateways.NAT_INTERFACE:
+        yield _egress_step(world, sender, destination, target, flow)
     if hop is None or not step.allowed:
         return
-    yield from _acl_steps(world, sender, source.address, target, destination, flow)
-    if hop.endpoint_id is not None:
-        yield _endpoint_step(hop.endpoint_id, flow)
-    elif target is None or target.interface.vpc_id != sender.vpc_id:
-        sentence = f"No network interface of {vpc.vpc_id} has the address {destination}."
-        yield _refused("interface", vpc.vpc_id, sentence)
+    if hop.kind in ("local", "pcx"):
+        yield from _neighbour_steps(world, source, target, destination, hop, flow)
+        return
+    yield from _near_acl_steps(world, sender, destination, flow)
+    if hop.kind == "vpce":
+        yield _endpoint_step(hop.route.target, flow)
+    elif hop.kind == "nat":
+        yield from _nat_steps(world, source, target, destination, hop.route.target, flow)
     else:
-        yield _ingress_step(world, target.interface, source, flow)
+        yield from _igw_steps(world, source, target, destination, hop.route.target, flow)
+
+
+def _neighbour_steps(
+    world: World, source: _End, target: _End | None, destination: str, hop: route_tables.Hop, flow: Flow
+) -> Iterator[Step]:
+    """To an interface of this VPC or of a peer, and its replies back."""
+    sender, vpc_id = source.interface, source.interface.vpc_id
+    if hop.kind == "pcx":
+        peering = world.get(VpcPeering, hop.route.target)
+        vpc_id = peering.other(vpc_id) if peering is not None else ""
+        target = _end(world, destination, vpc_id)
+    if target is None or target.interface.vpc_id != vpc_id or target.address != destination:
+        sentence = f"No network interface of {vpc_id} has the address {destination}."
+        yield _refused("interface", vpc_id, sentence)
+        return
+    if target.interface.subnet_id != sender.subnet_id:
+        yield from _near_acl_steps(world, sender, destination, flow)
+        yield from _far_acl_steps(world, target.interface, source.address, flow)
+    if target.interface.interface_type == gateways.NAT_INTERFACE:
+        sentence = f"{target.interface.interface_id} is a NAT gateway's: it answers nobody."
+        yield _refused("ingress", target.interface.interface_id, sentence)
+        return
+    yield _ingress_step(world, target.interface, source, flow)
+    if hop.kind == "pcx":
+        back, step = _route_step(world, target.interface, source.address)
+        if back is None or not step.allowed or back.route.target != hop.route.target:
+            table = step.origin.partition("/")[0]
+            yield _refused(
+                "route",
+                step.origin,
+                f"Replies of {target.interface.interface_id}: {step.sentence}",
+                f"aws ec2 create-route --route-table-id {table} --destination-cidr-block {source.address}/32 "
+                f"--vpc-peering-connection-id {hop.route.target}",
+            )
+
+
+def _nat_steps(
+    world: World, source: _End, target: _End | None, destination: str, nat_id: str, flow: Flow
+) -> Iterator[Step]:
+    """Through a NAT gateway, then on from its own interface."""
+    nat = world.get(NatGateway, nat_id)
+    interface = world.get(NetworkInterface, nat.interface_id) if nat else None
+    subnet = world.get(Subnet, interface.subnet_id) if interface else None
+    if nat is None or interface is None or subnet is None:
+        yield _refused("gateway", nat_id, f"{nat_id} is gone.")
+        return
+    if flow.protocol not in ("tcp", "udp", "icmp"):
+        sentence = f"{nat_id} translates tcp, udp and icmp, not {_what(flow)}."
+        yield _refused("gateway", nat_id, sentence)
+        return
+    if not ip.contains(subnet.cidr, source.address):
+        yield from _acl_step(world, subnet, flow, egress=False, peer=source.address, ports=_ports(flow))
+        yield from _acl_step(
+            world, subnet, flow, egress=True, peer=source.address, ports=_reply_ports(flow), reply=True
+        )
+    yield _allowed("gateway", nat_id, f"{nat_id} translates {source.address} to {nat.private_ip}.")
+    # it chooses another source port: replies go to any port
+    onward = replace(flow, source_port=None)
+    yield from _path(world, _End(interface=interface, address=nat.private_ip), target, destination, onward)
+
+
+def _igw_steps(
+    world: World, source: _End, target: _End | None, destination: str, gateway_id: str, flow: Flow
+) -> Iterator[Step]:
+    interface = source.interface
+    held = next(held for held in interface.addresses if held.address == source.address)
+    if held.public_ip is None:
+        sentence = f"{interface.interface_id} has no public address that {gateway_id} could translate to."
+        fix = (
+            f"aws ec2 associate-address --network-interface-id {interface.interface_id} "
+            "--allocation-id $(aws ec2 allocate-address --query AllocationId --output text)"
+        )
+        yield _refused("gateway", gateway_id, sentence, fix)
+        return
+    yield _allowed("gateway", gateway_id, f"{gateway_id} translates {source.address} to {held.public_ip}.")
+    if target is None:
+        if gateways.is_service(destination):
+            if flow.protocol != "tcp" or flow.port not in (80, 443):
+                sentence = f"AWS services at {destination} answer tcp ports 80 and 443 only."
+                yield _refused("gateway", gateway_id, sentence)
+            return
+        return
+    there = gateways.of_vpc(world, target.interface.vpc_id)
+    if there is None:
+        sentence = f"{destination} is an address of {target.interface.vpc_id}, which has no internet gateway."
+        yield _refused("gateway", target.interface.vpc_id, sentence)
+        return
+    outside = _End(interface=interface, address=held.public_ip)
+    yield from _far_acl_steps(world, target.interface, held.public_ip, flow)
+    if target.interface.interface_type == gateways.NAT_INTERFACE:
+        sentence = f"{target.interface.interface_id} is a NAT gateway's: nothing can be opened from outside."
+        yield _refused("ingress", target.interface.interface_id, sentence)
+        return
+    yield _ingress_step(world, target.interface, outside, flow)
+    back, step = _route_step(world, target.interface, held.public_ip)
+    if back is None or not step.allowed or back.kind != "igw":
+        yield _refused("route", step.origin, f"Replies of {target.interface.interface_id}: {step.sentence}")
 
 
 def _s3_steps(world: World, interface: NetworkInterface) -> Iterator[Step]:
@@ -98,10 +209,15 @@ def _s3_steps(world: World, interface: NetworkInterface) -> Iterator[Step]:
         for endpoint in world.where(VpcEndpoint, vpc_id=vpc.vpc_id)
         if endpoint.service_name == service and endpoint.kind == "Gateway"
     ]
-    yield _s3_route_step(world, vpc, subnet, table, endpoints, service)
     address = str(next(iter(listed.entries))).partition("/")[0]
     flow = Flow(source=interface.interface_id, destination=address, protocol="tcp", port=_HTTPS)
-    yield from _acl_steps(world, interface, interface.addresses[0].address, None, address, flow)
+    hop = route_tables.lookup(world, table, address) if table else None
+    if hop is not None and hop.kind in ("nat", "igw"):
+        source = _End(interface=interface, address=interface.addresses[0].address)
+        yield from _path(world, source, None, address, flow)
+        return
+    yield _s3_route_step(world, vpc, subnet, table, endpoints, service)
+    yield from _near_acl_steps(world, interface, address, flow)
     match = _admitted(world, interface, address, None, flow, egress=True)
     if match is not None:
         yield match
@@ -130,9 +246,16 @@ def _s3_route_step(
 ) -> Step:
     where = table.route_table_id if table else vpc.vpc_id
     hops = route_tables.resolve(world, table).values() if table else ()
-    routed = next((hop for hop in hops if hop.endpoint_id in {e.endpoint_id for e in endpoints}), None)
+    routed = next(
+        (
+            hop
+            for hop in hops
+            if hop.kind == "vpce" and hop.route.target in {e.endpoint_id for e in endpoints}
+        ),
+        None,
+    )
     if routed is not None:
-        route = f"{routed.route.destination} to {routed.endpoint_id}"
+        route = f"{routed.route.destination} to {routed.route.target}"
         return _allowed(
             "route", f"{where}/{routed.route.destination}", f"{where} of {subnet.subnet_id} routes {route}."
         )
@@ -186,7 +309,7 @@ def _route_step(
         sentence = f"The route table {name} of {subnet.subnet_id} has no route to {destination}."
         return None, _refused("route", name, sentence, _route_fix(world, sender, table, destination))
     origin = f"{name}/{hop.route.destination}"
-    if not hop.local and hop.endpoint_id is None:
+    if hop.kind == "blackhole":
         sentence = (
             f"The route {hop.route.destination} of {name} is a black hole: "
             f"{hop.route.target} is gone or leads nowhere."
@@ -228,21 +351,26 @@ def _ingress_step(world: World, receiver: NetworkInterface, source: _End, flow: 
     return found or _group_refusal(world, receiver, source.address, source, flow, egress=False)
 
 
-def _acl_steps(
-    world: World, sender: NetworkInterface, source: str, target: _End | None, destination: str, flow: Flow
-) -> Iterator[Step]:
-    """The ACLs on the way there, then, as they are stateless, those on the way back."""
+def _near_acl_steps(world: World, sender: NetworkInterface, destination: str, flow: Flow) -> Iterator[Step]:
+    """The ACL of the sender's subnet: what goes out, and, as it is stateless, the replies."""
     near = world.get(Subnet, sender.subnet_id)
-    far = world.get(Subnet, target.interface.subnet_id) if target is not None else None
-    if near is None or (far is not None and far.subnet_id == near.subnet_id):
-        return
-    there = None if flow.port is None else (flow.port, flow.port)
-    back = _reply_ports(flow)
-    yield from _acl_step(world, near, flow, egress=True, peer=destination, ports=there)
+    if near is not None:
+        back = _reply_ports(flow)
+        yield from _acl_step(world, near, flow, egress=True, peer=destination, ports=_ports(flow))
+        yield from _acl_step(world, near, flow, egress=False, peer=destination, ports=back, reply=True)
+
+
+def _far_acl_steps(world: World, receiver: NetworkInterface, source: str, flow: Flow) -> Iterator[Step]:
+    """The ACL of the receiver's subnet, both ways."""
+    far = world.get(Subnet, receiver.subnet_id)
     if far is not None:
-        yield from _acl_step(world, far, flow, egress=False, peer=source, ports=there)
+        back = _reply_ports(flow)
+        yield from _acl_step(world, far, flow, egress=False, peer=source, ports=_ports(flow))
         yield from _acl_step(world, far, flow, egress=True, peer=source, ports=back, reply=True)
-    yield from _acl_step(world, near, flow, egress=False, peer=destination, ports=back, reply=True)
+
+
+def _ports(flow: Flow) -> tuple[int, int] | None:
+    return None if flow.port is None else (flow.port, flow.port)
 
 
 def _reply_ports(flow: Flow) -> tuple[int, int] | None:
@@ -359,6 +487,15 @@ def _end(world: World, text: str, vpc_id: str | None) -> _End | None:
     for one in near:
         if any(held.address == text for held in one.addresses):
             return _End(interface=one, address=text)
+    return None
+
+
+def _public_end(world: World, address: str) -> _End | None:
+    """The interface with this public address."""
+    for interface in world.all(NetworkInterface):
+        for held in interface.addresses:
+            if held.public_ip == address:
+                return _End(interface=interface, address=held.address)
     return None
 
 

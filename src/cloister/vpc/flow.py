@@ -24,9 +24,9 @@ class Flow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What one gate said. `gate` is "interface", "route", "egress", "acl", "ingress", "endpoint" or "dns".
-    `origin` is the resource and rule that decided ("sg-…/sgr-…"). `fix` is an AWS CLI command that would
-    change a refusal."""
+    """What one gate said. `gate` is "interface", "route", "egress", "acl", "ingress", "endpoint", "gateway"
+    or "dns". `origin` is the resource and rule that decided ("sg-…/sgr-…"). `fix` is an AWS CLI command that
+    would change a refusal."""
 
     gate: str
     allowed: bool

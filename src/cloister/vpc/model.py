@@ -168,6 +168,8 @@ class PrivateAddress:
     address: str
     primary: bool = False
     netns: str | None = None
+    #: the public address that an internet gateway translates it to, one to one
+    public_ip: str | None = None
 
 
 @document("network-interface", key="interface_id", index=("vpc_id", "subnet_id", "group_ids"), prefix="eni")
@@ -190,3 +192,62 @@ class NetworkInterface:
     attachment_id: str | None = None
     attached: float | None = None
     tags: dict[str, str] = field(default_factory=dict)
+
+
+@document("internet-gateway", key="internet_gateway_id", index=("vpc_id",), prefix="igw")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InternetGateway:
+    internet_gateway_id: str
+    vpc_id: str | None = None  # None: detached
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@document("elastic-ip", key="allocation_id", index=("interface_id",), prefix="eipalloc")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElasticIp:
+    """A public address of the account. Associated, the interface's address carries it as `public_ip`."""
+
+    allocation_id: str
+    public_ip: str
+    association_id: str | None = None
+    interface_id: str | None = None
+    private_ip: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@document("nat-gateway", key="nat_gateway_id", index=("vpc_id", "subnet_id"), prefix="nat")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NatGateway:
+    """`interface_id` is its own, requester-managed interface. `deleted` is when it was deleted: it stays
+    listed for a while, as AWS does."""
+
+    nat_gateway_id: str
+    vpc_id: str
+    subnet_id: str
+    interface_id: str
+    private_ip: str
+    public: bool = True
+    allocation_id: str | None = None
+    public_ip: str | None = None
+    created: float
+    deleted: float | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@document("vpc-peering", key="peering_id", index=("requester_vpc_id", "accepter_vpc_id"), prefix="pcx")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VpcPeering:
+    """`status` is "pending-acceptance", "active", "rejected" or "deleted"; `changed` is since when."""
+
+    peering_id: str
+    requester_vpc_id: str
+    accepter_vpc_id: str
+    status: str
+    created: float
+    changed: float
+    requester_resolves: bool = False  # AllowDnsResolutionFromRemoteVpc of each side
+    accepter_resolves: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def other(self, vpc_id: str) -> str:
+        return self.accepter_vpc_id if vpc_id == self.requester_vpc_id else self.requester_vpc_id

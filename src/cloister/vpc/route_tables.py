@@ -17,8 +17,20 @@ from ipaddress import IPv4Address, IPv4Network
 
 from cloister.kernel.plan import Part, PolicyRule
 from cloister.kernel.plan import Route as KernelRoute
+from cloister.vpc import gateways
+from cloister.vpc.addresses import port
 from cloister.vpc.endpoints import outer_if, prefix_list, prefix_list_of
-from cloister.vpc.model import Route, RouteTable, Subnet, Vpc, VpcEndpoint
+from cloister.vpc.model import (
+    InternetGateway,
+    NatGateway,
+    NetworkInterface,
+    Route,
+    RouteTable,
+    Subnet,
+    Vpc,
+    VpcEndpoint,
+    VpcPeering,
+)
 from cloister.world import World
 
 LOCAL = "local"
@@ -28,16 +40,23 @@ PRIORITY = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """Where packets to `block` go. `endpoint_id` is set when they go to a gateway endpoint; a hop that is
-    neither local nor to an endpoint is a black hole."""
+    """Where packets to `block` go: out of the router's interface `dev`. A hop that is neither local nor has
+    a `dev` is a black hole."""
 
     block: IPv4Network
     route: Route
-    endpoint_id: str | None = None
+    dev: str | None = None
 
     @property
     def local(self) -> bool:
         return self.route.target == LOCAL
+
+    @property
+    def kind(self) -> str:
+        """ "local", "vpce", "igw", "nat", "pcx" or, when it leads nowhere, "blackhole"."""
+        if self.local or self.dev is not None:
+            return self.route.target.partition("-")[0]
+        return "blackhole"
 
 
 def of_subnet(world: World, subnet: Subnet) -> RouteTable | None:
@@ -89,18 +108,38 @@ def resolve(world: World, table: RouteTable) -> dict[IPv4Network, Hop]:
     """The table's hops by block. For one block `local` wins, then a static route, then an endpoint's."""
     hops: dict[IPv4Network, Hop] = {}
     for route in routes(world, table):
-        endpoint_id = None
         if route.destination.startswith("pl-"):
             listed = prefix_list(world, route.destination)
             blocks = [IPv4Network(cidr) for cidr in listed.entries] if listed else []
-            endpoint = _gateway(world, table, route.target)
-            if endpoint is not None and endpoint.state == "available":
-                endpoint_id = endpoint.endpoint_id
         else:
             blocks = [IPv4Network(route.destination, strict=False)]
+        dev = None if route.target == LOCAL else device(world, table.vpc_id, route.target)
         for block in blocks:
-            hops.setdefault(block, Hop(block=block, route=route, endpoint_id=endpoint_id))
+            hops.setdefault(block, Hop(block=block, route=route, dev=dev))
     return hops
+
+
+def device(world: World, vpc_id: str, target: str) -> str | None:
+    """The interface of the router of `vpc_id` that leads to a route's target; None: it leads nowhere."""
+    match target.partition("-")[0]:
+        case "vpce":
+            endpoint = world.get(VpcEndpoint, target)
+            if endpoint is not None and endpoint.kind == "Gateway" and endpoint.vpc_id == vpc_id:
+                return outer_if(target) if endpoint.state == "available" else None
+        case "igw":
+            gateway = world.get(InternetGateway, target)
+            return gateways.igw_if(target) if gateway is not None and gateway.vpc_id == vpc_id else None
+        case "nat":
+            nat = world.get(NatGateway, target)
+            interface = world.get(NetworkInterface, nat.interface_id) if nat else None
+            there = interface is not None and interface.vpc_id == vpc_id and interface.addresses[0].netns
+            if nat is not None and nat.deleted is None and there:
+                return port(nat.interface_id, 0)
+        case "pcx":
+            peering = world.get(VpcPeering, target)
+            if peering is not None and gateways.joins(world, peering, vpc_id):
+                return gateways.peering_if(target)
+    return None
 
 
 def lookup(world: World, table: RouteTable, destination: str) -> Hop | None:
@@ -118,8 +157,7 @@ def parts(world: World, table: RouteTable) -> Iterator[Part]:
     for block, hop in resolve(world, table).items():
         if hop.local:
             yield KernelRoute(netns=vpc, table=table.number, destination=str(block), type="throw")
-        elif hop.endpoint_id is not None:
-            dev = outer_if(hop.endpoint_id)
-            yield KernelRoute(netns=vpc, table=table.number, destination=str(block), dev=dev)
+        elif hop.dev is not None:
+            yield KernelRoute(netns=vpc, table=table.number, destination=str(block), dev=hop.dev)
         else:
             yield KernelRoute(netns=vpc, table=table.number, destination=str(block), type="blackhole")

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from cloister.kernel.plan import Chain, Element, Part, Rule, Set
+from cloister.vpc import gateways
 from cloister.vpc.endpoints import prefix_list
 from cloister.vpc.model import GroupRule, NetworkInterface, SecurityGroup
 from cloister.world import World
@@ -94,7 +95,9 @@ def matches(world: World, group: SecurityGroup, *, egress: bool) -> list[Match]:
             blocks = [IPv4Network(cidr) for cidr in listed.entries] if listed else []
         elif rule.group_id is not None:
             named = world.get(SecurityGroup, rule.group_id)
-            blocks = [None] if named is not None and named.vpc_id == group.vpc_id else []
+            blocks = (
+                [None] if named is not None and named.vpc_id in gateways.reach(world, group.vpc_id) else []
+            )
         found += [
             Match(
                 protocol=protocol,
@@ -186,8 +189,10 @@ def shared_parts(world: World, netns: str, group_ids: Sequence[str]) -> Iterator
 
 
 def chain_parts(world: World, group: SecurityGroup) -> Iterator[Part]:
-    """The set of a group's members (empty: interfaces add themselves), its two chains and their sets."""
-    yield Set(netns=group.vpc_id, name=members_set(group.group_id), type="ipv4_addr")
+    """The set of a group's members, also in the VPCs that can name it (empty: interfaces add themselves),
+    its two chains and their sets."""
+    for netns in gateways.reach(world, group.vpc_id):
+        yield Set(netns=netns, name=members_set(group.group_id), type="ipv4_addr")
     for egress in (True, False):
         yield from _direction(group, matches(world, group, egress=egress), egress=egress)
 
