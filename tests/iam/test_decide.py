@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.iam.decide import Policies, Request, decide
@@ -282,7 +282,6 @@ def compiled(raw: Raw) -> Policies:
 
 
 @given(_raw, _requests, st.sampled_from(KINDS), st.data())
-@settings(deadline=None, max_examples=150)
 def test_another_deny_never_allows_more_and_another_allow_never_less(
     raw: Raw, request: Request, kind: str, data: st.DataObject
 ) -> None:
@@ -299,7 +298,6 @@ def test_another_deny_never_allows_more_and_another_allow_never_less(
 
 
 @given(_raw, _requests)
-@settings(deadline=None, max_examples=80)
 def test_the_order_of_statements_does_not_matter(raw: Raw, request: Request) -> None:
     first = decide(request, compiled(raw))
     turned = decide(request, compiled({kind: body[::-1] for kind, body in raw.items()}))
@@ -361,13 +359,11 @@ def _naive(request: Request, raw: Raw) -> bool:
 
 
 @given(_raw, _requests)
-@settings(deadline=None, max_examples=300)
 def test_decide_equals_a_naive_reading_of_the_rules(raw: Raw, request: Request) -> None:
     assert decide(request, compiled(raw)).allowed is _naive(request, raw)
 
 
 @given(st.text("ab:/*?", max_size=8), st.text("ab:/", max_size=10))
-@settings(deadline=None, max_examples=300)
 def test_wildcards_match_as_a_naive_glob_does(pattern: str, text: str) -> None:
     resource = f"arn:aws:s3:::x{pattern}"
     one = policy("identity", statement(Resource=resource))

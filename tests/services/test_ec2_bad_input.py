@@ -63,7 +63,7 @@ def _value(shape: Any, random: Random, name: str, depth: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("operation", NAMES)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=settings.default.max_examples // 5, suppress_health_check=[HealthCheck.too_slow])
 @given(random=st.randoms(use_true_random=False))
 def test_only_aws_errors_come_out(operation: str, random: Random) -> None:
     call = make_call(WORLD)

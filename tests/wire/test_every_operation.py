@@ -12,14 +12,16 @@ from cloister.services.api import OPERATIONS
 from cloister.wire import protocol
 
 services.load()
-QUICK = settings(
-    max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+#: for each of some hundred operations, so a share of what other laws get
+SHARE = settings(
+    max_examples=settings.default.max_examples // 15,
+    suppress_health_check=list(HealthCheck),
 )
 
 
 @pytest.mark.parametrize(("service", "name"), sorted(OPERATIONS))
 def test_an_implemented_operation_goes_there_and_back(service: str, name: str) -> None:
-    @QUICK
+    @SHARE
     @given(st.data())
     def check(data: st.DataObject) -> None:
         operation = operation_of(service, name)

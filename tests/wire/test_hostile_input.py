@@ -68,7 +68,7 @@ def refusal(call: Callable[[], object]) -> AwsError | None:
     return None
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(suppress_health_check=list(HealthCheck))
 @given(mutated())
 def test_hostile_requests_are_refused_cleanly(request_: HttpRequest) -> None:
     error = refusal(lambda: protocol.parse(protocol.identify(request_), request_))
@@ -93,7 +93,6 @@ SIGNED_BY = sigv4.SignedBy(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None, database=None)
 @given(
     st.sampled_from(sorted(sigv4.STREAMING)),
     st.lists(

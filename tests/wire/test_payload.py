@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from botocore.httpchecksum import AwsChunkedWrapper, Crc32Checksum
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.wire import canonical, payload, sigv4
@@ -95,14 +95,12 @@ def decoder_for(mode: str, data: bytes) -> payload.ChunkDecoder:
 MODES = sorted(sigv4.STREAMING)
 
 
-@settings(max_examples=60, deadline=None, database=None)
 @given(st.sampled_from(MODES), st.binary(max_size=60), st.integers(1, 30), st.integers(1, 40))
 def test_chunks_come_out_whole_however_they_are_cut(mode: str, data: bytes, size: int, cut: int) -> None:
     body = encode(data, mode, size, {"x-amz-checksum-crc32": crc32(data)})
     assert decode(decoder_for(mode, data), body, cut) == data
 
 
-@settings(max_examples=150, deadline=None, database=None)
 @given(st.sampled_from(MODES), st.data())
 def test_no_byte_can_be_changed_removed_or_added(mode: str, data: st.DataObject) -> None:
     content = b"the object's own bytes, all of them"

@@ -23,13 +23,7 @@ ODD = {
     "WriteGetObjectResponse",
     "GetLogObject",
 }
-QUIET = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    database=None,
-    derandomize=True,
-)
+QUIET = settings(suppress_health_check=list(HealthCheck))
 
 
 def operations(service: str) -> list[str]:
