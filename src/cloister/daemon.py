@@ -31,8 +31,8 @@ from cloister.fabric import Fabric
 from cloister.front import Front
 from cloister.jobs.containers import Containers
 from cloister.jobs.images import Images
+from cloister.jobs.rootfs import in_user_namespace
 from cloister.jobs.supervise import Supervisor
-from cloister.kernel import holder
 from cloister.kernel.netns import Namespaces
 from cloister.kernel.reconcile import Reconciler
 from cloister.logs import LogStore
@@ -90,14 +90,12 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     resolvers = Resolvers(engine, fabric, namespaces, region=options.region)
     await resolvers.start()
     stack.push_async_callback(resolvers.stop)
-    found = holder.info(state)
-    rootless = found is not None and found.mode != "root"
     supervisor = Supervisor(
         state=state,
         engine=engine,
         fabric=fabric,
         containers=Containers(state),
-        images=Images(state / "images", rootless=rootless),
+        images=Images(state / "images", rootless=in_user_namespace()),
         credentials=credentials,
         logs=logs,
         namespaces=namespaces,
