@@ -151,7 +151,8 @@ def _nat_steps(
         yield from _acl_step(
             world, subnet, flow, egress=True, peer=source.address, ports=_reply_ports(flow), reply=True
         )
-    yield _allowed("gateway", nat_id, f"{nat_id} translates {source.address} to {nat.private_ip}.")
+    sentence = f"{nat_id} translates {source.address} to {nat.private_ip}."
+    yield replace(_allowed("gateway", nat_id, sentence), becomes=nat.private_ip)
     # it chooses another source port: replies go to any port
     onward = replace(flow, source_port=None)
     yield from _path(world, _End(interface=interface, address=nat.private_ip), target, destination, onward)
@@ -170,7 +171,8 @@ def _igw_steps(
         )
         yield _refused("gateway", gateway_id, sentence, fix)
         return
-    yield _allowed("gateway", gateway_id, f"{gateway_id} translates {source.address} to {held.public_ip}.")
+    sentence = f"{gateway_id} translates {source.address} to {held.public_ip}."
+    yield replace(_allowed("gateway", gateway_id, sentence), becomes=held.public_ip)
     if target is None:
         if gateways.is_service(destination):
             if flow.protocol != "tcp" or flow.port not in (80, 443):

@@ -33,6 +33,8 @@ class Step:
     origin: str
     sentence: str
     fix: str | None = None
+    #: the source address from here on, where a gateway translates it
+    becomes: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
