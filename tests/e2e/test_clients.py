@@ -125,7 +125,8 @@ def test_the_sagemaker_sdks_processor_gets_all_its_answers(shared: Lab) -> None:
         "S3CompressionType": "None",
     }
     words = {"S3Uri": f"{base}/input/input-1", "LocalPath": "/opt/ml/processing/input", **s3}
-    code = {"S3Uri": f"{base}/input/code/preprocess.py", "LocalPath": "/opt/ml/processing/code", **s3}
+    # ScriptProcessor's place for the code lies in the data's, when that is where AWS's examples put it
+    code = {"S3Uri": f"{base}/input/code/preprocess.py", "LocalPath": "/opt/ml/processing/input/code", **s3}
     output = {"S3Uri": f"{base}/output", "LocalPath": "/opt/ml/processing/output", "S3UploadMode": "EndOfJob"}
     shared.create(
         {
@@ -143,7 +144,7 @@ def test_the_sagemaker_sdks_processor_gets_all_its_answers(shared: Lab) -> None:
             "AppSpecification": {
                 "ImageUri": story.IMAGE,
                 "ContainerArguments": ["--times", "20"],
-                "ContainerEntrypoint": ["python3", "/opt/ml/processing/code/preprocess.py"],
+                "ContainerEntrypoint": ["python3", "/opt/ml/processing/input/code/preprocess.py"],
             },
             "Environment": {"WHO": "the SDK"},
             "NetworkConfig": {

@@ -150,14 +150,26 @@ def test_a_local_path_outside_is_refused_by_name(call: Call, path: str | None, s
     assert error.code == "ValidationException"
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "a/"), ("a/", "a/b/c")]
-)
-def test_paths_that_overlap_are_refused(call: Call, one: str, other: str) -> None:
+@pytest.mark.parametrize(("one", "other"), [("a", "a"), ("a/b", "a"), ("a", "a/"), ("a/b/c", "a/")])
+def test_two_channels_with_one_path_and_channels_in_an_output_are_refused(
+    call: Call, one: str, other: str
+) -> None:
     given = request()
     given["ProcessingInputs"] = [s3_input(path=f"/opt/ml/processing/{one}")]
     given["ProcessingOutputConfig"] = {"Outputs": [s3_output(path=f"/opt/ml/processing/{other}")]}
     assert "overlap" in _refused(call, **given).message
+
+
+def test_a_channel_may_lie_in_an_input_as_the_sdks_code_does(call: Call) -> None:
+    given = request()
+    paths = (
+        "/opt/ml/processing/input",
+        "/opt/ml/processing/input/code",
+        "/opt/ml/processing/input/code/more",
+    )
+    given["ProcessingInputs"] = [s3_input(f"in-{n}", path) for n, path in enumerate(paths)]
+    given["ProcessingOutputConfig"] = {"Outputs": [s3_output(path="/opt/ml/processing/input/out")]}
+    _create(call, **given)
 
 
 def test_paths_that_only_begin_alike_do_not_overlap(call: Call) -> None:

@@ -127,10 +127,13 @@ def local_path(path: str | None, what: str) -> str:
 
 
 def _check_overlap(paths: list[tuple[str, str]]) -> None:
-    # Choice of ours: AWS does not say what happens when one channel lies in another.
+    """A channel may lie in an input: the SageMaker SDK puts its code at /opt/ml/processing/input/code, and
+    AWS's examples put data at /opt/ml/processing/input. Choice of ours, where AWS does not say what happens:
+    two channels cannot have one path, and no channel can lie in an output, which would upload it too."""
     ordered = sorted(paths, key=lambda each: each[1] + "/")
     for (one, path), (other, inner) in itertools.pairwise(ordered):
-        if (inner + "/").startswith(path + "/"):
+        within = (inner + "/").startswith(path + "/")
+        if inner == path or (within and one.startswith("output ")):
             raise invalid(f"LocalPath {path} of {one} and LocalPath {inner} of {other} overlap")
 
 
