@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Veth, key
 from cloister.vpc import addresses as ip
-from cloister.vpc import gateways, network_acls, route_tables, security_groups
+from cloister.vpc import gateways, interface_endpoints, network_acls, route_tables, security_groups
 from cloister.vpc.endpoints import outer_if, prefix_list_of
 from cloister.vpc.gateways import GATES, link_address, link_mac
 from cloister.vpc.model import (
@@ -173,6 +173,7 @@ def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
                 yield from _remarked(before, after, doc.vpc_id)
         elif isinstance(doc, VpcEndpoint):
             yield ("endpoint", doc.endpoint_id)
+            yield from (("interface", interface_id) for interface_id in doc.interface_ids)
             if born_or_gone or _differs(change, "route_table_ids", "state", "service_name", "vpc_id", "kind"):
                 yield from _tables_of(before, after, doc.vpc_id)
         elif isinstance(doc, SecurityGroup):
@@ -405,9 +406,14 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
             for gate in ("egress_groups", "ingress_groups"):
                 yield _element(router, gate, port, interface_id, "accept")
         else:
-            credentials = (f"{CREDENTIALS_ADDRESS}/32",) if held.netns == interface_id else ()
-            yield Netns(name=held.netns, loopback=credentials)
-            yield from _instance_chains(held.netns)
+            if interface.interface_type == interface_endpoints.ENDPOINT_INTERFACE:
+                yield Netns(name=held.netns)
+                ports = interface_endpoints.ports_of(world, interface)
+                yield from interface_endpoints.chains(held.netns, ports)
+            else:
+                credentials = (f"{CREDENTIALS_ADDRESS}/32",) if held.netns == interface_id else ()
+                yield Netns(name=held.netns, loopback=credentials)
+                yield from _instance_chains(held.netns)
             yield _element(router, "sources", f"{port} . {held.address}", interface_id)
             yield from _members(world, interface, port, held)
         gateway = gateways.of_vpc(world, router)

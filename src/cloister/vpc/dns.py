@@ -2,7 +2,8 @@
 
 AWS ("DNS attributes for your VPC"): the resolver knows the public names of AWS services and the private names
 of the VPC's addresses, `ip-10-0-0-5.ec2.internal` in us-east-1, else `ip-10-0-0-5.REGION.compute.internal`.
-A VPC without DNS support has no resolver.
+A VPC without DNS support has no resolver. Private names of interface endpoints come first, and hide the
+public ones below them.
 
 Our choices: an S3 name has one address in each of up to four blocks of its Region's prefix list, always the
 same ones; every address of the VPC has its private name; other AWS services have stand-in addresses in
@@ -18,6 +19,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from cloister.s3.model import Bucket
 from cloister.vpc import addresses as ip
+from cloister.vpc import interface_endpoints
 from cloister.vpc.endpoints import s3_prefix_list
 from cloister.vpc.model import Vpc
 from cloister.world import World
@@ -68,7 +70,9 @@ def answer(world: World, vpc_id: str, qname: str, qtype: int, *, region: str) ->
         if pointed is None:
             return _NO_SUCH_NAME
         return Answer(rcode=NOERROR, rtype=PTR, records=(pointed,) if qtype in (PTR, ANY) else ())
-    found = _addresses(world, vpc, name, region)
+    found = interface_endpoints.resolve_private(world, vpc, name, region)
+    if found is None:
+        found = _addresses(world, vpc, name, region)
     if not found:
         return _NO_SUCH_NAME
     return Answer(rcode=NOERROR, records=found if qtype in (A, ANY) else ())
@@ -84,6 +88,8 @@ def _addresses(world: World, vpc: Vpc, name: str, region: str) -> tuple[str, ...
     private = _private(vpc, name, region)
     if private is not None:
         return (private,)
+    if name.endswith(".vpce.amazonaws.com"):
+        return interface_endpoints.resolve_own(world, name, region)
     for suffix in (".amazonaws.com", ".amazonaws.com.cn"):
         if name.endswith(suffix):
             labels = name.removesuffix(suffix).split(".")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cloister.vpc import addresses as ip
-from cloister.vpc import gateways, network_acls, route_tables, security_groups
+from cloister.vpc import gateways, interface_endpoints, network_acls, route_tables, security_groups
 from cloister.vpc.endpoints import s3_prefix_list, s3_service_name
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import (
@@ -60,6 +60,9 @@ def _flow_steps(world: World, flow: Flow) -> Iterator[Step]:
         yield _refused("interface", flow.source, f"No network interface has the address {flow.source}.")
         return
     sender = source.interface
+    if sender.interface_type == interface_endpoints.ENDPOINT_INTERFACE:
+        sentence = f"{sender.interface_id} is an interface endpoint's: it opens nothing."
+        yield _refused("endpoint", sender.interface_id, sentence)
     if not any(held.address == source.address and held.netns for held in sender.addresses):
         sentence = f"{sender.interface_id} is not attached to anything with its address {source.address}."
         yield _refused("interface", sender.interface_id, sentence)
@@ -119,6 +122,8 @@ def _neighbour_steps(
         yield _refused("ingress", target.interface.interface_id, sentence)
         return
     yield _ingress_step(world, target.interface, source, flow)
+    if target.interface.interface_type == interface_endpoints.ENDPOINT_INTERFACE:
+        yield _service_step(world, target.interface, flow)
     if hop.kind == "pcx":
         back, step = _route_step(world, target.interface, source.address)
         if back is None or not step.allowed or back.route.target != hop.route.target:
@@ -330,7 +335,7 @@ def _route_fix(world: World, sender: NetworkInterface, table: RouteTable, destin
         return None
     service = s3_service_name(region)
     for endpoint in world.where(VpcEndpoint, vpc_id=sender.vpc_id):
-        if endpoint.service_name == service:
+        if endpoint.service_name == service and endpoint.kind == "Gateway":
             return (
                 f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {endpoint.endpoint_id} "
                 f"--add-route-table-ids {table.route_table_id}"
@@ -477,6 +482,18 @@ def _endpoint_step(endpoint_id: str, flow: Flow) -> Step:
     if flow.protocol == "tcp" and flow.port in (80, 443):
         return _allowed("endpoint", endpoint_id, f"{endpoint_id} takes it to S3, where policies decide.")
     return _refused("endpoint", endpoint_id, f"Behind {endpoint_id} S3 answers tcp ports 80 and 443 only.")
+
+
+def _service_step(world: World, interface: NetworkInterface, flow: Flow) -> Step:
+    """What an interface endpoint's interface answers."""
+    endpoint = interface_endpoints.endpoint_of(world, interface)
+    name = endpoint.endpoint_id if endpoint is not None else interface.interface_id
+    ports = interface_endpoints.ports_of(world, interface)
+    if endpoint is not None and flow.protocol == "tcp" and flow.port in ports:
+        sentence = f"{name} takes it to {endpoint.service_name}, where policies decide."
+        return _allowed("endpoint", name, sentence)
+    answered = " and ".join(str(port) for port in ports) or "none"
+    return _refused("endpoint", name, f"{name} answers tcp ports {answered} only, not {_what(flow)}.")
 
 
 def _end(world: World, text: str, vpc_id: str | None) -> _End | None:

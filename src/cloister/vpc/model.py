@@ -135,7 +135,8 @@ class NetworkAcl:
 @document("vpc-endpoint", key="endpoint_id", index=("vpc_id",), prefix="vpce")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VpcEndpoint:
-    """A gateway endpoint (interface endpoints come later: `kind` is "Gateway").
+    """An endpoint. `kind` is "Gateway", with route tables, or "Interface", with one requester-managed
+    interface in each of its subnets: `interface_ids` in the order of `subnet_ids`.
     `policy` is the document's text as the user gave it."""
 
     endpoint_id: str
@@ -145,8 +146,14 @@ class VpcEndpoint:
     policy: str
     route_table_ids: tuple[str, ...] = ()
     created: float
-    state: str = "available"
+    state: str = "available"  # "pending" until the kernel holds an interface endpoint
     tags: dict[str, str] = field(default_factory=dict)
+    subnet_ids: tuple[str, ...] = ()
+    interface_ids: tuple[str, ...] = ()
+    group_ids: tuple[str, ...] = ()
+    private_dns_enabled: bool = False
+    #: S3's: private names are for resolvers outside of the VPC, within it the gateway endpoint serves
+    private_dns_only_inbound: bool = False
 
 
 @document("prefix-list", key="prefix_list_id", prefix="pl")
