@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 packages=(podman conmon runc nftables libnftables1 uidmap iproute2 ca-certificates busybox-static
   dnf createrepo-c rpm procps)
 # Some releases have no such package; the tests use it where it is.
-if [ -x /usr/bin/aws ] || apt-cache show awscli >/dev/null 2>&1; then
+if [ ! -x /usr/bin/aws ] && apt-cache show awscli >/dev/null 2>&1; then
   packages+=(awscli)
 fi
 
