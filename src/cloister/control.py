@@ -12,13 +12,15 @@ from cloister.fabric import Fabric
 from cloister.jobs.model import LOG_GROUP, ProcessingJob
 from cloister.jobs.supervise import Supervisor
 from cloister.logs import LogStore, UnknownLog
+from cloister.questions import Questions
 from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
 from cloister.vpc.model import NetworkInterface, RouteTable, SecurityGroup, Subnet, Vpc, VpcEndpoint
 
 
 class Control:
-    """GET /ping, GET /status, GET /logs?job=NAME&after=N, POST /gc[?dry_run=1]; answers are JSON."""
+    """GET /ping, GET /status, GET /logs?job=NAME&after=N, POST /gc[?dry_run=1], and the questions of
+    `questions`; answers are JSON."""
 
     def __init__(
         self,
@@ -28,6 +30,7 @@ class Control:
         supervisor: Supervisor,
         logs: LogStore,
         backend: Backend,
+        questions: Questions,
     ) -> None:
         self._running = running
         self._engine = engine
@@ -35,6 +38,7 @@ class Control:
         self._supervisor = supervisor
         self._logs = logs
         self._backend = backend
+        self._questions = questions
 
     def application(self) -> web.Application:
         app = web.Application()
@@ -42,6 +46,7 @@ class Control:
         app.router.add_get("/status", self._status)
         app.router.add_get("/logs", self._log_events)
         app.router.add_post("/gc", self._gc)
+        self._questions.add_routes(app)
         return app
 
     async def _ping(self, _: web.Request) -> web.Response:

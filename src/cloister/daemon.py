@@ -37,6 +37,7 @@ from cloister.kernel.netns import Namespaces
 from cloister.kernel.reconcile import Reconciler
 from cloister.logs import LogStore
 from cloister.options import Options
+from cloister.questions import Questions
 from cloister.s3.backend import NAMESPACE, Backend, SeaweedFS
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
@@ -130,7 +131,8 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         "region": options.region,
         "account": options.account,
     }
-    control = Control(running, engine, fabric, supervisor, logs, backend)
+    questions = Questions(engine, credentials, region=options.region, account=options.account)
+    control = Control(running, engine, fabric, supervisor, logs, backend, questions)
     await _serve_control(state, control, stack)
     _write_running(state, running)
     return str(running["url"])

@@ -18,6 +18,7 @@ A first session:
     eval "$(cloister env)"          point boto3, the AWS CLI and the SDK at it
     aws ec2 describe-vpcs           … and use AWS as you know it
     cloister logs my-job            what a job wrote
+    cloister why my-job             which rule lets it through, or refuses it
     cloister down                   stop; every resource is kept for the next `up`
 
 Containers really run; security groups, route tables, endpoint policies and DNS are enforced by the
@@ -36,6 +37,8 @@ class _LazyGroup(click.Group):
         "gc": "lifecycle",
         "doctor": "doctor",
         "logs": "logs",
+        "why": "why",
+        "check": "check",
         "demo": "demo",
         "completion": "completion",
     }

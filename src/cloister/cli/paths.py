@@ -47,16 +47,17 @@ class ControlError(Exception):
     """The daemon answered a command with a refusal; the text says why."""
 
 
-def ask(state: Path, method: str, path: str, *, timeout: float = 60) -> Any:
-    """One request on the daemon's control socket. OSError when it is not up."""
+def ask(state: Path, method: str, path: str, body: Any = None, *, timeout: float = 60) -> Any:
+    """One request on the daemon's control socket, `body` as JSON. ControlError when it is refused, OSError
+    when no daemon is up."""
     connection = _UnixConnection(state / "control.sock", timeout)
     try:
-        connection.request(method, path)
+        connection.request(method, path, None if body is None else json.dumps(body))
         response = connection.getresponse()
-        body = json.loads(response.read() or b"null")
+        answer = json.loads(response.read() or b"null")
         if response.status != 200:
-            raise ControlError(body["error"])
-        return body
+            raise ControlError(answer["error"])
+        return answer
     finally:
         connection.close()
 

@@ -70,6 +70,9 @@ def _fix(world: World, decision: Decision, match: Match | None, endpoint_id: str
         if endpoint is None:
             return None
         document = _changed(endpoint.policy, match, {**statement, "Principal": "*"})
+        if not document["Statement"]:
+            # a policy cannot be empty: the default one, which allows everything, is what is left
+            return f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {endpoint_id} --reset-policy"
         return _command("aws ec2 modify-vpc-endpoint --vpc-endpoint-id", endpoint_id, document)
     if decision.gate == "resource":
         bucket = world.get(Bucket, request.resource.removeprefix("arn:aws:s3:::").partition("/")[0])
@@ -80,7 +83,7 @@ def _fix(world: World, decision: Decision, match: Match | None, endpoint_id: str
         if isinstance(principal, Principal):
             who = {"AWS": principal.role_arn or principal.arn}
         document = _changed(bucket.policy or "", match, {**statement, "Principal": who})
-        if document is None or not document["Statement"]:
+        if not document["Statement"]:
             return f"aws s3api delete-bucket-policy --bucket {bucket.name}"
         text = shlex.quote(json.dumps(document))
         return f"aws s3api put-bucket-policy --bucket {bucket.name} --policy {text}"
@@ -102,12 +105,12 @@ def _identity_fix(
             return f"aws iam detach-role-policy --role-name {role.name} --policy-arn {match.origin}"
         name = match.origin.removeprefix(prefix)
     document = _changed(role.inline_policies.get(name, ""), match, statement)
-    if document is None or not document["Statement"]:
+    if not document["Statement"]:
         return f"aws iam delete-role-policy --role-name {role.name} --policy-name {name}"
     return _command(f"aws iam put-role-policy --role-name {role.name} --policy-name", name, document)
 
 
-def _changed(text: str, match: Match | None, statement: dict[str, Any]) -> dict[str, Any] | None:
+def _changed(text: str, match: Match | None, statement: dict[str, Any]) -> dict[str, Any]:
     """The document without the statement that matched, or with `statement` when none did."""
     document: dict[str, Any] = json.loads(text) if text else {"Version": "2012-10-17", "Statement": []}
     given = document.get("Statement", [])
@@ -119,7 +122,5 @@ def _changed(text: str, match: Match | None, statement: dict[str, Any]) -> dict[
     return {**document, "Statement": found}
 
 
-def _command(start: str, name: str, document: dict[str, Any] | None) -> str | None:
-    if document is None:
-        return None
+def _command(start: str, name: str, document: dict[str, Any]) -> str:
     return f"{start} {name} --policy-document {shlex.quote(json.dumps(document))}"

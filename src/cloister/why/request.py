@@ -140,7 +140,8 @@ def https_url(url: str, region: str) -> str:
     if not url.startswith("s3://"):
         return url
     bucket, _, key = url.removeprefix("s3://").partition("/")
-    return f"https://s3.{region}.amazonaws.com/{bucket}/{key}"
+    bucket, mark, query = bucket.partition("?")
+    return f"https://s3.{region}.amazonaws.com/{bucket}{mark}{query}{'/' if key else ''}{key}"
 
 
 def _dns_step(world: World, vpc_id: str, host: str, region: str) -> tuple[Step, str | None]:

@@ -1,0 +1,67 @@
+"""`cloister check`: would this job work, without running it?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from cloister.cli.main import json_option
+from cloister.cli.why import ask_daemon, mark
+
+
+@click.command()
+@click.argument("job_json", type=click.File(), required=False, metavar="JOB.json")
+@click.option(
+    "--from-aws-cli-skeleton",
+    "skeleton",
+    type=click.File(),
+    metavar="FILE",
+    help="The input of `aws sagemaker create-processing-job --cli-input-json`; - reads standard input.",
+)
+@click.option(
+    "--service", "services", multiple=True, help="A service the container asks, as in sts (repeatable)."
+)
+@json_option
+@click.pass_obj
+def check(
+    state: Path,
+    /,
+    job_json: IO[str] | None,
+    skeleton: IO[str] | None,
+    services: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Check a CreateProcessingJob request against the VPC as it is now, without running it.
+
+    \b
+    cloister check job.json
+    cloister check job.json --service sts --service secretsmanager
+    aws sagemaker create-processing-job --generate-cli-skeleton > job.json   # a form to fill in
+
+    Looked at: the request, the role and its permissions, addresses and zones, the instances among each
+    other, route and policies to every input and output, and every --service. Exit code 1: something fails.
+    """
+    file = job_json or skeleton
+    if file is None or (job_json is not None and skeleton is not None):
+        raise click.UsageError("Name one file, or - for standard input.")
+    try:
+        request: Any = json.load(file)
+    except ValueError as error:
+        raise click.ClickException(f"{file.name} is no JSON: {error}") from error
+    found = ask_daemon(state, "/check", {"request": request, "services": services})
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for finding in found["findings"]:
+            click.echo(
+                f"{mark(finding['ok'])} {click.style(finding['about'], bold=True)}: {finding['sentence']}"
+            )
+            if finding["fix"] and not finding["ok"]:
+                click.echo(f"    to fix it: {click.style(finding['fix'], fg='cyan')}")
+        wrong = sum(not finding["ok"] for finding in found["findings"])
+        click.echo("The job can run." if not wrong else f"{wrong} of {len(found['findings'])} checks fail.")
+    sys.exit(0 if found["ok"] else 1)

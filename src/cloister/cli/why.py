@@ -1,0 +1,97 @@
+"""`cloister why`: which gate lets something through or refuses it, and what would change that."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cloister.cli.main import json_option
+from cloister.cli.paths import ControlError, ask
+
+
+@click.command()
+@click.argument("job", required=False)
+@click.option("--from", "source", metavar="ENI", help="Ask for this interface (id or private address).")
+@click.option("--to", "target", metavar="ADDRESS[:PORT]", help="… to this address or interface.")
+@click.option("--protocol", default="tcp", show_default=True, help="With --to: tcp, udp, icmp or a number.")
+@click.option("--request", metavar="'METHOD URL'", help="… making this request, of a URL or s3://BUCKET/KEY.")
+@click.option("--role", help="With --request: signed by a session of this role. [default: the root user]")
+@json_option
+@click.pass_obj
+def why(
+    state: Path,
+    /,
+    job: str | None,
+    source: str | None,
+    target: str | None,
+    protocol: str,
+    request: str | None,
+    role: str | None,
+    as_json: bool,
+) -> None:
+    """Explain, gate by gate, why JOB (or one connection, or one request) is let through or refused.
+
+    \b
+    cloister why my-job
+    cloister why --from eni-0123 --to 10.0.1.7:5432
+    cloister why --from eni-0123 --request 'GET s3://my-bucket/data.csv' --role my-role
+
+    Every step names the resource and rule that decided; after a refusal comes the smallest change that
+    would allow it, as an AWS CLI command. Exit code 1: something is refused.
+    """
+    found = ask_daemon(state, "/why", _question(job, source, target, protocol, request, role))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _print(found)
+    sys.exit(0 if all(answer["allowed"] for answer in found["answers"]) else 1)
+
+
+def ask_daemon(state: Path, path: str, question: dict[str, Any]) -> Any:
+    try:
+        return ask(state, "POST", path, question)
+    except ControlError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException("Cloister is not up. Start it: cloister up") from error
+
+
+def _question(
+    job: str | None,
+    source: str | None,
+    target: str | None,
+    protocol: str,
+    request: str | None,
+    role: str | None,
+) -> dict[str, Any]:
+    if job is not None and source is None:
+        return {"job": job}
+    if job is None and source is not None and (target is None) is not (request is None):
+        if request is not None:
+            return {"from": source, "request": request, "role": role}
+        return {"from": source, "to": target, "protocol": protocol}
+    raise click.UsageError("Name a JOB, or --from with either --to or --request.")
+
+
+def _print(found: dict[str, Any]) -> None:
+    if "job" in found:
+        reason = f": {found['failure_reason']}" if found["failure_reason"] else ""
+        click.echo(f"{found['job']} is {found['status']}{reason}\n")
+    for answer in found["answers"]:
+        click.echo(f"{mark(answer['allowed'])} {click.style(answer['what'], bold=True)}")
+        print_steps(answer["steps"])
+
+
+def mark(good: bool) -> str:
+    return click.style("✓", fg="green") if good else click.style("✗", fg="red")
+
+
+def print_steps(steps: list[dict[str, Any]]) -> None:
+    for step in steps:
+        click.echo(f"    {mark(step['allowed'])} {step['gate']:<16} {step['sentence']}")
+        if step["fix"]:
+            click.echo(f"      {'':<16} to allow it: {click.style(step['fix'], fg='cyan')}")

@@ -1,0 +1,161 @@
+"""The questions that `cloister why` and `cloister check` ask the daemon, over its control socket.
+
+POST /why    {"job": NAME} | {"from": ENI, "to": ADDRESS[:PORT], "protocol": …}
+             | {"from": ENI, "request": "METHOD URL", "role": NAME}
+POST /check  {"request": CreateProcessingJob's parameters, "services": [NAME]}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from cloister import ids
+from cloister.credentials import Credentials
+from cloister.engine import Engine
+from cloister.iam.model import Role
+from cloister.jobs.model import ProcessingJob
+from cloister.services.api import Call, Origin
+from cloister.vpc.explain import explain
+from cloister.vpc.flow import Flow, Verdict
+from cloister.vpc.model import NetworkInterface
+from cloister.why.job import Answer, Place, why_job
+from cloister.why.preflight import preflight
+from cloister.why.request import session_of, why_request
+from cloister.wire import protocol
+from cloister.wire.errors import AwsError
+from cloister.wire.http import HttpRequest
+
+_CREATE = protocol.Target(service="sagemaker", operation="CreateProcessingJob", protocol="json")
+
+
+class BadQuestion(ValueError):
+    """The question names what is not there, or cannot be understood."""
+
+
+class Questions:
+    def __init__(self, engine: Engine, credentials: Credentials, *, region: str, account: str) -> None:
+        self._engine = engine
+        self._credentials = credentials
+        self._region = region
+        self._account = account
+
+    def add_routes(self, app: web.Application) -> None:
+        app.router.add_post("/why", _answering(self.why))
+        app.router.add_post("/check", _answering(self.check))
+
+    def why(self, question: dict[str, Any]) -> dict[str, Any]:
+        if "job" in question:
+            return self._why_job(str(question["job"]))
+        interface = self._interface(str(question.get("from", "")))
+        if "request" in question:
+            verdict = self._why_request(interface, question)
+            what = f"{interface.interface_id}: {question['request']}"
+        else:
+            verdict = explain(self._engine.world, _flow(interface, question))
+            what = f"{interface.interface_id} to {question['to']}"
+        return {"answers": [_answer(Answer(what=what, verdict=verdict))]}
+
+    def _why_job(self, name: str) -> dict[str, Any]:
+        world = self._engine.world
+        job = world.get(ProcessingJob, name)
+        if job is None:
+            raise BadQuestion(f"No job is named {name!r}. `cloister status` lists the latest.")
+        place = Place(region=self._region, account=self._account, now=self._engine.clock())
+        return {
+            "job": name,
+            "status": job.status,
+            "failure_reason": job.failure_reason if job.terminal else None,
+            "answers": [_answer(each) for each in why_job(world, job, place)],
+        }
+
+    def _why_request(self, interface: NetworkInterface, question: dict[str, Any]) -> Verdict:
+        method, _, url = str(question["request"]).partition(" ")
+        principal = None
+        if question.get("role"):
+            role = self._engine.world.get(Role, str(question["role"]).rsplit("/", 1)[-1])
+            if role is None:
+                raise BadQuestion(f"There is no role {question['role']!r}.")
+            principal = session_of(role, self._account)
+        elif not question.get("unsigned"):
+            principal = self._credentials.root
+        return why_request(
+            self._engine.world,
+            interface,
+            method,
+            url,
+            principal=principal,
+            region=self._region,
+            account=self._account,
+            now=self._engine.clock(),
+        )
+
+    def _interface(self, text: str) -> NetworkInterface:
+        world = self._engine.world
+        found = world.get(NetworkInterface, text) or next(
+            (one for one in world.all(NetworkInterface) if any(a.address == text for a in one.addresses)),
+            None,
+        )
+        if found is None:
+            raise BadQuestion(
+                f"No network interface is {text!r}; `aws ec2 describe-network-interfaces` lists them."
+            )
+        return found
+
+    def check(self, question: dict[str, Any]) -> dict[str, Any]:
+        body = json.dumps(question.get("request")).encode()
+        request = HttpRequest(method="POST", path="/", query="", headers=(), body=body)
+        call = Call(
+            tx=self._engine.world.begin(),
+            principal=self._credentials.root,
+            account=self._account,
+            region=self._region,
+            now=self._engine.clock(),
+            request_id=ids.request_id(),
+            origin=Origin(address="127.0.0.1", secure=True),
+        )
+        try:
+            params = protocol.parse(_CREATE, request)
+        except AwsError as error:
+            finding = {"ok": False, "about": "request", "sentence": error.message, "fix": None, "steps": []}
+            return {"ok": False, "findings": [finding]}
+        findings = preflight(call, params, [str(each) for each in question.get("services") or ()])
+        return {
+            "ok": all(each.ok for each in findings),
+            "findings": [dataclasses.asdict(each) for each in findings],
+        }
+
+
+def _flow(interface: NetworkInterface, question: dict[str, Any]) -> Flow:
+    address, _, port = str(question.get("to", "")).partition(":")
+    if not address or (port and not port.isdigit()):
+        raise BadQuestion(f"{question.get('to')!r} is no ADDRESS[:PORT] and no INTERFACE[:PORT].")
+    return Flow(
+        source=interface.interface_id,
+        destination=address,
+        protocol=str(question.get("protocol") or "tcp"),
+        port=int(port) if port else None,
+        vpc_id=interface.vpc_id,
+    )
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    return {
+        "what": answer.what,
+        "allowed": answer.verdict.allowed,
+        "steps": [dataclasses.asdict(step) for step in answer.verdict.steps],
+    }
+
+
+def _answering(function: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            return web.json_response(function(await request.json()))
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+
+    return handle

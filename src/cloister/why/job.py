@@ -1,0 +1,144 @@
+"""Why a job can or cannot do what it must: its inputs, its outputs, its instances among each other.
+
+A job that has interfaces is asked about with them; one without (before or after) with interfaces that are made in
+a copy of the World, in the subnet and with the groups that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from cloister.iam.model import Principal
+from cloister.jobs import execution_role
+from cloister.jobs.model import ProcessingJob
+from cloister.vpc.explain import explain
+from cloister.vpc.flow import Flow, Step, Verdict
+from cloister.vpc.interfaces import AGENT, CONTAINER, create_interface
+from cloister.vpc.model import NetworkInterface
+from cloister.why.request import session_of, why_request
+from cloister.wire.errors import AwsError
+from cloister.world import World
+
+#: stands for an object below a prefix
+_ANY_OBJECT = "any-object"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where and when a question is asked."""
+
+    region: str
+    account: str
+    now: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """`what` is the question in words: "input code: s3://…", "algo-1 to algo-2"."""
+
+    what: str
+    verdict: Verdict
+
+
+def why_job(world: World, job: ProcessingJob, place: Place) -> list[Answer]:
+    ids = [each.interface_id for each in job.instances if each.interface_id]
+    interfaces = [found for one in ids if (found := world.get(NetworkInterface, one)) is not None]
+    if len(interfaces) == len(job.instances):
+        return list(_answers(world, job.request, interfaces, place))
+    return why_request_of(world, job.request, place, subnet_id=job.subnet_id)
+
+
+def why_request_of(
+    world: World, request: Mapping[str, Any], place: Place, *, subnet_id: str | None = None
+) -> list[Answer]:
+    """The same for a CreateProcessingJob request of a job that is not there."""
+    config = request["NetworkConfig"]["VpcConfig"]
+    count = request["ProcessingResources"]["ClusterConfig"].get("InstanceCount", 1)
+    tx = world.begin()
+    try:
+        interfaces = [
+            create_interface(
+                tx,
+                subnet_id=subnet_id or config["Subnets"][0],
+                group_ids=config["SecurityGroupIds"],
+                now=place.now,
+                count=2,
+                attach=(CONTAINER, AGENT),
+            )
+            for _ in range(min(count, 2))
+        ]
+    except AwsError as error:
+        step = Step(gate="interface", allowed=False, origin=error.code, sentence=error.message)
+        return [Answer(what="interfaces", verdict=Verdict(allowed=False, steps=(step,)))]
+    return list(_answers(tx.commit(), request, interfaces, place))
+
+
+def _answers(
+    world: World, request: Mapping[str, Any], interfaces: list[NetworkInterface], place: Place
+) -> Iterator[Answer]:
+    role = execution_role.assume(world, request["RoleArn"])
+    principal = session_of(role, place.account) if role is not None else None
+    for what, method, url in transfers(request):
+        yield Answer(what=what, verdict=_asked(world, interfaces[0], method, url, principal, place))
+    if len(interfaces) > 1:
+        for one, other in ((0, 1), (1, 0)):
+            flow = Flow(
+                source=interfaces[one].interface_id,
+                destination=interfaces[other].interface_id,
+                protocol="tcp",
+                vpc_id=interfaces[one].vpc_id,
+            )
+            what = f"algo-{one + 1} to algo-{other + 1}"
+            yield Answer(what=what, verdict=explain(world, flow))
+
+
+def transfers(request: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What the agent asks of S3 for a job: (in words, method, URL)."""
+    for each in request.get("ProcessingInputs") or ():
+        s3 = each.get("S3Input")
+        if not s3:
+            continue
+        what, uri = f"input {each['InputName']}", s3["S3Uri"]
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        if s3.get("S3DataType") == "ManifestFile":
+            yield f"{what}: read {uri}", "GET", uri
+        else:
+            yield f"{what}: list {uri}", "GET", f"s3://{bucket}?list-type=2&prefix={quote(key)}"
+            yield f"{what}: read objects of {uri}", "GET", _below(bucket, key)
+    for each in (request.get("ProcessingOutputConfig") or {}).get("Outputs") or ():
+        s3 = each.get("S3Output")
+        if s3:
+            bucket, _, key = s3["S3Uri"].removeprefix("s3://").partition("/")
+            yield f"output {each['OutputName']}: write to {s3['S3Uri']}", "PUT", _below(bucket, key)
+
+
+def _below(bucket: str, prefix: str) -> str:
+    """An object below a prefix, or the one object that the prefix is."""
+    if prefix and not prefix.endswith("/") and "." in prefix.rsplit("/", 1)[-1]:
+        return f"s3://{bucket}/{prefix}"
+    return f"s3://{bucket}/{prefix.rstrip('/') + '/' if prefix else ''}{_ANY_OBJECT}"
+
+
+def _asked(
+    world: World,
+    interface: NetworkInterface,
+    method: str,
+    url: str,
+    principal: Principal | None,
+    place: Place,
+) -> Verdict:
+    agent = interface.addresses[min(1, len(interface.addresses) - 1)]
+    return why_request(
+        world,
+        interface,
+        method,
+        url,
+        source=agent.address,
+        principal=principal,
+        region=place.region,
+        account=place.account,
+        now=place.now,
+    )

@@ -1,0 +1,272 @@
+"""`why` and `check` over small Worlds: who decides is named, with the command that would change it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from typing import Any
+
+from cloister.iam.model import Principal, Role
+from cloister.jobs.execution_role import VPC_ACTIONS
+from cloister.s3.model import Bucket
+from cloister.services.api import Call, Origin
+from cloister.vpc.flow import Step, Verdict
+from cloister.vpc.interfaces import create_interface
+from cloister.vpc.model import (
+    GroupRule,
+    NetworkInterface,
+    RouteTable,
+    RouteTableAssociation,
+    SecurityGroup,
+    Subnet,
+    Vpc,
+    VpcEndpoint,
+)
+from cloister.why.preflight import Finding, preflight
+from cloister.why.request import session_of, why_request
+from cloister.world import World
+
+REGION, ACCOUNT = "us-east-1", "123456789012"
+ALL_ALLOWED = json.dumps(
+    {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*"}],
+    }
+)
+TRUST = json.dumps(
+    {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Principal": {"Service": "sagemaker.amazonaws.com"},
+                "Action": "sts:AssumeRole",
+            }
+        ],
+    }
+)
+ROLE = Role(
+    name="runner",
+    role_id="AROA1",
+    trust_policy=TRUST,
+    inline_policies={
+        "all": json.dumps(
+            {
+                "Version": "2012-10-17",
+                "Statement": [{"Effect": "Allow", "Action": ["s3:*", *VPC_ACTIONS], "Resource": "*"}],
+            }
+        )
+    },
+    created=0,
+)
+ENDPOINT = VpcEndpoint(
+    endpoint_id="vpce-1",
+    vpc_id="vpc-1",
+    service_name="com.amazonaws.us-east-1.s3",
+    policy=ALL_ALLOWED,
+    route_table_ids=("rtb-1",),
+    created=0,
+)
+GROUP = SecurityGroup(
+    group_id="sg-1",
+    vpc_id="vpc-1",
+    name="g",
+    description="",
+    rules=(
+        GroupRule(rule_id="sgr-1", egress=True, protocol="-1", cidr="0.0.0.0/0"),
+        GroupRule(rule_id="sgr-2", egress=False, protocol="-1", group_id="sg-1"),
+    ),
+)
+
+
+def _world(*changed: object) -> World:
+    world = World.of(
+        [
+            Vpc(vpc_id="vpc-1", cidr="10.0.0.0/16", cidr_association_id="a"),
+            Subnet(
+                subnet_id="subnet-1",
+                vpc_id="vpc-1",
+                cidr="10.0.0.0/28",
+                zone="us-east-1a",
+                zone_id="use1-az1",
+            ),
+            RouteTable(
+                route_table_id="rtb-1",
+                vpc_id="vpc-1",
+                number=1000,
+                associations=(RouteTableAssociation(association_id="m", subnet_id=None, main=True),),
+            ),
+            GROUP,
+            ENDPOINT,
+            ROLE,
+            Bucket(name="data", region=REGION, owner_account=ACCOUNT, created=0),
+        ]
+    )
+    tx = world.begin()
+    for doc in changed:
+        tx.put(doc)
+    return tx.commit()
+
+
+def _why(world: World, method: str, url: str, principal: Principal | None = None) -> Verdict:
+    tx = world.begin()
+    interface: NetworkInterface = create_interface(
+        tx, subnet_id="subnet-1", group_ids=["sg-1"], now=0, attach=("",)
+    )
+    return why_request(
+        tx.commit(),
+        interface,
+        method,
+        url,
+        principal=principal or session_of(ROLE, ACCOUNT),
+        region=REGION,
+        account=ACCOUNT,
+        now=0,
+    )
+
+
+def _refusal(verdict: Verdict) -> Step:
+    assert verdict.refusal is not None, verdict
+    return verdict.refusal
+
+
+def test_a_request_that_passes_names_every_gate_in_order() -> None:
+    verdict = _why(_world(), "GET", "s3://data/part.csv")
+    assert verdict.allowed
+    assert [step.gate for step in verdict.steps] == [
+        *("dns", "route", "egress", "endpoint", "endpoint policy", "identity policy"),
+    ]
+
+
+def test_an_endpoint_policy_that_denies_is_named_with_its_statement_and_the_document_without_it() -> None:
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*"},
+            {"Sid": "NoData", "Effect": "Deny", "Principal": "*", "Action": "s3:GetObject", "Resource": "*"},
+        ],
+    }
+    refusal = _refusal(_why(_world(replace(ENDPOINT, policy=json.dumps(policy))), "GET", "s3://data/x"))
+    assert (refusal.gate, refusal.origin) == ("endpoint policy", "vpce-1/NoData")
+    assert refusal.sentence.endswith("with an explicit deny in a VPC endpoint policy: NoData of vpce-1")
+    assert refusal.fix is not None
+    words = shlex.split(refusal.fix)
+    assert words[:5] == ["aws", "ec2", "modify-vpc-endpoint", "--vpc-endpoint-id", "vpce-1"]
+    assert json.loads(words[-1])["Statement"] == policy["Statement"][:1]
+
+
+def test_a_role_that_may_not_gets_the_statement_that_would_allow_it() -> None:
+    refusal = _refusal(_why(_world(replace(ROLE, inline_policies={})), "PUT", "s3://data/x"))
+    assert refusal.gate == "identity policy"
+    assert refusal.fix is not None
+    words = shlex.split(refusal.fix)
+    assert words[:3] == ["aws", "iam", "put-role-policy"]
+    assert json.loads(words[-1])["Statement"] == [
+        {"Effect": "Allow", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::data/x"}
+    ]
+
+
+def test_following_the_fixes_one_by_one_leads_to_a_request_that_passes() -> None:
+    """Each refusal's command, carried out on the World, is enough for its gate."""
+    closed = replace(ENDPOINT, policy=ALL_ALLOWED.replace('"Action": "*"', '"Action": "s3:List*"'))
+    world = _world(closed, replace(ROLE, inline_policies={}))
+    for _ in range(5):
+        verdict = _why(world, "GET", "s3://data/x")
+        if verdict.allowed:
+            break
+        words = shlex.split(_refusal(verdict).fix or "")
+        if words[2] == "modify-vpc-endpoint":
+            world = _world(replace(closed, policy=words[-1]), world.get(Role, "runner"))
+        else:
+            assert words[2] == "put-role-policy"
+            name = words[words.index("--policy-name") + 1]
+            role = world.get(Role, "runner")
+            assert role is not None
+            role = replace(role, inline_policies={name: words[-1]})
+            world = _world(world.get(VpcEndpoint, "vpce-1"), role)
+    assert verdict.allowed
+
+
+# --- check -------------------------------------------------------------------------------------------------
+
+
+def _request(**network: Any) -> dict[str, Any]:
+    return {
+        "ProcessingJobName": "job",
+        "RoleArn": f"arn:aws:iam::{ACCOUNT}:role/runner",
+        "AppSpecification": {"ImageUri": "cloister/host"},
+        "ProcessingResources": {
+            "ClusterConfig": {"InstanceCount": 2, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 1}
+        },
+        "ProcessingInputs": [
+            {
+                "InputName": "in",
+                "S3Input": {
+                    "S3Uri": "s3://data/in/",
+                    "S3DataType": "S3Prefix",
+                    "LocalPath": "/opt/ml/processing/in",
+                },
+            }
+        ],
+        "NetworkConfig": {"VpcConfig": {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]} | network},
+    }
+
+
+def _check(world: World, request: dict[str, Any], *services: str) -> dict[str, Finding]:
+    call = Call(
+        tx=world.begin(),
+        principal=Principal(
+            arn=f"arn:aws:iam::{ACCOUNT}:root", account=ACCOUNT, user_id=ACCOUNT, access_key_id="AKIA"
+        ),
+        account=ACCOUNT,
+        region=REGION,
+        now=0,
+        request_id="r",
+        origin=Origin(address="127.0.0.1"),
+    )
+    return {finding.about: finding for finding in preflight(call, request, services)}
+
+
+def test_a_job_that_would_work_has_only_good_findings() -> None:
+    findings = _check(_world(), _request())
+    assert all(finding.ok for finding in findings.values()), findings
+    assert {"addresses", "algo-1 to algo-2", "input in: read objects of s3://data/in/"} <= findings.keys()
+
+
+def test_instances_without_a_rule_for_themselves_are_told_the_rule() -> None:
+    finding = _check(_world(replace(GROUP, rules=GROUP.rules[:1])), _request())["algo-1 to algo-2"]
+    assert not finding.ok
+    assert finding.fix == (
+        "aws ec2 authorize-security-group-ingress --group-id sg-1 --protocol tcp --port 0-65535 "
+        "--source-group sg-1"
+    )
+
+
+def test_a_subnet_that_is_too_small_is_named_with_need_and_what_is_free() -> None:
+    request = _request()
+    request["ProcessingResources"]["ClusterConfig"]["InstanceCount"] = 6
+    finding = _check(_world(), request)["addresses"]
+    assert not finding.ok
+    assert "needs 12 addresses" in finding.sentence
+    assert "subnet-1 in us-east-1a has 11 free" in finding.sentence
+
+
+def test_no_way_to_s3_is_found_before_the_job_runs() -> None:
+    findings = _check(_world(replace(ENDPOINT, route_table_ids=())), _request())
+    finding = findings["input in: read objects of s3://data/in/"]
+    assert not finding.ok
+    assert finding.fix == ("aws ec2 modify-vpc-endpoint --vpc-endpoint-id vpce-1 --add-route-table-ids rtb-1")
+
+
+def test_a_role_without_the_permissions_of_a_vpc_is_told_which() -> None:
+    poor = replace(ROLE, inline_policies={})
+    finding = _check(_world(poor), _request())["permissions"]
+    assert not finding.ok
+    assert "ec2:CreateNetworkInterface," in finding.sentence
+
+
+def test_a_service_without_endpoint_or_way_out_is_unreachable() -> None:
+    finding = _check(_world(), _request(), "sts")["service sts"]
+    assert not finding.ok
+    assert "no route" in finding.sentence
