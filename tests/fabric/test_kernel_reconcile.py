@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cloister.kernel import ruleset
 from cloister.kernel.dump import dump_all
 from cloister.kernel.netns import Namespaces
+from cloister.kernel.nft import Nft
 from cloister.kernel.plan import Chain, Element, Key, Netns, Part, PolicyRule, Route, Rule, Set, Veth, key
 from cloister.kernel.reconcile import ApplyError, Reconciler
 from cloister.kernel.rtnl import Rtnl
@@ -131,10 +134,9 @@ def changed(before: Plan, after: Plan) -> list[Key]:
     return [i for i in before.keys() | after.keys() if before.get(i) != after.get(i)]
 
 
+FUZZ = os.environ.get("CLOISTER_FUZZ") == "1"
 LAW = settings(
-    max_examples=25,
-    deadline=None,
-    database=None,
+    max_examples=settings.default.max_examples // 3,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -146,6 +148,67 @@ def test_applying_what_changed_leaves_the_kernel_as_a_fresh_build(before: Plan, 
         reconciler.apply(before)
         reconciler.apply(after, changed(before, after))
         assert dump_all(reconciler.namespaces) == fresh(after)
+
+
+@LAW
+@given(plans(), plans())
+def test_so_it_is_when_every_change_takes_many_transactions(before: Plan, after: Plan) -> None:
+    expected = fresh(after)
+    with pytest.MonkeyPatch.context() as patch, world() as reconciler:
+        patch.setattr(ruleset, "_TRANSACTION_BYTES", 900)
+        patch.setattr(ruleset, "_FEW", 1)
+        reconciler.apply(before)
+        reconciler.apply(after, changed(before, after))
+        assert dump_all(reconciler.namespaces) == expected
+
+
+@pytest.mark.parametrize("many", [10_000 if FUZZ else 4_000])
+def test_thousands_of_elements_and_hundreds_of_rules_come_change_and_go(many: int) -> None:
+    """Without root too, where the kernel takes some 1,000 at a time."""
+
+    def plan(start: int, size: int) -> Plan:
+        parts: list[Part] = [
+            Netns(name="v"),
+            Set(netns="v", name="s", type="inet_proto . inet_service . ipv4_addr", interval=True),
+            *(
+                Element(
+                    netns="v",
+                    set="s",
+                    key=f"tcp . 80 . 10.0.{i >> 8}.{i & 255}",
+                    comment=f"{start}-{'x' * 120}",
+                )
+                for i in range(start, start + size)
+            ),
+            Chain(
+                netns="v",
+                name="many",
+                rules=tuple(Rule(text=f"tcp dport {i + 1} accept") for i in range(start, start + size // 10)),
+            ),
+            Chain(
+                netns="v",
+                name="input",
+                hook=INPUT,
+                rules=(Rule(text="meta l4proto . th dport . ip saddr @s accept"), Rule(text="jump many")),
+            ),
+        ]
+        return {key(part): part for part in parts}
+
+    def counts(reconciler: Reconciler) -> tuple[int, int]:
+        there = dump_all(reconciler.namespaces)["v"]["nft"]
+        return len(there["set cloister s"].get("elem", ())), len(there["rules cloister many"])
+
+    with world() as reconciler:
+        half = many // 2
+        first, second, third = plan(0, many), plan(half, many), plan(half + many - 10, 10)
+        reconciler.apply(first)
+        assert counts(reconciler) == (many, many // 10)
+        reconciler.apply(second, changed(first, second))
+        assert counts(reconciler) == (many, many // 10)
+        reconciler.adopt()
+        reconciler.apply(second)
+        assert counts(reconciler) == (many, many // 10)
+        reconciler.apply(third, changed(second, third))
+        assert dump_all(reconciler.namespaces) == fresh(third)
 
 
 @LAW
@@ -167,14 +230,14 @@ class Interrupted(BaseException):
 
 
 @LAW
-@given(plans(), plans(), plans(), st.integers(0, 40), st.booleans())
+@given(plans(), plans(), plans(), st.integers(0, 60), st.booleans(), st.booleans())
 def test_an_interruption_anywhere_is_repaired_by_the_next_apply(
-    before: Plan, half: Plan, after: Plan, when: int, restart: bool
+    before: Plan, half: Plan, after: Plan, when: int, restart: bool, small: bool
 ) -> None:
     with world() as reconciler:
         reconciler.apply(before)
         count = itertools.count()
-        send, create, delete = Rtnl.send, Namespaces.create, Namespaces.delete
+        steps = ((Rtnl, "send"), (Nft, "run"), (Namespaces, "create"), (Namespaces, "delete"))
 
         def interrupt(function: Any) -> Any:
             def call(*arguments: Any) -> Any:
@@ -185,9 +248,11 @@ def test_an_interruption_anywhere_is_repaired_by_the_next_apply(
             return call
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Rtnl, "send", interrupt(send))
-            patch.setattr(Namespaces, "create", interrupt(create))
-            patch.setattr(Namespaces, "delete", interrupt(delete))
+            for cls, name in steps:
+                patch.setattr(cls, name, interrupt(getattr(cls, name)))
+            if small:
+                patch.setattr(ruleset, "_TRANSACTION_BYTES", 900)
+                patch.setattr(ruleset, "_FEW", 1)
             try:
                 reconciler.apply(half, changed(before, half))
             except Interrupted:

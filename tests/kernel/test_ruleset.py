@@ -65,6 +65,17 @@ def test_a_rule_that_only_follows_leaves_the_others_in_place() -> None:
     ]
 
 
+def test_an_interval_set_that_loses_many_elements_is_filled_anew() -> None:
+    its_set = Set(netns="v", name="s", type="ipv4_addr", interval=True)
+    elements = [Element(netns="v", set="s", key=f"10.0.0.{i}") for i in range(100)]
+    stay = elements[98:]
+    assert change(of(*elements[:98]), of(elements[99]), lambda name: (its_set, stay)) == [
+        "flush set ip cloister s\nadd element ip cloister s { 10.0.0.99, 10.0.0.98 }"
+    ]
+    few = change(of(*elements[:3]), {}, lambda name: (its_set, elements[3:]))
+    assert few == ["delete element ip cloister s { 10.0.0.0, 10.0.0.1, 10.0.0.2 }"]
+
+
 def test_thousands_of_elements_are_several_transactions_below_the_sockets_limit() -> None:
     elements = [
         Element(netns="v", set="s", key=f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}", comment="x" * 128)
@@ -109,6 +120,8 @@ class Table:
             if verb == "add":
                 assert name not in self.sets
                 self.sets[name] = {}
+            elif verb == "flush":
+                self.sets[name].clear()
             else:
                 del self.sets[name]
         elif kind == "chain":
@@ -157,7 +170,7 @@ def tables(draw: st.DrawFn) -> dict[Key, NftPart]:
     rules: list[Rule] = []
     sets = draw(st.sets(st.sampled_from(["s1", "s2"])))
     for name in sorted(sets):
-        parts.append(Set(netns="v", name=name, type="mark"))
+        parts.append(Set(netns="v", name=name, type="mark", interval=name == "s1"))
         comment = draw(st.sampled_from(["", "one", "two"]))
         parts += [Element(netns="v", set=name, key=str(k), comment=comment) for k in sorted(draw(KEYS))]
         rules.append(Rule(text=f"@{name} accept"))
@@ -192,7 +205,14 @@ def test_no_state_between_two_transactions_allows_what_neither_end_does(
             assert not table.allowed()
             table.run(transaction)
         before = table.allowed()
-        for transaction in change(old, new) or []:
+        patch.setattr(ruleset, "_FEW", 3)
+
+        def whole_set(name: str) -> tuple[Set | None, list[Element]]:
+            found = new.get(("Set", "v", name))
+            elements = [p for p in new.values() if isinstance(p, Element) and p.set == name]
+            return found if isinstance(found, Set) else None, elements
+
+        for transaction in change(old, new, whole_set) or []:
             table.run(transaction)
             assert table.allowed() <= before | whole.allowed()
         assert (table.sets, table.chains, table.shut) == (whole.sets, whole.chains, False)

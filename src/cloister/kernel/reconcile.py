@@ -21,11 +21,24 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from errno import EEXIST
+from functools import partial
 
 from cloister.kernel import rtnl, ruleset, settings
 from cloister.kernel.netns import Namespaces
 from cloister.kernel.nft import Nft, NftError
-from cloister.kernel.plan import ROUTE_PROTOCOL, Key, Netns, Part, Plan, PolicyRule, Route, Veth, key
+from cloister.kernel.plan import (
+    ROUTE_PROTOCOL,
+    Element,
+    Key,
+    Netns,
+    Part,
+    Plan,
+    PolicyRule,
+    Route,
+    Set,
+    Veth,
+    key,
+)
 from cloister.kernel.rtnl import Message, Rtnl, RtnlError
 from cloister.kernel.ruleset import NftPart
 
@@ -283,7 +296,7 @@ class Reconciler:
             # A chain of birth is there whenever the plan has none of its name.
             for identity in (before.keys() ^ after.keys()) & birth.keys():
                 (after if identity in before else before)[identity] = birth[identity]
-            transactions = ruleset.change(before, after)
+            transactions = ruleset.change(before, after, partial(self._whole_set, plan, name))
             if transactions is None:
                 rebuild.add(name)
             else:
@@ -314,6 +327,15 @@ class Reconciler:
                 self._forget(identity)
                 if new is not None:
                     self._remember(identity, new)
+
+    def _whole_set(self, plan: Plan, netns: str, name: str) -> tuple[Set | None, list[Element]]:
+        """A set and its elements as planned: of those it has, and new ones (which the change has as well)."""
+        its_set = plan.get(("Set", netns, name))
+        elements = (plan.get(i) for i in self._by_netns[netns] if i[0] == "Element" and i[2] == name)
+        return (
+            its_set if isinstance(its_set, Set) else None,
+            [element for element in elements if isinstance(element, Element)],
+        )
 
     # ---- pairs ---------------------------------------------------------------------------------
 
