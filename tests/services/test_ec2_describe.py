@@ -15,7 +15,9 @@ from cloister.services.api import OPERATIONS
 from cloister.services.ec2 import (
     describe,
     dhcp_options,
+    elastic_ips,
     endpoints,
+    internet_gateways,
     network_acls,
     network_interfaces,
     prefix_lists,
@@ -42,6 +44,8 @@ DESCRIBED: dict[str, describe.Resource[Any]] = {
     "DescribeNetworkInterfaces": network_interfaces.INTERFACES,
     "DescribeAvailabilityZones": zones.ZONES,
     "DescribeRegions": zones.REGIONS,
+    "DescribeInternetGateways": internet_gateways.INTERNET_GATEWAYS,
+    "DescribeAddresses": elastic_ips.ELASTIC_IPS,
     "DescribeDhcpOptions": dhcp_options.DHCP_OPTIONS,
     "DescribeTags": tags.TAGS,
 }
@@ -84,6 +88,7 @@ def test_a_page_size_out_of_bounds_is_refused(size: int, bound: str) -> None:
 
 #: parameters beside ids, Filters and pages that a Describe operation reads
 FURTHER = {
+    "DescribeAddresses": {"PublicIps"},
     "DescribeSecurityGroups": {"GroupNames"},
     "DescribeVpcEndpointServices": {"ServiceNames", "ServiceRegions"},
     "DescribeNetworkInterfaces": {"IncludeManagedResources"},

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from cloister.ids import resource_id
 from cloister.vpc import addresses as ip
-from cloister.vpc.model import NetworkInterface, PrivateAddress, SecurityGroup, Subnet
+from cloister.vpc import elastic_ips
+from cloister.vpc.model import ElasticIp, NetworkInterface, PrivateAddress, SecurityGroup, Subnet
 from cloister.wire.errors import AwsError
 from cloister.world import Transaction, World
 
@@ -112,7 +113,9 @@ def detach(tx: Transaction, interface_id: str) -> NetworkInterface:
 
 
 def release(tx: Transaction, interface_id: str) -> None:
-    """Detach and delete an interface; one that is gone already is no error."""
+    """Detach and delete an interface; one that is gone is no error. Its Elastic IPs are free again."""
+    for elastic in list(tx.where(ElasticIp, interface_id=interface_id)):
+        elastic_ips.disassociate(tx, elastic.allocation_id)
     tx.delete(NetworkInterface, interface_id)
 
 

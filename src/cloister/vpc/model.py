@@ -24,6 +24,8 @@ class Vpc:
     enable_dns_hostnames: bool = False
     instance_tenancy: str = "default"
     dhcp_options_id: str = "default"
+    #: it belongs to a service: no customer sees it, names it or pays for it, nor anything in it
+    service_owned: bool = False
     tags: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -222,11 +224,11 @@ class ElasticIp:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-@document("nat-gateway", key="nat_gateway_id", index=("vpc_id", "subnet_id"), prefix="nat")
+@document("natgateway", key="nat_gateway_id", index=("vpc_id", "subnet_id"), prefix="nat")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NatGateway:
-    """`interface_id` is its own, requester-managed interface. `deleted` is when it was deleted: it stays
-    listed for a while, as AWS does."""
+    """`interface_id` is its own, requester-managed interface. `deleted` is when it was deleted or failed: it
+    stays listed for a while, as AWS does. One that failed has neither interface nor addresses."""
 
     nat_gateway_id: str
     vpc_id: str
@@ -238,13 +240,18 @@ class NatGateway:
     public_ip: str | None = None
     created: float
     deleted: float | None = None
+    failure_code: str | None = None
+    failure_message: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
 
 
-@document("vpc-peering", key="peering_id", index=("requester_vpc_id", "accepter_vpc_id"), prefix="pcx")
+@document(
+    "vpc-peering-connection", key="peering_id", index=("requester_vpc_id", "accepter_vpc_id"), prefix="pcx"
+)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VpcPeering:
-    """`status` is "pending-acceptance", "active", "rejected" or "deleted"; `changed` is since when."""
+    """`status` is "pending-acceptance", "active", "rejected", "failed" or "deleted"; `changed` is since
+    when."""
 
     peering_id: str
     requester_vpc_id: str

@@ -12,6 +12,7 @@ from cloister.services.ec2.idempotency import echo, once
 from cloister.services.ec2.parameters import exclusive, on, only, require
 from cloister.services.ec2.subnets import SUBNETS
 from cloister.services.ec2.tags import tag_specifications
+from cloister.vpc import elastic_ips
 from cloister.vpc.interfaces import check_groups, choose_addresses, create_interface, release
 from cloister.vpc.model import NetworkInterface, PrivateAddress, SecurityGroup, Subnet, Vpc
 from cloister.wire.errors import AwsError
@@ -48,6 +49,34 @@ def _named(call: Call, interface: NetworkInterface, address: str) -> Params:
     return {"PrivateIpAddress": address} | ({"PrivateDnsName": name} if name else {})
 
 
+def public_dns_name(region: str, public_ip: str) -> str:
+    """AWS: ec2-198-51-100-7.compute-1.amazonaws.com in us-east-1, else ec2-….REGION.compute.amazonaws.com."""
+    zone = "compute-1" if region == "us-east-1" else f"{region}.compute"
+    return f"ec2-{public_ip.replace('.', '-')}.{zone}.amazonaws.com"
+
+
+def _association(call: Call, interface: NetworkInterface, held: PrivateAddress) -> Params:
+    """What of an interface's shape tells the public address of one of its addresses; {} without one."""
+    if held.public_ip is None:
+        return {}
+    vpc = call.tx.get(Vpc, interface.vpc_id)
+    named = vpc is not None and vpc.enable_dns_hostnames
+    association: Params = {
+        "PublicIp": held.public_ip,
+        "PublicDnsName": public_dns_name(call.region, held.public_ip) if named else "",
+        "IpOwnerId": call.account,
+    }
+    elastic = elastic_ips.of_interface(call.tx, interface.interface_id).get(held.address)
+    if elastic is not None and elastic.association_id:
+        association |= {"AllocationId": elastic.allocation_id, "AssociationId": elastic.association_id}
+    return {"Association": association}
+
+
+def _associations(call: Call, interface: NetworkInterface, member: str) -> list[str]:
+    found = (_association(call, interface, held).get("Association", {}) for held in interface.addresses)
+    return [association[member] for association in found if association.get(member)]
+
+
 def _groups(call: Call, interface: NetworkInterface) -> list[Params]:
     groups = [call.tx.get(SecurityGroup, group_id) for group_id in interface.group_ids]
     return [{"GroupId": group.group_id, "GroupName": group.name} for group in groups if group]
@@ -60,7 +89,7 @@ def _attachment(call: Call, interface: NetworkInterface) -> Params | None:
         "AttachmentId": interface.attachment_id,
         "DeleteOnTermination": interface.requester_managed,
         "DeviceIndex": 1,
-        "InstanceOwnerId": _owner(call, interface),
+        "InstanceOwnerId": owner(call, interface),
         "Status": "attached",
     }
     if interface.attached is not None:
@@ -68,7 +97,7 @@ def _attachment(call: Call, interface: NetworkInterface) -> Params | None:
     return attachment
 
 
-def _owner(call: Call, interface: NetworkInterface) -> str:
+def owner(call: Call, interface: NetworkInterface) -> str:
     return _SERVICE_OWNER if interface.requester_managed else call.account
 
 
@@ -85,8 +114,14 @@ def _shape(call: Call, interface: NetworkInterface) -> Params:
         "InterfaceType": interface.interface_type,
         "MacAddress": interface.mac,
         **_named(call, interface, primary(interface).address),
+        **_association(call, interface, primary(interface)),
         "PrivateIpAddresses": [
-            {**_named(call, interface, one.address), "Primary": one.primary} for one in interface.addresses
+            {
+                **_named(call, interface, one.address),
+                "Primary": one.primary,
+                **_association(call, interface, one),
+            }
+            for one in interface.addresses
         ],
         "Groups": _groups(call, interface),
         "Ipv6Addresses": [],
@@ -120,15 +155,15 @@ INTERFACES: Resource[NetworkInterface] = Resource(
     not_found="InvalidNetworkInterfaceID.NotFound",
     missing="The networkInterface ID '{}' does not exist",
     filters={
-        "addresses.association.owner-id": lambda call, eni: None,
-        "addresses.association.public-ip": lambda call, eni: None,
+        "addresses.association.owner-id": lambda call, eni: _associations(call, eni, "IpOwnerId"),
+        "addresses.association.public-ip": lambda call, eni: _associations(call, eni, "PublicIp"),
         "addresses.primary": lambda call, eni: [one.primary for one in eni.addresses],
         "addresses.private-ip-address": lambda call, eni: [one.address for one in eni.addresses],
-        "association.allocation-id": lambda call, eni: None,
-        "association.association-id": lambda call, eni: None,
-        "association.ip-owner-id": lambda call, eni: None,
-        "association.public-dns-name": lambda call, eni: None,
-        "association.public-ip": lambda call, eni: None,
+        "association.allocation-id": lambda call, eni: _associations(call, eni, "AllocationId"),
+        "association.association-id": lambda call, eni: _associations(call, eni, "AssociationId"),
+        "association.ip-owner-id": lambda call, eni: _associations(call, eni, "IpOwnerId"),
+        "association.public-dns-name": lambda call, eni: _associations(call, eni, "PublicDnsName"),
+        "association.public-ip": lambda call, eni: _associations(call, eni, "PublicIp"),
         "attachment.attach-time": lambda call, eni: _time(eni.attached),
         "attachment.attachment-id": lambda call, eni: eni.attachment_id,
         "attachment.delete-on-termination": lambda call, eni: (
@@ -136,7 +171,7 @@ INTERFACES: Resource[NetworkInterface] = Resource(
         ),
         "attachment.device-index": lambda call, eni: 1 if eni.attachment_id else None,
         "attachment.instance-id": lambda call, eni: None,
-        "attachment.instance-owner-id": lambda call, eni: _owner(call, eni) if eni.attachment_id else None,
+        "attachment.instance-owner-id": lambda call, eni: owner(call, eni) if eni.attachment_id else None,
         "attachment.status": lambda call, eni: "attached" if eni.attachment_id else None,
         "availability-zone": lambda call, eni: _subnet(call.tx, eni).zone,
         "availability-zone-id": lambda call, eni: _subnet(call.tx, eni).zone_id,
@@ -227,12 +262,12 @@ def delete_network_interface(call: Call, params: Params) -> Params:
             "InvalidNetworkInterface.InUse",
             f"Network interface '{interface.interface_id}' is currently in use.",
         )
-    _check_own(interface)
+    check_own(interface)
     release(call.tx, interface.interface_id)
     return {}
 
 
-def _check_own(interface: NetworkInterface) -> None:
+def check_own(interface: NetworkInterface) -> None:
     """Raises OperationNotPermitted for an interface that a service manages."""
     if interface.requester_managed:
         raise AwsError(
@@ -257,7 +292,7 @@ def modify_network_interface_attribute(call: Call, params: Params) -> Params:
             "Exactly one attribute of the network interface can be modified in a call, "
             f"{len(given)} are given: [{', '.join(given)}]",
         )
-    _check_own(interface)
+    check_own(interface)
     if given == ["Description"]:
         interface = replace(interface, description=params["Description"].get("Value", ""))
     elif given == ["Groups"]:
@@ -301,7 +336,7 @@ def assign_private_ip_addresses(call: Call, params: Params) -> Params:
     only(params, "NetworkInterfaceId", "PrivateIpAddresses", "SecondaryPrivateIpAddressCount")
     exclusive(params, "PrivateIpAddresses", "SecondaryPrivateIpAddressCount")
     interface = INTERFACES.find(call.tx, params["NetworkInterfaceId"])
-    _check_own(interface)
+    check_own(interface)
     wanted = params.get("PrivateIpAddresses", [])
     count = len(wanted) or params.get("SecondaryPrivateIpAddressCount", 0)
     if count < 1:
@@ -323,7 +358,7 @@ def unassign_private_ip_addresses(call: Call, params: Params) -> Params:
     only(params, "NetworkInterfaceId", "PrivateIpAddresses")
     require(params, "PrivateIpAddresses")
     interface = INTERFACES.find(call.tx, params["NetworkInterfaceId"])
-    _check_own(interface)
+    check_own(interface)
     held = {one.address: one for one in interface.addresses}
     for address in params["PrivateIpAddresses"]:
         if address not in held or held[address].primary:
@@ -332,6 +367,10 @@ def unassign_private_ip_addresses(call: Call, params: Params) -> Params:
                 f"Some of the specified addresses are not assigned to interface {interface.interface_id} "
                 f"as secondary ones: {address}",
             )
+    for private_ip, elastic in elastic_ips.of_interface(call.tx, interface.interface_id).items():
+        if private_ip in params["PrivateIpAddresses"]:
+            elastic_ips.disassociate(call.tx, elastic.allocation_id)
+    interface = INTERFACES.find(call.tx, interface.interface_id)
     kept = tuple(one for one in interface.addresses if one.address not in params["PrivateIpAddresses"])
     call.tx.put(replace(interface, addresses=kept))
     return {}

@@ -14,6 +14,7 @@ from cloister.vpc import addresses
 from cloister.vpc.model import (
     AclEntry,
     GroupRule,
+    InternetGateway,
     NetworkAcl,
     NetworkInterface,
     RouteTable,
@@ -173,6 +174,7 @@ def delete_vpc(call: Call, params: Params) -> Params:
         *tx.where(Subnet, vpc_id=vpc.vpc_id),
         *tx.where(NetworkInterface, vpc_id=vpc.vpc_id),
         *tx.where(VpcEndpoint, vpc_id=vpc.vpc_id),
+        *tx.where(InternetGateway, vpc_id=vpc.vpc_id),
         *(table for table in tables if not any(one.main for one in table.associations)),
         *(group for group in groups if group.name != "default"),
         *(acl for acl in acls if not acl.is_default),
