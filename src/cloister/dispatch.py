@@ -18,7 +18,7 @@ from cloister.iam.context import global_keys
 from cloister.iam.decide import Request, decide
 from cloister.iam.model import Principal
 from cloister.services.api import OPERATIONS, Call, Operation, Origin, Params
-from cloister.wire import protocol, sigv4
+from cloister.wire import denials, protocol, sigv4
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest, HttpResponse
 from cloister.world import World
@@ -81,15 +81,19 @@ class Dispatcher:
     def _authenticate(self, request: HttpRequest, target: protocol.Target) -> Principal:
         now = self._engine.clock()
         signed_by = sigv4.parse_authorization(request)
+        service = protocol.signing_name_of(target)
         if signed_by is None:
-            raise sigv4.missing_authentication(protocol.signing_name_of(target))
-        secret, principal = self._credentials.lookup(signed_by.access_key_id, signed_by.token, now)
+            raise sigv4.missing_authentication(service)
+        try:
+            secret, principal = self._credentials.lookup(signed_by.access_key_id, signed_by.token, now)
+        except AwsError as error:
+            raise denials.of_key(service, error, signed_by.access_key_id) from None
         sigv4.verify(
             request,
             signed_by,
             secret,
             now,
-            service=protocol.signing_name_of(target),
+            service=service,
             region=self._region,
             body_sha256=hashlib.sha256(request.body).hexdigest(),
         )

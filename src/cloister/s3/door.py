@@ -37,7 +37,7 @@ from cloister.s3.model import Bucket
 from cloister.services.api import Origin
 from cloister.vpc.model import VpcEndpoint
 from cloister.wire import sigv4
-from cloister.wire.denials import expired_token, invalid_key, invalid_token
+from cloister.wire.denials import of_key
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest
 from cloister.wire.payload import Checks, Decoder, PlainDecoder, decoder
@@ -175,9 +175,7 @@ class Door:
         try:
             return self._credentials.lookup(signed_by.access_key_id, signed_by.token, now)
         except AwsError as error:
-            if error.code == "InvalidClientTokenId":
-                raise invalid_key("s3", signed_by.access_key_id) from None
-            raise (expired_token("s3") if error.code == "ExpiredToken" else invalid_token("s3")) from None
+            raise of_key("s3", error, signed_by.access_key_id) from None
 
     # -- may they -----------------------------------------------------------------------------------
 

@@ -6,11 +6,13 @@ Which endpoint and which VPC a request came through is known from the socket it 
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from cloister.engine import Engine
 from cloister.fabric import Fabric
@@ -57,6 +59,16 @@ async def serve(
         assert context is not None
         await web.SockSite(runner, tls, ssl_context=context, backlog=BACKLOG).start()
     return runner.cleanup
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Bytes that are no HTTP are answered with 400, and a client may hang up at any moment: no defects of ours,
+    and a job that does it shall not fill the daemon's log with tracebacks."""
+    theirs = (HttpProcessingError, ConnectionError)
+    return record.exc_info is None or not isinstance(record.exc_info[1], theirs)
+
+
+logging.getLogger("aiohttp.server").addFilter(_worth_telling)
 
 
 def server(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> web.Server:

@@ -58,6 +58,14 @@ def expired_token(service: str) -> AwsError:
     return AwsError(code, "The security token included in the request is expired", 403)
 
 
+def of_key(service: str, error: AwsError, access_key: str) -> AwsError:
+    """What a look-up of credentials (InvalidClientTokenId, InvalidToken, ExpiredToken) refused, in the
+    service's words."""
+    if error.code == "InvalidClientTokenId":
+        return invalid_key(service, access_key)
+    return expired_token(service) if error.code == "ExpiredToken" else invalid_token(service)
+
+
 def missing_authentication(service: str | None) -> AwsError:
     """An anonymous request where none is allowed."""
     if service in S3_NAMES:
