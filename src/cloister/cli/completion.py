@@ -14,8 +14,9 @@ def completion(shell: str) -> None:
     """Print the completion script for SHELL.
 
     \b
-    For bash, in ~/.bashrc:
-        eval "$(cloister completion bash)"
+        eval "$(cloister completion bash)"            in ~/.bashrc
+        eval "$(cloister completion zsh)"             in ~/.zshrc
+        cloister completion fish | source             in config.fish
     """
     found = get_completion_class(shell)
     assert found is not None

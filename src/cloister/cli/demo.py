@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from cloister import options as options_file
-from cloister.cli.lifecycle import environment, start
+from cloister.cli.lifecycle import environment, open_state, start
 from cloister.cli.main import json_option
 from cloister.cli.paths import read_running
 
@@ -20,13 +19,17 @@ def demo(state: Path, /, as_json: bool) -> None:
     """Show a job in a private VPC, end to end: 336,776 flights, what is reachable and what is refused.
 
     Every step checks what it prints; the command fails if any step is not as stated. Cloister is started if
-    it is not up, and left running."""
+    it is not up, and left running.
+
+    \b
+        cloister demo
+        cloister --state /tmp/try demo      in a state folder of its own
+    """
     from cloister.demo import data, story
 
     running = read_running(state)
     if running is None:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        options_file.write(state, options_file.read(state))
+        open_state(state)
         running = start(state, quiet=as_json)
     lines: list[str] = []
     say = lines.append if as_json else click.echo

@@ -14,7 +14,12 @@ from cloister.kernel.facts import host_facts
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this host can do, what is missing, and the command that mends it. Exits 1 if one is."""
+    """Say what this host can do, what is missing, and the command that mends it. Exits 1 if one is.
+
+    \b
+        cloister doctor
+        cloister doctor --json | jq '.[] | select(.ok | not)'
+    """
     facts = host_facts()
     if as_json:
         click.echo(json.dumps([asdict(fact) for fact in facts], indent=2))

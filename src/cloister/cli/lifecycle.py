@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from cloister import options as options_file
 from cloister.cli.main import json_option
@@ -43,16 +44,23 @@ START_TIMEOUT = 60.0
 @json_option
 @click.pass_obj
 def up(state: Path, /, foreground: bool, as_json: bool, **given: Any) -> None:
-    """Start Cloister, or find it running. Options are remembered for the next `up`."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Start Cloister, or find it running. Options are remembered for the next `up`.
+
+    \b
+        cloister up                                  in the background, on https://127.0.0.1:4510
+        cloister up --foreground                     stay, and show the daemon's log
+        cloister up --region eu-west-1 --http-port 4511
+        cloister --state ~/two up --port 4520        a second one beside it
+    """
+    kept = open_state(state)
     chosen = {name: value for name, value in given.items() if value not in (None, ())}
     unknown = set(chosen) - {f.name for f in fields(Options)}
     assert not unknown, unknown
-    options = replace(options_file.read(state), **chosen)
+    options = replace(kept, **chosen)
     if not (options.account.isdigit() and len(options.account) == 12):
         raise click.ClickException(f"--account takes 12 digits, not {options.account!r}.")
     running = read_running(state)
-    if running is not None and chosen and options != options_file.read(state):
+    if running is not None and chosen and options != kept:
         raise click.ClickException("Cloister is up with other options: run `cloister down` first.")
     options_file.write(state, options)
     if running is None:
@@ -64,6 +72,25 @@ def up(state: Path, /, foreground: bool, as_json: bool, **given: Any) -> None:
         click.echo('Next: eval "$(cloister env)"')
     if foreground:
         _follow(state)
+
+
+def open_state(state: Path) -> Options:
+    """Make the state folder where there is none; the options kept in it."""
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        kept = options_file.read(state)
+        options_file.write(state, kept)
+    except OSError as error:
+        raise click.ClickException(
+            f"the state folder {state} cannot be used: {error.strerror or error}. "
+            "Name another: cloister --state FOLDER up (or set CLOISTER_STATE)."
+        ) from error
+    except msgspec.DecodeError as error:
+        raise click.ClickException(
+            f"{options_file.path(state)} cannot be read: {error}. "
+            "Mend it, or delete it to start with the defaults; nothing else is kept there."
+        ) from error
+    return kept
 
 
 def start(state: Path, *, quiet: bool) -> Running:
@@ -101,7 +128,11 @@ def _follow(state: Path) -> None:
 @json_option
 @click.pass_obj
 def down(state: Path, /, as_json: bool) -> None:
-    """Stop Cloister. Jobs that run are ended; every resource and object is kept for the next `up`."""
+    """Stop Cloister. Jobs that run are ended; every resource and object is kept for the next `up`.
+
+    \b
+        cloister down && cloister up        start afresh with everything that there was
+    """
     was_up = holder.stop(state, 30)
     (state / "daemon.json").unlink(missing_ok=True)
     if as_json:
@@ -114,7 +145,12 @@ def down(state: Path, /, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def status(state: Path, /, as_json: bool) -> None:
-    """What runs, what it holds, and whether anything is wrong. Exits 3 when Cloister is not up."""
+    """What runs, what it holds, and whether anything is wrong. Exits 3 when Cloister is not up.
+
+    \b
+        cloister status
+        cloister status --json | jq .resources
+    """
     running = read_running(state)
     if running is None:
         click.echo(json.dumps({"up": False}) if as_json else "Cloister is not up. Start it: cloister up")
@@ -138,7 +174,12 @@ def status(state: Path, /, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def env(state: Path, /, unset: bool, as_json: bool) -> None:
-    """Print the exports that point AWS clients at this Cloister: eval "$(cloister env)"."""
+    """Print the exports that point AWS clients at this Cloister.
+
+    \b
+        eval "$(cloister env)"              from here on boto3, the AWS CLI and the SDK talk to it
+        eval "$(cloister env --unset)"      … and no longer
+    """
     running = read_running(state)
     if running is None:
         raise click.ClickException("Cloister is not up. Start it: cloister up")
@@ -168,7 +209,12 @@ def environment(state: Path, running: Running) -> dict[str, str]:
 @json_option
 @click.pass_obj
 def gc(state: Path, /, dry_run: bool, as_json: bool) -> None:
-    """Remove what a crash of this machine may have left: folders of ended jobs, cgroups, stale files."""
+    """Remove what a crash of this machine may have left: folders of ended jobs, cgroups, stale files.
+
+    \b
+        cloister gc --dry-run               only say what would go
+        cloister gc
+    """
     removed = collect_garbage(state, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps({"removed": removed}))

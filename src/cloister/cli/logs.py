@@ -21,7 +21,12 @@ from cloister.cli.paths import ControlError, ask
 @json_option
 @click.pass_obj
 def logs(state: Path, /, job: str, follow: bool, as_json: bool) -> None:
-    """Print what JOB wrote, all instances merged in time, and at the end how it ended."""
+    """Print what JOB wrote, all instances merged in time, and at the end how it ended.
+
+    \b
+        cloister logs my-job
+        cloister logs my-job --follow       go on until it has ended
+    """
     after = ""
     try:
         while True:
