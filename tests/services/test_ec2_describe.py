@@ -19,6 +19,7 @@ from cloister.services.ec2 import (
     endpoints,
     internet_gateways,
     network_acls,
+    network_insights,
     network_interfaces,
     prefix_lists,
     route_tables,
@@ -37,6 +38,8 @@ DESCRIBED: dict[str, describe.Resource[Any]] = {
     "DescribeSecurityGroupRules": security_group_rules.RULES,
     "DescribeRouteTables": route_tables.TABLES,
     "DescribeNetworkAcls": network_acls.ACLS,
+    "DescribeNetworkInsightsPaths": network_insights.PATHS,
+    "DescribeNetworkInsightsAnalyses": network_insights.ANALYSES,
     "DescribeVpcEndpoints": endpoints.ENDPOINTS,
     "DescribeVpcEndpointServices": endpoints.SERVICES,
     "DescribePrefixLists": prefix_lists.SERVICE_LISTS,
@@ -63,7 +66,7 @@ def test_every_operation_with_filters_is_in_the_table_above() -> None:
 @pytest.mark.parametrize("operation", DESCRIBED)
 def test_every_documented_filter_is_done(operation: str) -> None:
     text = model().operation_model(operation).input_shape.members["Filters"].documentation
-    documented = set(re.findall(r"<li> <p> ?<code>([a-z0-9.-]+)(?:</code>| ?:)", text)) - {"tag", "tag-key"}
+    documented = set(re.findall(r"<li> <p> ?(?:<code>)?([a-z0-9.-]+)(?:</code>| ?:| - )", text)) - {"tag", "tag-key"}
     assert documented
     assert documented - set(DESCRIBED[operation].filters) == set()
 
@@ -90,6 +93,7 @@ def test_a_page_size_out_of_bounds_is_refused(size: int, bound: str) -> None:
 FURTHER = {
     "DescribeAddresses": {"PublicIps"},
     "DescribeSecurityGroups": {"GroupNames"},
+    "DescribeNetworkInsightsAnalyses": {"NetworkInsightsPathId", "AnalysisStartTime", "AnalysisEndTime"},
     "DescribeVpcEndpointServices": {"ServiceNames", "ServiceRegions"},
     "DescribeNetworkInterfaces": {"IncludeManagedResources"},
     "DescribeAvailabilityZones": {"ZoneNames", "ZoneIds", "AllAvailabilityZones"},

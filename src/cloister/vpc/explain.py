@@ -65,7 +65,7 @@ def _flow_steps(world: World, flow: Flow) -> Iterator[Step]:
         yield _refused("endpoint", sender.interface_id, sentence)
     if not any(held.address == source.address and held.netns for held in sender.addresses):
         sentence = f"{sender.interface_id} is not attached to anything with its address {source.address}."
-        yield _refused("interface", sender.interface_id, sentence)
+        yield _refused("interface", sender.interface_id, sentence, code="UNASSOCIATED_COMPONENT")
     vpc = world.get(Vpc, sender.vpc_id)
     target = _end(world, flow.destination, sender.vpc_id)
     if vpc is None or (target is None and flow.destination.startswith("eni-")):
@@ -174,7 +174,7 @@ def _igw_steps(
             f"aws ec2 associate-address --network-interface-id {interface.interface_id} "
             "--allocation-id $(aws ec2 allocate-address --query AllocationId --output text)"
         )
-        yield _refused("gateway", gateway_id, sentence, fix)
+        yield _refused("gateway", gateway_id, sentence, fix, code="IGW_PUBLIC_IP_ASSOCIATION_FOR_EGRESS")
         return
     sentence = f"{gateway_id} translates {source.address} to {held.public_ip}."
     yield replace(_allowed("gateway", gateway_id, sentence), becomes=held.public_ip)
@@ -322,7 +322,7 @@ def _route_step(
             f"{hop.route.target} is gone or leads nowhere."
         )
         fix = f"aws ec2 delete-route --route-table-id {name} --destination-cidr-block {hop.route.destination}"
-        return hop, _refused("route", origin, sentence, fix)
+        return hop, _refused("route", origin, sentence, fix, code="BAD_STATE_ROUTE")
     sentence = f"{name} of {subnet.subnet_id} routes {hop.route.destination} to {hop.route.target}."
     return hop, _allowed("route", origin, sentence)
 
@@ -411,7 +411,9 @@ def _acl_step(
         )
         return
     sentence = f"{rule.capitalize()} ({subnet.subnet_id}) denies {what} {whom}."
-    yield _refused("acl", decision.origin, sentence, _acl_fix(world, decision, flow, egress, peer, ports))
+    fix = _acl_fix(world, decision, flow, egress, peer, ports)
+    direction = "egress" if egress else "ingress"
+    yield _refused("acl", decision.origin, sentence, fix, direction=direction)
 
 
 def _acl_fix(
@@ -540,5 +542,33 @@ def _allowed(gate: str, origin: str, sentence: str) -> Step:
     return Step(gate=gate, allowed=True, origin=origin, sentence=sentence)
 
 
-def _refused(gate: str, origin: str, sentence: str, fix: str | None = None) -> Step:
-    return Step(gate=gate, allowed=False, origin=origin, sentence=sentence, fix=fix)
+#: AWS (Reachability Analyzer guide, "Explanation codes"), by gate; others are given where a refusal is made
+_CODES = {
+    "route": "NO_ROUTE_TO_DESTINATION",
+    "egress": "ENI_SG_RULES_MISMATCH",
+    "ingress": "ENI_SG_RULES_MISMATCH",
+    "acl": "SUBNET_ACL_RESTRICTION",
+    "endpoint": "VPCE_GATEWAY_PROTOCOL_RESTRICTION",
+    "interface": "NO_POSSIBLE_DESTINATION",
+    "gateway": "CANNOT_ROUTE",
+}
+
+
+def _refused(
+    gate: str,
+    origin: str,
+    sentence: str,
+    fix: str | None = None,
+    *,
+    code: str | None = None,
+    direction: str | None = None,
+) -> Step:
+    return Step(
+        gate=gate,
+        allowed=False,
+        origin=origin,
+        sentence=sentence,
+        fix=fix,
+        code=code or _CODES.get(gate),
+        direction=direction or (gate if gate in ("egress", "ingress") else None),
+    )

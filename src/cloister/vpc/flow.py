@@ -35,6 +35,9 @@ class Step:
     fix: str | None = None
     #: the source address from here on, where a gateway translates it
     becomes: str | None = None
+    #: of a refusal: Reachability Analyzer's explanation code; and, at groups and ACLs, "egress" or "ingress"
+    code: str | None = None
+    direction: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,121 @@
+"""Reachability Analyzer's calls: the codes are AWS's, the answers those of `explain`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.services.calls import make_call
+from tests.services.ec2 import ec2, refusal
+
+from cloister.services.api import Call
+from cloister.vpc import interfaces
+
+
+def _interface(call: Call, subnet_id: str) -> str:
+    made: str = ec2(call, "CreateNetworkInterface", SubnetId=subnet_id)["NetworkInterface"][
+        "NetworkInterfaceId"
+    ]
+    interfaces.attach(call.tx, made, now=0)
+    return made
+
+
+def _analysis(call: Call, path_id: str) -> dict[str, Any]:
+    started = ec2(call, "StartNetworkInsightsAnalysis", NetworkInsightsPathId=path_id, ClientToken=path_id)
+    analysis_id = started["NetworkInsightsAnalysis"]["NetworkInsightsAnalysisId"]
+    found = ec2(call, "DescribeNetworkInsightsAnalyses", NetworkInsightsAnalysisIds=[analysis_id])
+    analysis: dict[str, Any] = found["NetworkInsightsAnalyses"][0]
+    return analysis
+
+
+def test_a_path_is_found_until_a_rule_goes_and_the_analysis_keeps_what_it_found() -> None:
+    call = make_call()
+    vpc_id = ec2(call, "CreateVpc", CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    subnet_id = ec2(call, "CreateSubnet", VpcId=vpc_id, CidrBlock="10.0.0.0/24")["Subnet"]["SubnetId"]
+    one, two = _interface(call, subnet_id), _interface(call, subnet_id)
+    path = ec2(
+        call,
+        "CreateNetworkInsightsPath",
+        Source=one,
+        Destination=two,
+        Protocol="tcp",
+        DestinationPort=5432,
+        ClientToken="t",
+    )["NetworkInsightsPath"]
+    path_id = path["NetworkInsightsPathId"]
+    first = _analysis(call, path_id)
+    assert first["NetworkPathFound"]
+    group = ec2(call, "DescribeSecurityGroups", Filters=[{"Name": "vpc-id", "Values": [vpc_id]}])[
+        "SecurityGroups"
+    ]
+    group_id = group[0]["GroupId"]
+    assert [each["Component"]["Id"][:3] for each in first["ForwardPathComponents"]] == ["rtb", "sg-", "sg-"]
+    ec2(
+        call,
+        "RevokeSecurityGroupIngress",
+        GroupId=group_id,
+        IpPermissions=[{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group_id}]}],
+    )
+    ec2(call, "DescribeNetworkInsightsPaths", NetworkInsightsPathIds=[path_id])
+    started = ec2(call, "StartNetworkInsightsAnalysis", NetworkInsightsPathId=path_id, ClientToken="other")
+    found = started["NetworkInsightsAnalysis"]
+    assert not found["NetworkPathFound"]
+    [explanation] = found["Explanations"]
+    assert explanation["ExplanationCode"] == "ENI_SG_RULES_MISMATCH"
+    assert explanation["Direction"] == "ingress"
+    assert explanation["SecurityGroup"]["Id"] == group_id
+    both = ec2(call, "DescribeNetworkInsightsAnalyses", NetworkInsightsPathId=path_id)[
+        "NetworkInsightsAnalyses"
+    ]
+    assert sorted(each["NetworkPathFound"] for each in both) == [False, True]
+    assert (
+        refusal(call, "DeleteNetworkInsightsPath", NetworkInsightsPathId=path_id).code
+        == "AnalysisExistsForNetworkInsightsPath"
+    )
+    for each in both:
+        analysis_id = each["NetworkInsightsAnalysisId"]
+        ec2(call, "DeleteNetworkInsightsAnalysis", NetworkInsightsAnalysisId=analysis_id)
+    ec2(call, "DeleteNetworkInsightsPath", NetworkInsightsPathId=path_id)
+    assert refusal(call, "DescribeNetworkInsightsPaths", NetworkInsightsPathIds=[path_id]).code == (
+        "InvalidNetworkInsightsPathId.NotFound"
+    )
+
+
+def test_no_route_and_an_acl_have_codes_of_their_own() -> None:
+    call = make_call()
+    vpc_id = ec2(call, "CreateVpc", CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    near, far = (
+        ec2(call, "CreateSubnet", VpcId=vpc_id, CidrBlock=f"10.0.{n}.0/24")["Subnet"]["SubnetId"]
+        for n in (0, 1)
+    )
+    one, two = _interface(call, near), _interface(call, far)
+    acl = ec2(call, "DescribeNetworkAcls", Filters=[{"Name": "vpc-id", "Values": [vpc_id]}])["NetworkAcls"][0]
+    ec2(
+        call,
+        "CreateNetworkAclEntry",
+        NetworkAclId=acl["NetworkAclId"],
+        RuleNumber=50,
+        Protocol="6",
+        PortRange={"From": 22, "To": 22},
+        CidrBlock="0.0.0.0/0",
+        RuleAction="deny",
+        Egress=True,
+    )
+
+    def codes(**path: Any) -> list[str]:
+        made = ec2(call, "CreateNetworkInsightsPath", Source=one, Protocol="tcp", **path)[
+            "NetworkInsightsPath"
+        ]
+        analysis = _analysis(call, made["NetworkInsightsPathId"])
+        return [each["ExplanationCode"] for each in analysis["Explanations"]]
+
+    assert codes(Destination=two, DestinationPort=22, ClientToken="a") == ["SUBNET_ACL_RESTRICTION"]
+    assert codes(Destination=two, DestinationPort=80, ClientToken="b") == []
+    assert codes(DestinationIp="8.8.8.8", DestinationPort=80, ClientToken="c") == ["NO_ROUTE_TO_DESTINATION"]
+    assert refusal(
+        call,
+        "CreateNetworkInsightsPath",
+        Source="igw-1",
+        Protocol="tcp",
+        DestinationIp="8.8.8.8",
+        ClientToken="d",
+    ).code == ("InvalidParameterValue")
