@@ -77,11 +77,12 @@ def test_a_policy_is_kept_as_it_was_given_replaced_and_reset(call: Call, vpc_id:
     ("params", "code", "named"),
     [
         ({"VpcId": "vpc-1"}, "InvalidVpcID.NotFound", "vpc-1"),
-        ({"ServiceName": "com.amazonaws.us-east-1.sqs"}, "InvalidServiceName", "sqs"),
+        ({"ServiceName": "com.amazonaws.us-east-1.lex"}, "InvalidServiceName", "lex"),
+        ({"ServiceName": "com.amazonaws.us-east-1.sqs"}, "InvalidParameter", "Interface"),
         ({"ServiceName": "com.amazonaws.eu-west-1.s3"}, "InvalidServiceName", "eu-west-1"),
         ({"ServiceName": ""}, "MissingParameter", "ServiceName"),
         ({"ServiceRegion": "eu-west-1"}, "UnsupportedOperation", "ServiceRegion"),
-        ({"VpcEndpointType": "Interface"}, "UnsupportedOperation", "Interface"),
+        ({"VpcEndpointType": "GatewayLoadBalancer"}, "UnsupportedOperation", "GatewayLoadBalancer"),
         ({"SubnetIds": ["subnet-1"]}, "InvalidParameter", "SubnetIds"),
         ({"PrivateDnsEnabled": True}, "InvalidParameter", "PrivateDnsEnabled"),
         ({"RouteTableIds": ["rtb-1"]}, "InvalidRouteTableID.NotFound", "rtb-1"),
@@ -162,8 +163,29 @@ def test_endpoints_are_filtered_by_every_documented_name(call: Call, vpc_id: str
 
 def test_the_services_that_endpoints_can_be_made_for(call: Call) -> None:
     answer = ec2(call, "DescribeVpcEndpointServices", ServiceNames=[S3])
-    assert answer["ServiceNames"] == ids(answer["ServiceDetails"], "ServiceName") == [S3]
+    assert answer["ServiceNames"] == [S3]
+    kinds = [one["ServiceType"][0]["ServiceType"] for one in answer["ServiceDetails"]]
+    assert kinds == ["Gateway", "Interface"]
+    gateways = ec2(call, "DescribeVpcEndpointServices", Filters=filters(service_type="Gateway"))
+    assert ids(gateways["ServiceDetails"], "ServiceName") == [S3]
     interfaces = ec2(call, "DescribeVpcEndpointServices", Filters=filters(service_type="Interface"))
-    assert interfaces["ServiceDetails"] == []
-    unknown = refusal(call, "DescribeVpcEndpointServices", ServiceNames=["com.amazonaws.us-east-1.sqs"])
+    found = {one["ServiceName"]: one for one in interfaces["ServiceDetails"]}
+    api = found["com.amazonaws.us-east-1.sagemaker.api"]
+    assert api["PrivateDnsName"] == "api.sagemaker.us-east-1.amazonaws.com"
+    assert api["BaseEndpointDnsNames"] == ["api.sagemaker.us-east-1.vpce.amazonaws.com"]
+    assert "us-east-1a" in api["AvailabilityZones"]
+    assert "PrivateDnsName" not in found["com.amazonaws.us-east-1.dynamodb"]
+    services = {name.removeprefix("com.amazonaws.us-east-1.") for name in found}
+    assert services >= {
+        "sagemaker.api",
+        "sts",
+        "logs",
+        "ec2",
+        "s3",
+        "secretsmanager",
+        "kms",
+        "ssm",
+        "ecr.api",
+    }
+    unknown = refusal(call, "DescribeVpcEndpointServices", ServiceNames=["com.amazonaws.us-east-1.lex"])
     assert unknown.code == "InvalidServiceName"

@@ -1,4 +1,4 @@
-"""VPC endpoints: gateway endpoints for S3.
+"""VPC endpoints: gateway endpoints for S3, and the calls that they share with interface endpoints.
 
 `VpcEndpoint.route_table_ids` is the one record of where an endpoint is routed; the `pl-… → vpce-…` routes
 are derived from it (vpc/route_tables.py).
@@ -6,6 +6,7 @@ are derived from it (vpc/route_tables.py).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from cloister.iam.policy import parse as parse_policy
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
+from cloister.services.ec2 import interface_endpoints
 from cloister.services.ec2.describe import Resource, tag_set
 from cloister.services.ec2.idempotency import echo, once
 from cloister.services.ec2.parameters import on, only, require
@@ -21,6 +23,7 @@ from cloister.services.ec2.tags import tag_specifications
 from cloister.services.ec2.vpcs import VPCS
 from cloister.services.ec2.zones import zones
 from cloister.vpc.endpoints import prefix_list_of, s3_service_name
+from cloister.vpc.interface_endpoints import SERVICES as INTERFACE_SERVICES
 from cloister.vpc.model import RouteTable, VpcEndpoint
 from cloister.wire.errors import AwsError
 
@@ -52,7 +55,7 @@ def _shape(call: Call, endpoint: VpcEndpoint) -> Params:
         "CreationTimestamp": endpoint.created,
         "Tags": tag_set(endpoint.tags),
         "OwnerId": call.account,
-    }
+    } | (interface_endpoints.shape(call, endpoint) if endpoint.kind == "Interface" else {})
 
 
 ENDPOINTS: Resource[VpcEndpoint] = Resource(
@@ -112,41 +115,65 @@ def _check_free(call: Call, endpoint: VpcEndpoint, table: RouteTable) -> None:
 
 
 @operation(
-    "ec2", "CreateVpcEndpoint", resources=on(vpc_endpoint="*", vpc="VpcId", route_table="RouteTableIds")
+    "ec2",
+    "CreateVpcEndpoint",
+    resources=on(
+        vpc_endpoint="*",
+        vpc="VpcId",
+        route_table="RouteTableIds",
+        subnet="SubnetIds",
+        security_group="SecurityGroupIds",
+    ),
+    context=lambda call, params: {
+        "ec2:VpceServiceName": params.get("ServiceName", ""),
+        "ec2:VpceServiceOwner": "amazon",
+    },
 )
 def create_vpc_endpoint(call: Call, params: Params) -> Params:
-    kind = params.get("VpcEndpointType", "Gateway")
-    if kind != "Gateway":
-        raise AwsError(
-            "UnsupportedOperation",
-            f"VpcEndpointType '{kind}' is not supported: Cloister does not implement it, only Gateway.",
-        )
-    _only_of_gateways(params)
     if params.get("ServiceRegion") == call.region:
         params = {name: value for name, value in params.items() if name != "ServiceRegion"}
-    only(
-        params,
-        "VpcEndpointType",
-        "VpcId",
-        "ServiceName",
-        "PolicyDocument",
-        "RouteTableIds",
-        "TagSpecifications",
-        "ClientToken",
-    )
+    kind = params.get("VpcEndpointType", "Gateway")
+    shared = ("VpcEndpointType", "VpcId", "ServiceName", "PolicyDocument", "TagSpecifications", "ClientToken")
+    if kind == "Gateway":
+        _only_of_gateways(params)
+        only(params, *shared, "RouteTableIds")
+        make = _make_endpoint
+    elif kind == "Interface":
+        _only_of_interfaces(params)
+        only(params, *shared, *interface_endpoints.PARAMETERS)
+        make = _make_interface_endpoint
+    else:
+        raise AwsError(
+            "UnsupportedOperation",
+            f"VpcEndpointType '{kind}' is not supported: Cloister does not implement it, only Gateway and "
+            "Interface.",
+        )
     require(params, "ServiceName")
-    endpoint = once(call, "CreateVpcEndpoint", params, ENDPOINTS, lambda: _make_endpoint(call, params))
+    _check_kind(call, params["ServiceName"], kind)
+    endpoint = once(call, "CreateVpcEndpoint", params, ENDPOINTS, lambda: make(call, params))
     return {"VpcEndpoint": _shape(call, endpoint), **echo(params)}
+
+
+def _check_kind(call: Call, service_name: str, kind: str) -> None:
+    """Raises InvalidServiceName, InvalidParameter for a service that has no endpoints of this kind."""
+    kinds = [service.kind for service in services(call.region) if service.name == service_name]
+    if not kinds:
+        raise AwsError("InvalidServiceName", f"The Vpc Endpoint Service '{service_name}' does not exist")
+    if kind not in kinds:
+        raise AwsError(
+            "InvalidParameter",
+            f"Endpoint type ({kind}) does not match available service types ([{', '.join(kinds)}]) of "
+            f"{service_name}.",
+        )
+
+
+def _make_interface_endpoint(call: Call, params: Params) -> VpcEndpoint:
+    policy = _policy(params["PolicyDocument"]) if params.get("PolicyDocument") else FULL_ACCESS
+    return interface_endpoints.make(call, params, policy)
 
 
 def _make_endpoint(call: Call, params: Params) -> VpcEndpoint:
     vpc = VPCS.find(call.tx, params["VpcId"])
-    service_name = params["ServiceName"]
-    if service_name != s3_service_name(call.region):
-        raise AwsError(
-            "InvalidServiceName",
-            f"The Vpc Endpoint Service '{service_name}' does not exist as a Gateway endpoint service here",
-        )
     if not vpc.enable_dns_support:
         raise AwsError(
             "InvalidParameter",
@@ -155,7 +182,7 @@ def _make_endpoint(call: Call, params: Params) -> VpcEndpoint:
     endpoint = VpcEndpoint(
         endpoint_id=resource_id("vpce"),
         vpc_id=vpc.vpc_id,
-        service_name=service_name,
+        service_name=params["ServiceName"],
         policy=_policy(params["PolicyDocument"]) if params.get("PolicyDocument") else FULL_ACCESS,
         created=call.now,
         tags=tag_specifications(params, "vpc-endpoint"),
@@ -165,24 +192,22 @@ def _make_endpoint(call: Call, params: Params) -> VpcEndpoint:
     return endpoint
 
 
-_OF_INTERFACES = (
-    "SubnetIds",
-    "SecurityGroupIds",
-    "SubnetConfigurations",
-    "PrivateDnsEnabled",
-    "AddSubnetIds",
-    "RemoveSubnetIds",
-    "AddSecurityGroupIds",
-    "RemoveSecurityGroupIds",
-)
-
-
 def _only_of_gateways(params: Params) -> None:
     """Raises InvalidParameter for what belongs to interface endpoints."""
-    for name in _OF_INTERFACES:
+    for name in interface_endpoints.PARAMETERS:
         if params.get(name):
             raise AwsError(
                 "InvalidParameter", f"The parameter {name} cannot be used with endpoints of the type Gateway."
+            )
+
+
+def _only_of_interfaces(params: Params) -> None:
+    """Raises InvalidParameter for what belongs to gateway endpoints."""
+    for name in ("RouteTableIds", "AddRouteTableIds", "RemoveRouteTableIds"):
+        if params.get(name):
+            raise AwsError(
+                "InvalidParameter",
+                f"The parameter {name} cannot be used with endpoints of the type Interface.",
             )
 
 
@@ -194,12 +219,22 @@ def describe_vpc_endpoints(call: Call, params: Params) -> Params:
 @operation(
     "ec2",
     "ModifyVpcEndpoint",
-    resources=on(vpc_endpoint="VpcEndpointId", route_table=("AddRouteTableIds", "RemoveRouteTableIds")),
+    resources=on(
+        vpc_endpoint="VpcEndpointId",
+        route_table=("AddRouteTableIds", "RemoveRouteTableIds"),
+        subnet=("AddSubnetIds", "RemoveSubnetIds"),
+        security_group=("AddSecurityGroupIds", "RemoveSecurityGroupIds"),
+    ),
 )
 def modify_vpc_endpoint(call: Call, params: Params) -> Params:
     endpoint = ENDPOINTS.find(call.tx, params["VpcEndpointId"])
-    _only_of_gateways(params)
-    only(params, "VpcEndpointId", "ResetPolicy", "PolicyDocument", "AddRouteTableIds", "RemoveRouteTableIds")
+    shared = ("VpcEndpointId", "ResetPolicy", "PolicyDocument")
+    if endpoint.kind == "Interface":
+        _only_of_interfaces(params)
+        only(params, *shared, *interface_endpoints.PARAMETERS)
+    else:
+        _only_of_gateways(params)
+        only(params, *shared, "AddRouteTableIds", "RemoveRouteTableIds")
     if params.get("ResetPolicy") and params.get("PolicyDocument"):
         raise AwsError(
             "InvalidParameterCombination",
@@ -210,6 +245,9 @@ def modify_vpc_endpoint(call: Call, params: Params) -> Params:
         policy = FULL_ACCESS
     elif params.get("PolicyDocument"):
         policy = _policy(params["PolicyDocument"])
+    if endpoint.kind == "Interface":
+        interface_endpoints.modify(call, endpoint, params, policy)
+        return {"Return": True}
     removed = params.get("RemoveRouteTableIds", ())
     for table_id in removed:
         TABLES.find(call.tx, table_id)
@@ -236,32 +274,43 @@ def delete_vpc_endpoints(call: Call, params: Params) -> Params:
                 {"ResourceId": endpoint_id, "Error": {"Code": error.code, "Message": error.message}}
             )
         else:
-            call.tx.delete(VpcEndpoint, endpoint.endpoint_id)
+            interface_endpoints.remove(call, endpoint)
     return {"Unsuccessful": unsuccessful}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A service that endpoints can be made for."""
+    """A service that endpoints of a kind can be made for."""
 
     name: str
     kind: str
-    dns_name: str
+    dns_name: str  # under which the endpoints' names are
+    private_names: tuple[str, ...] = ()
 
     @property
     def service_id(self) -> str:
-        return f"vpce-svc-{self.name.replace('.', '-')}"
+        digest = hashlib.sha256(f"{self.kind} {self.name}".encode()).hexdigest()
+        return f"vpce-svc-0{digest[:16]}"
 
 
 def services(region: str) -> list[Service]:
-    return [Service(name=s3_service_name(region), kind="Gateway", dns_name=f"s3.{region}.amazonaws.com")]
+    gateway = Service(name=s3_service_name(region), kind="Gateway", dns_name=f"s3.{region}.amazonaws.com")
+    return [
+        gateway,
+        *(
+            Service(
+                name=service.name(region),
+                kind="Interface",
+                dns_name=f"{service.host}.{region}.vpce.amazonaws.com",
+                private_names=service.private_names(region),
+            )
+            for service in INTERFACE_SERVICES.values()
+        ),
+    ]
 
 
-SERVICES: Resource[Service] = Resource(
-    result="ServiceDetails",
-    key=lambda service: service.name,
-    all=lambda world: (),
-    shape=lambda call, service: {
+def _service_shape(call: Call, service: Service) -> Params:
+    shape: Params = {
         "ServiceName": service.name,
         "ServiceId": service.service_id,
         "ServiceType": [{"ServiceType": service.kind}],
@@ -273,10 +322,21 @@ SERVICES: Resource[Service] = Resource(
         "VpcEndpointPolicySupported": True,
         "AcceptanceRequired": False,
         "ManagesVpcEndpoints": False,
-        "PrivateDnsNames": [],
+        "PrivateDnsNames": [{"PrivateDnsName": name} for name in service.private_names],
         "Tags": [],
         "SupportedIpAddressTypes": ["ipv4"],
-    },
+    }
+    if service.private_names:
+        shape["PrivateDnsName"] = service.private_names[0]
+        shape["PrivateDnsNameVerificationState"] = "verified"
+    return shape
+
+
+SERVICES: Resource[Service] = Resource(
+    result="ServiceDetails",
+    key=lambda service: f"{service.name}/{service.kind}",
+    all=lambda world: (),
+    shape=_service_shape,
     page=(1, 1000),
     filters={
         "owner": lambda call, service: "amazon",
@@ -302,4 +362,5 @@ def describe_vpc_endpoint_services(call: Call, params: Params) -> Params:
     if wanted:
         found = [service for service in found if service.name in wanted]
     response = SERVICES.describe(call, params, among=found)
-    return {"ServiceNames": [one["ServiceName"] for one in response["ServiceDetails"]], **response}
+    found_names = dict.fromkeys(one["ServiceName"] for one in response["ServiceDetails"])
+    return {"ServiceNames": list(found_names), **response}
