@@ -62,7 +62,7 @@ async def serve(
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """Bytes that are no HTTP are answered with 400, and a client may hang up at any moment: no defects of ours,
+    """Bytes that are no HTTP are answered with 400, and a client may hang up any time: no defects of ours,
     and a job that does it shall not fill the daemon's log with tracebacks."""
     theirs = (HttpProcessingError, ConnectionError)
     return record.exc_info is None or not isinstance(record.exc_info[1], theirs)
