@@ -55,6 +55,8 @@ def _value(shape: Any, random: Random, name: str, depth: int = 0) -> Any:
         return random.random() < 0.2
     if shape.type_name in ("integer", "long"):
         return random.choice([-1, 0, 1, 5, 22, 80, 255, 65535, 65536, 10**6])
+    if shape.type_name == "timestamp":
+        return random.choice([0, 10**9, 2 * 10**9])
     if shape.enum:
         return random.choice(shape.enum)
     # Mostly an id of the kind the parameter asks for, so that calls get beyond the first look-up.

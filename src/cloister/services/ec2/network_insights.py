@@ -8,6 +8,7 @@ AWS (Reachability Analyzer guide): no packets are sent, no policies are looked a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from cloister.ids import resource_id
@@ -311,6 +312,10 @@ def _explanation(call: Call, step: Step) -> Params:
     return shape
 
 
+def _seconds(value: datetime | float) -> float:
+    return value.timestamp() if isinstance(value, datetime) else float(value)
+
+
 @operation("ec2", "DescribeNetworkInsightsAnalyses")
 def describe_network_insights_analyses(call: Call, params: Params) -> Params:
     path_id = params.get("NetworkInsightsPathId")
@@ -319,8 +324,8 @@ def describe_network_insights_analyses(call: Call, params: Params) -> Params:
         analysis
         for analysis in call.tx.all(InsightsAnalysis)
         if (not path_id or analysis.path_id == path_id)
-        and (start is None or analysis.started >= start.timestamp())
-        and (end is None or analysis.started <= end.timestamp())
+        and (start is None or analysis.started >= _seconds(start))
+        and (end is None or analysis.started <= _seconds(end))
     ]
     return ANALYSES.describe(call, params, among)
 
