@@ -1,0 +1,340 @@
+"""The commands as people and scripts meet them: help that teaches, JSON that parses, errors that help.
+
+No daemon runs here; where one is needed, a small server gives the answers of `cloister.control`. With a real
+one the commands are driven in tests/e2e.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click import Command, Context
+from click.testing import CliRunner, Result
+
+from cloister.cli.main import main
+
+COMMANDS = main.list_commands(Context(main))
+#: without output of their own to parse
+WITHOUT_JSON = {"completion"}
+
+
+def run(*arguments: str, state: Path | None = None, environment: dict[str, str] | None = None) -> Result:
+    where = [] if state is None else ["--state", str(state)]
+    return CliRunner().invoke(
+        main, [*where, *arguments], env=environment, catch_exceptions=False, prog_name="cloister"
+    )
+
+
+def command(name: str) -> Command:
+    found = main.get_command(Context(main), name)
+    assert found is not None
+    return found
+
+
+# -- help --
+
+
+def test_the_first_help_shows_a_session_and_every_command() -> None:
+    shown = run("--help").output
+    for line in ("cloister doctor", "cloister up", 'eval "$(cloister env)"', "cloister down"):
+        assert line in shown
+    for name in COMMANDS:
+        assert f"\n  {name} " in shown
+    assert run("-h").output == shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_says_what_it_does_and_shows_how(name: str) -> None:
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    before, _, options = result.output.partition("\nOptions:\n")
+    assert "cloister " in before.split("\n", 1)[1], "no example"
+    first = command(name).get_short_help_str(200)
+    assert first[0].isupper()
+    for option in command(name).params:
+        if option.param_type_name == "option":
+            assert getattr(option, "help", None), f"{option.name} has no help"
+    assert ("--json" in options) is (name not in WITHOUT_JSON)
+
+
+def test_no_line_of_an_example_is_wrapped_into_another() -> None:
+    for name in COMMANDS:
+        lines = run(name, "--help").output.splitlines()[1:]
+        assert all(line.count("cloister ") < 2 or "&&" in line for line in lines if line.startswith("      "))
+
+
+def test_a_mistyped_command_or_option_is_told_where_help_is() -> None:
+    for arguments in (["pu"], ["up", "--prot", "1"], ["logs"], ["completion", "tcsh"]):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "--help" in result.output
+
+
+def test_the_version_is_printed() -> None:
+    assert run("--version").output.startswith("cloister, version ")
+
+
+# -- without a daemon --
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["env"],
+        ["env", "--json"],
+        ["logs", "my-job"],
+        ["status"],
+        ["why", "my-job"],
+        ["why", "--from", "10.0.0.4", "--to", "10.0.0.5:80"],
+    ],
+)
+def test_what_needs_a_daemon_says_how_to_start_one(arguments: list[str], tmp_path: Path) -> None:
+    if arguments[0] not in COMMANDS:
+        pytest.skip("not there yet")
+    result = run(*arguments, state=tmp_path / "none")
+    assert result.exit_code != 0
+    assert "cloister up" in result.output
+    assert not (tmp_path / "none").exists(), "asking makes no state folder"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "answer"),
+    [
+        (["status", "--json"], 3, {"up": False}),
+        (["down", "--json"], 0, {"was_up": False}),
+        (["gc", "--json"], 0, {"removed": []}),
+        (["gc", "--dry-run", "--json"], 0, {"removed": []}),
+    ],
+)
+def test_without_a_daemon_json_is_json_too(
+    arguments: list[str], code: int, answer: dict[str, Any], tmp_path: Path
+) -> None:
+    result = run(*arguments, state=tmp_path)
+    assert (result.exit_code, json.loads(result.output)) == (code, answer)
+
+
+def test_what_a_crash_left_is_removed_but_not_by_a_dry_run(tmp_path: Path) -> None:
+    (tmp_path / "run" / "netns").mkdir(parents=True)
+    (tmp_path / "daemon.json").write_text(
+        '{"pid": 1, "url": "https://127.0.0.1:1", "region": "r", "account": "1"}'
+    )
+    left = [str(tmp_path / "run"), str(tmp_path / "daemon.json")]
+    assert json.loads(run("gc", "--dry-run", "--json", state=tmp_path).output) == {"removed": left}
+    assert (tmp_path / "run").exists()
+    assert run("gc", state=tmp_path).output.startswith("Removed:\n")
+    assert run("gc", state=tmp_path).output == "Nothing to remove.\n"
+
+
+@pytest.mark.parametrize("name", ["up", "demo"])
+def test_a_state_folder_that_cannot_be_made_is_told_with_what_to_do(name: str) -> None:
+    result = run(name, state=Path("/proc/no-such-folder"))
+    assert result.exit_code == 1
+    assert "the state folder /proc/no-such-folder cannot be used" in result.output
+    assert "cloister --state FOLDER up" in result.output
+
+
+def test_a_state_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("up", state=tmp_path / "file")
+    assert result.exit_code == 2
+    assert "is a file" in result.output
+
+
+@pytest.mark.parametrize("text", ["{", '{"port": "many"}', "[]"])
+def test_options_that_cannot_be_read_are_told_by_their_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / "options.json").write_text(text)
+    result = run("up", state=tmp_path)
+    assert result.exit_code == 1
+    assert f"{tmp_path}/options.json cannot be read" in result.output
+    assert "delete it to start with the defaults" in result.output
+    assert (tmp_path / "options.json").read_text() == text, "nothing is overwritten"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--account", "12"], "--account takes 12 digits, not '12'"),
+        (["--port", "70000"], "70000 is not in the range 1<=x<=65535"),
+        (["--rules-per-security-group", "0"], "is not in the range"),
+        (["--stop-grace", "long"], "is not a valid float"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_its_value(
+    arguments: list[str], told: str, tmp_path: Path
+) -> None:
+    result = run("up", *arguments, state=tmp_path)
+    assert result.exit_code != 0
+    assert told in result.output
+
+
+def test_the_state_folder_comes_from_the_option_the_variable_or_the_home(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        (folder / "run").mkdir(parents=True)
+    named = {"CLOISTER_STATE": str(there)}
+    assert json.loads(run("gc", "--dry-run", "--json", state=here, environment=named).output) == {
+        "removed": [str(here / "run")]
+    }
+    assert json.loads(run("gc", "--dry-run", "--json", environment=named).output) == {
+        "removed": [str(there / "run")]
+    }
+
+
+# -- doctor, completion --
+
+
+def test_the_doctor_names_each_thing_that_is_missing_and_its_cure() -> None:
+    result = run("doctor", "--json")
+    facts = json.loads(result.output)
+    assert {"name", "ok", "needed", "detail", "fix"} <= set(facts[0])
+    assert all(fact["fix"] for fact in facts if fact["needed"] and not fact["ok"])
+    assert result.exit_code == int(any(fact["needed"] and not fact["ok"] for fact in facts))
+    shown = run("doctor").output
+    for fact in facts:
+        assert fact["name"] in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script_asks_cloister_itself(shell: str) -> None:
+    result = run("completion", shell)
+    assert result.exit_code == 0
+    assert f"_CLOISTER_COMPLETE={shell}_complete" in result.output
+
+
+def test_a_shell_that_asks_is_given_the_commands_and_their_options() -> None:
+    def completed(words: str, at: int) -> str:
+        asked = {"_CLOISTER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        program = [sys.executable, "-c", "from cloister.cli.main import main; main(prog_name='cloister')"]
+        done = subprocess.run(
+            program, env={**os.environ, **asked}, capture_output=True, text=True, timeout=30, check=False
+        )
+        return done.stdout
+
+    assert {line.split(",")[1] for line in completed("cloister ", 1).splitlines()} >= set(COMMANDS)
+    assert "--follow" in completed("cloister logs --", 2)
+
+
+# -- with one --
+
+STATUS = {
+    "pid": 1,
+    "up": True,
+    "url": "https://127.0.0.1:4510",
+    "region": "us-east-1",
+    "account": "123456789012",
+    "memory_mb": 70,
+    "s3": "http://127.0.0.1:8333",
+    "problem": "the kernel refused a rule",
+    "resources": {"VPCs": 2, "jobs": 1},
+    "jobs": [{"name": "etl", "status": "InProgress", "phase": "running", "subnet": "subnet-1"}],
+}
+EVENTS = [
+    {"timestamp": 1_700_000_000_123, "instance": "algo-1", "message": "hello, wörld"},
+    {"timestamp": 1_700_000_001_000, "instance": "algo-2", "message": "bye"},
+]
+ANSWERS: dict[str, tuple[int, Any]] = {
+    "/ping": (200, {"pid": 1}),
+    "/status": (200, STATUS),
+    "/gc": (200, ["/x/jobs/etl-1"]),
+    "/logs?job=etl&after=": (
+        200,
+        {"events": EVENTS, "next": "2", "ended": True, "status": "Failed", "failure_reason": "exit code 3"},
+    ),
+    "/logs?job=nobody&after=": (404, {"error": "There is no job nobody; `cloister status` lists them."}),
+}
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        status, value = ANSWERS[self.path]
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[Path]:
+    """A state folder in which a daemon answers."""
+    running = {name: STATUS[name] for name in ("pid", "url", "region", "account")}
+    (tmp_path / "daemon.json").write_text(json.dumps(running))
+    (tmp_path / "root.json").write_text(
+        json.dumps({"AccessKeyId": "AKIAX", "SecretAccessKey": "it's/secret"})
+    )
+    server = socketserver.UnixStreamServer(str(tmp_path / "control.sock"), Answer)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield tmp_path
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_the_status_names_jobs_and_what_is_wrong(state: Path) -> None:
+    shown = run("status", state=state).output
+    assert "PROBLEM    the kernel refused a rule" in shown
+    assert "resources  2 VPCs, 1 jobs" in shown
+    assert "etl " in shown
+    assert json.loads(run("status", "--json", state=state).output) == STATUS
+
+
+def test_the_environment_is_what_a_shell_reads_back(state: Path) -> None:
+    keys = {"CLOISTER_ROOT_ACCESS_KEY_ID": "", "CLOISTER_ROOT_SECRET_ACCESS_KEY": ""}
+    variables = json.loads(run("env", "--json", state=state, environment=keys).output)
+    assert variables["AWS_ENDPOINT_URL"] == STATUS["url"]
+    assert variables["AWS_SECRET_ACCESS_KEY"] == "it's/secret"
+    assert variables["AWS_CA_BUNDLE"] == str(state / "bundle.pem")
+    script = run("env", state=state, environment=keys).output + 'echo "$AWS_SECRET_ACCESS_KEY|$AWS_REGION"\n'
+    script += (
+        run("env", "--unset", state=state, environment=keys).output + 'echo "<$AWS_SECRET_ACCESS_KEY>"\n'
+    )
+    done = subprocess.run(["sh", "-eu"], input=script.replace("<$", "<${").replace('KEY>"', 'KEY-}>"'),
+                          capture_output=True, text=True, timeout=30, check=True)  # fmt: skip
+    assert done.stdout == "it's/secret|us-east-1\n<>\n"
+
+
+def test_the_environment_names_the_keys_that_the_daemon_was_given(state: Path) -> None:
+    keys = {"CLOISTER_ROOT_ACCESS_KEY_ID": "mine", "CLOISTER_ROOT_SECRET_ACCESS_KEY": "my own"}
+    variables = json.loads(run("env", "--json", state=state, environment=keys).output)
+    assert (variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"]) == ("mine", "my own")
+
+
+def test_logs_are_lines_with_time_and_instance_or_one_json_value_a_line(state: Path) -> None:
+    shown = run("logs", "etl", state=state).output
+    assert "22:13:20.123 algo-1   hello, wörld\n22:13:21.000 algo-2   bye\n" in shown
+    assert "etl is Failed: exit code 3" in shown
+    lines = run("logs", "etl", "--json", state=state).output.splitlines()
+    assert [json.loads(line) for line in lines] == EVENTS
+
+
+def test_a_refusal_of_the_daemon_is_shown_in_its_words(state: Path) -> None:
+    result = run("logs", "nobody", state=state)
+    assert result.exit_code == 1
+    assert result.output == "Error: There is no job nobody; `cloister status` lists them.\n"
+
+
+def test_a_running_daemon_collects_its_own_garbage(state: Path) -> None:
+    assert json.loads(run("gc", "--json", state=state).output) == {"removed": ["/x/jobs/etl-1"]}
+
+
+def test_up_with_other_options_does_not_change_a_running_cloister(state: Path) -> None:
+    assert json.loads(run("up", "--json", state=state).output)["url"] == STATUS["url"]
+    result = run("up", "--region", "eu-west-1", state=state)
+    assert result.exit_code == 1
+    assert "run `cloister down` first" in result.output
