@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,20 @@ def test_the_host_image_holds_no_secret_and_no_account_of_the_host(tmp_path: Pat
     assert (layer / "root").stat().st_mode & 0o7777 == 0o700
     assert not list((layer / "root").iterdir())
     assert not list((layer / "home").iterdir())
+
+
+def test_jobs_that_want_the_host_image_at_once_find_it_whole(tmp_path: Path) -> None:
+    images = Images(tmp_path, rootless=True, environ={})
+    alone = Images(tmp_path / "alone", rootless=True, environ={}).local("cloister/host")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: images.local("cloister/host"), range(8)))
+    assert alone is not None
+    (whole,) = alone.layers
+    for image in found:
+        assert image is not None
+        assert _names(Path(image.layers[0])) == _names(Path(whole))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "alone"] == [Path(whole).name]
+
+
+def _names(top: Path) -> set[str]:
+    return {str(path.relative_to(top)) for path in top.rglob("*")}

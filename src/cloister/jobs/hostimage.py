@@ -8,11 +8,13 @@ that may be copied, not of names that may not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import stat
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,15 +104,16 @@ def build(cache: Path) -> HostImage:
     layer = cache / f"host-{identity[:16]}"
     if not layer.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        partial = cache / f".{layer.name}.{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
-        _write(partial, files, links)
+        # A folder of this call's own: several jobs may want the image at once.
+        partial = Path(tempfile.mkdtemp(prefix=f".{layer.name}.", dir=cache))
         try:
-            partial.rename(layer)
-        except OSError:  # another one was quicker
+            _write(partial / "layer", files, links)
+            with contextlib.suppress(OSError):  # another one was quicker
+                (partial / "layer").rename(layer)
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
-            if not layer.exists():
-                raise
+        if not layer.exists():
+            raise FileNotFoundError(f"{layer} could not be made")
     usr = HostBind(path="/usr", ours=False)
     return HostImage(digest=f"sha256:{identity}", layer=str(layer), binds=(usr, *binds), env=env)
 
