@@ -263,6 +263,28 @@ def test_an_interruption_anywhere_is_repaired_by_the_next_apply(
         assert dump_all(reconciler.namespaces) == fresh(after)
 
 
+def test_a_pair_whose_other_namespace_was_just_deleted_is_made_again() -> None:
+    """The kernel ends a namespace in the background: its pairs are still seen for a while."""
+    veth = Veth(
+        outer="vpc",
+        outer_if="e0",
+        outer_mac="02:00:00:00:00:01",
+        inner="eni",
+        inner_if="eth0",
+        inner_mac="02:00:00:00:00:02",
+        addresses=("10.0.0.4",),
+    )
+    plan = {key(part): part for part in (Netns(name="vpc"), Netns(name="eni"), veth)}
+    with world() as reconciler:
+        for _ in range(5):
+            reconciler.apply(plan)
+            reconciler.close()  # its sockets would keep the namespace
+            reconciler.namespaces.delete("eni")
+            reconciler.adopt()
+            reconciler.apply(plan)
+            assert dump_all(reconciler.namespaces) == fresh(plan)
+
+
 def test_one_namespace_that_fails_does_not_stop_the_others_and_is_named() -> None:
     good = [Netns(name="good"), Chain(netns="good", name="input", hook=INPUT, rules=(Rule(text="accept"),))]
     bad = [

@@ -490,6 +490,8 @@ class Reconciler:
             if link.kind != "veth" or link.alias == _ALIAS:
                 continue
             digest, inner, inner_if = [*link.alias.removeprefix(_ALIAS + " ").split(" "), "", "", ""][:3]
+            if inner and not self.namespaces.exists(inner):
+                digest = ""  # its other end is gone, and so will this be: the kernel ends namespaces later
             self._remember(("Veth", name, link.name), _Adopted(digest=digest, inner=inner, inner_if=inner_if))
         for entry in here.routes():
             if entry.protocol == ROUTE_PROTOCOL:
