@@ -110,6 +110,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         deps={
             "logs": logs,
             "credentials": credentials,
+            "applied": lambda: fabric.applied_world,
             "limits": {"rules_per_security_group": options.rules_per_security_group},
         },
     )

@@ -34,8 +34,8 @@ class Applies(Protocol):
 
 
 class Fabric:
-    """`problem` says what could not be applied, None when all is well. `applied` is the revision of the
-    World that the kernel holds; `plan` belongs to the worker thread."""
+    """`problem` says what could not be applied, None when all is well. `applied_world` is the
+    World that the kernel holds and `applied` its revision; `plan` belongs to the worker thread."""
 
     def __init__(self, engine: Engine, namespaces: Namespaces, reconciler: Applies) -> None:
         self._engine = engine
@@ -52,6 +52,7 @@ class Fabric:
         self._plan_known = False  # whether `plan` is that of `_planned`, and the kernel had it in full
         self.plan: dict[Key, Part] = {}
         self.applied = -1
+        self.applied_world = World()
         self.problem: str | None = None
 
     async def start(self) -> None:
@@ -105,7 +106,7 @@ class Fabric:
                 continue
             pause = 0.0
             self.problem = None
-            self.applied = world.revision
+            self.applied, self.applied_world = world.revision, world
             await self._announce()
             for follower in self._followers:
                 try:

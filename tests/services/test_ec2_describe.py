@@ -18,6 +18,7 @@ from cloister.services.ec2 import (
     elastic_ips,
     endpoints,
     internet_gateways,
+    nat_gateways,
     network_acls,
     network_insights,
     network_interfaces,
@@ -49,23 +50,28 @@ DESCRIBED: dict[str, describe.Resource[Any]] = {
     "DescribeRegions": zones.REGIONS,
     "DescribeInternetGateways": internet_gateways.INTERNET_GATEWAYS,
     "DescribeAddresses": elastic_ips.ELASTIC_IPS,
+    "DescribeNatGateways": nat_gateways.NAT_GATEWAYS,
     "DescribeDhcpOptions": dhcp_options.DHCP_OPTIONS,
     "DescribeTags": tags.TAGS,
 }
+
+
+def member(operation: str) -> str:
+    return "Filter" if operation == "DescribeNatGateways" else "Filters"
 
 
 def test_every_operation_with_filters_is_in_the_table_above() -> None:
     filtered = {
         name
         for service, name in OPERATIONS
-        if service == "ec2" and "Filters" in model().operation_model(name).input_shape.members
+        if service == "ec2" and {"Filters", "Filter"} & set(model().operation_model(name).input_shape.members)
     }
     assert filtered == set(DESCRIBED)
 
 
 @pytest.mark.parametrize("operation", DESCRIBED)
 def test_every_documented_filter_is_done(operation: str) -> None:
-    text = model().operation_model(operation).input_shape.members["Filters"].documentation
+    text = model().operation_model(operation).input_shape.members[member(operation)].documentation
     documented = set(re.findall(r"<li> <p> ?(?:<code>)?([a-z0-9.-]+)(?:</code>| ?:| - )", text))
     documented -= {"tag", "tag-key"}
     assert documented
@@ -76,12 +82,16 @@ def test_every_documented_filter_is_done(operation: str) -> None:
 def test_an_empty_world_is_described_and_an_unknown_filter_refused(operation: str) -> None:
     call = make_call()
     ec2(call, operation)
-    error = refusal(call, operation, Filters=[{"Name": "colour", "Values": ["red"]}])
+
+    def refused(*given: dict[str, Any]) -> Any:
+        return refusal(call, operation, **{member(operation): list(given)})
+
+    error = refused({"Name": "colour", "Values": ["red"]})
     assert error.message == "The filter 'colour' is invalid"
-    empty = refusal(call, operation, Filters=[{"Name": next(iter(DESCRIBED[operation].filters))}])
+    empty = refused({"Name": next(iter(DESCRIBED[operation].filters))})
     assert "has no values" in empty.message
-    many = [{"Name": "colour", "Values": [str(i) for i in range(201)]}]
-    assert refusal(call, operation, Filters=many).code == "FilterLimitExceeded"
+    many = {"Name": "colour", "Values": [str(i) for i in range(201)]}
+    assert refused(many).code == "FilterLimitExceeded"
 
 
 @pytest.mark.parametrize(("size", "bound"), [(4, "5"), (1001, "1000"), (0, "5"), (-1, "5")])
@@ -106,7 +116,7 @@ FURTHER = {
 @pytest.mark.parametrize("operation", DESCRIBED)
 def test_every_parameter_is_read(operation: str) -> None:
     # A parameter that a newer botocore adds must be done or refused, not ignored: it fails here first.
-    read = {"Filters", "MaxResults", "NextToken", "DryRun", DESCRIBED[operation].ids}
+    read = {member(operation), "MaxResults", "NextToken", "DryRun", DESCRIBED[operation].ids}
     members = set(model().operation_model(operation).input_shape.members)
     assert members - read - FURTHER.get(operation, set()) == set()
 
