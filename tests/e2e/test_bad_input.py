@@ -7,19 +7,26 @@ import json
 import re
 import socket
 import ssl
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import boto3
+import botocore.exceptions
 import pytest
 from botocore.auth import S3SigV4Auth, SigV4Auth
 from botocore.awsrequest import AWSRequest
+from botocore.config import Config
 from botocore.credentials import Credentials
 from tests.e2e.conftest import Cloister, Lab
 
 from cloister.cli.lifecycle import environment
+from cloister.demo import story
 
 pytestmark = pytest.mark.e2e
 
@@ -237,3 +244,343 @@ def test_a_signature_that_is_wrong_in_any_way_is_refused(wire: Wire, shared: Lab
     assert wrong == {}
     assert shared.get("signed") == b"hello"
     assert "forged" not in json.dumps(shared.on.s3.list_objects_v2(Bucket=shared.bucket), default=str)
+
+
+# ---- values that the VPC refuses ---------------------------------------------------------------------
+
+NOBODY = "0123456789abcdef0"
+
+
+def refusal(call: Callable[..., Any], **parameters: Any) -> tuple[str, str]:
+    """Code and message of the error that this call must end with."""
+    with pytest.raises(botocore.exceptions.ClientError) as refused:
+        call(**parameters)
+    error = refused.value.response["Error"]
+    return error["Code"], error["Message"]
+
+
+def test_cidrs_ids_and_groups_that_cannot_be_are_refused_by_code_and_value(shared: Lab) -> None:
+    on = shared.on
+    ec2 = on.ec2
+    other = story.make_vpc(on, "10.43.0.0/16")
+    stranger = story.make_group(on, other, fresh("stranger"), allow_itself=False)
+    group, vpc, subnet = shared.group, shared.vpc, shared.subnet
+    before = everything(on)
+    rule = {"IpProtocol": "tcp", "FromPort": 80, "ToPort": 80}
+
+    def ingress(**changes: Any) -> dict[str, Any]:
+        return {"GroupId": group, "IpPermissions": [rule | changes]}
+
+    allow = ec2.authorize_security_group_ingress
+    cases: list[tuple[Callable[..., Any], dict[str, Any], str, str]] = [
+        (ec2.create_vpc, {"CidrBlock": "10.0.0.0/8"}, "InvalidVpc.Range", "10.0.0.0/8"),
+        (ec2.create_vpc, {"CidrBlock": "10.0.0.0/29"}, "InvalidVpc.Range", "10.0.0.0/29"),
+        (ec2.create_vpc, {"CidrBlock": "10.0.0.300/16"}, "InvalidParameterValue", "10.0.0.300/16"),
+        (ec2.create_vpc, {"CidrBlock": "ten"}, "InvalidParameterValue", "ten"),
+        (ec2.create_subnet, {"VpcId": vpc, "CidrBlock": "10.43.1.0/24"}, "InvalidSubnet.Range", "10.43.1.0/24"),
+        (ec2.create_subnet, {"VpcId": vpc, "CidrBlock": "10.42.0.0/15"}, "InvalidSubnet.Range", "10.42.0.0/15"),
+        (ec2.create_subnet, {"VpcId": vpc, "CidrBlock": "10.42.1.0/29"}, "InvalidSubnet.Range", "10.42.1.0/29"),
+        (ec2.create_subnet, {"VpcId": vpc, "CidrBlock": "10.42.1.128/25"}, "InvalidSubnet.Conflict", "10.42.1.128/25"),
+        (ec2.create_subnet, {"VpcId": vpc, "CidrBlock": "10.42.0.0/22"}, "InvalidSubnet.Conflict", "10.42.0.0/22"),
+        (ec2.create_subnet, {"VpcId": f"vpc-{NOBODY}", "CidrBlock": "10.0.0.0/24"}, "InvalidVpcID.NotFound", f"vpc-{NOBODY}"),
+        (ec2.create_subnet, {"VpcId": vpc, "CidrBlock": "10.42.9.0/24", "AvailabilityZone": "mars-1a"}, "InvalidParameterValue", "mars-1a"),
+        (ec2.describe_subnets, {"SubnetIds": [f"subnet-{NOBODY}"]}, "InvalidSubnetID.NotFound", f"subnet-{NOBODY}"),
+        (ec2.describe_vpcs, {"VpcIds": ["vpc-XYZ"]}, "InvalidVpcID.NotFound", "vpc-XYZ"),
+        (ec2.describe_security_groups, {"GroupIds": [f"sg-{NOBODY}"]}, "InvalidGroup.NotFound", f"sg-{NOBODY}"),
+        (ec2.describe_vpcs, {"Filters": [{"Name": "colour", "Values": ["red"]}]}, "InvalidParameterValue", "colour"),
+        (ec2.delete_vpc, {"VpcId": vpc}, "DependencyViolation", vpc),
+        (allow, ingress(IpRanges=[{"CidrIp": "10.0.0.1/33"}]), "InvalidParameterValue", "10.0.0.1/33"),
+        (allow, ingress(IpRanges=[{"CidrIp": "0.0.0.0/0"}], FromPort=99), "InvalidParameterValue", "99"),
+        (allow, ingress(IpRanges=[{"CidrIp": "0.0.0.0/0"}], ToPort=70000), "InvalidParameterValue", "70000"),
+        (allow, ingress(UserIdGroupPairs=[{"GroupId": f"sg-{NOBODY}"}]), "InvalidGroup.NotFound", f"sg-{NOBODY}"),
+        (allow, ingress(UserIdGroupPairs=[{"GroupId": stranger}]), "InvalidGroup.NotFound", "different networks"),
+        (allow, ingress(IpProtocol="carrier-pigeon", IpRanges=[{"CidrIp": "0.0.0.0/0"}]), "InvalidParameterValue", "carrier-pigeon"),
+        (ec2.create_network_interface, {"SubnetId": subnet, "Groups": [stranger]}, "InvalidParameterValue", stranger),
+        (ec2.create_network_interface, {"SubnetId": subnet, "PrivateIpAddress": "10.42.1.3"}, "InvalidParameterValue", "10.42.1.3"),
+        (ec2.create_network_interface, {"SubnetId": subnet, "PrivateIpAddress": "10.99.1.9"}, "InvalidParameterValue", "10.99.1.9"),
+        (ec2.associate_route_table, {"RouteTableId": f"rtb-{NOBODY}", "SubnetId": subnet}, "InvalidRouteTableID.NotFound", f"rtb-{NOBODY}"),
+        (ec2.create_vpc_endpoint, {"VpcId": other, "ServiceName": "com.amazonaws.mars-1.s3"}, "InvalidServiceName", "com.amazonaws.mars-1.s3"),
+        (ec2.create_vpc_endpoint, {"VpcId": vpc, "ServiceName": f"com.amazonaws.{on.region}.s3", "RouteTableIds": [shared.route_table]}, "RouteAlreadyExists", "pl-"),
+        (ec2.modify_vpc_endpoint, {"VpcEndpointId": shared.endpoint, "PolicyDocument": "{"}, "InvalidPolicyDocument", ""),
+    ]  # fmt: skip
+    wrong = {}
+    for call, parameters, code, value in cases:
+        found = refusal(call, **parameters)
+        if found[0] != code or value not in found[1]:
+            wrong[f"{call.__name__} {parameters}"] = found
+    assert wrong == {}
+    assert everything(on) == before
+
+
+def everything(on: story.Stage) -> dict[str, Any]:
+    """All that a call could have left half-made."""
+    return {
+        "vpcs": on.ec2.describe_vpcs()["Vpcs"],
+        "subnets": on.ec2.describe_subnets()["Subnets"],
+        "groups": on.ec2.describe_security_groups()["SecurityGroups"],
+        "interfaces": on.ec2.describe_network_interfaces()["NetworkInterfaces"],
+        "endpoints": on.ec2.describe_vpc_endpoints()["VpcEndpoints"],
+        "tables": on.ec2.describe_route_tables()["RouteTables"],
+        "jobs": on.sagemaker.list_processing_jobs()["ProcessingJobSummaries"],
+    }
+
+
+def test_a_job_that_cannot_be_is_refused_at_create_by_code_and_value(shared: Lab) -> None:
+    on = shared.on
+    other = story.make_vpc(on, "10.44.0.0/16")
+    far = story.make_subnet(on, other, "10.44.1.0/24", f"{on.region}a")
+    stranger = story.make_group(on, other, fresh("stranger"), allow_itself=False)
+    before = everything(on)
+
+    def network(subnets: list[str], groups: list[str]) -> dict[str, Any]:
+        return {"NetworkConfig": {"VpcConfig": {"Subnets": subnets, "SecurityGroupIds": groups}}}
+
+    def given(**s3: Any) -> dict[str, Any]:
+        uri = s3.pop("S3Uri", "s3://b/k")
+        return {"ProcessingInputs": [shared.input("in", uri, s3.pop("LocalPath", IN), **s3)]}
+
+    def cluster(**changes: Any) -> dict[str, Any]:
+        normal = {"InstanceCount": 1, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 1}
+        return {"ProcessingResources": {"ClusterConfig": normal | changes}}
+
+    twice = {"Outputs": [shared.output("o", "s3://b/k", OUT), shared.output("o", "s3://b/l", f"{OUT}2")]}
+    cases: list[tuple[dict[str, Any], str]] = [
+        (network([f"subnet-{NOBODY}"], [shared.group]), f"subnet-{NOBODY}"),
+        (network([shared.subnet], [f"sg-{NOBODY}"]), f"sg-{NOBODY}"),
+        (network([shared.subnet], [stranger]), f"Security group {stranger} and subnet {shared.subnet} belong to different networks."),
+        (network([shared.subnet, far], [shared.group]), far),
+        (given(LocalPath="/opt/ml/processing/../../../etc"), "/opt/ml/processing/../../../etc"),
+        (given(LocalPath="/opt/ml/processing/a/../b"), "/opt/ml/processing/a/../b"),
+        (given(LocalPath="/etc"), "/etc"),
+        (given(LocalPath="/opt/ml/processing"), "/opt/ml/processing"),
+        (given(S3Uri="s3://b/../../etc"), "s3://b/../../etc"),
+        (given(S3Uri="file:///etc/passwd"), "file:///etc/passwd"),
+        (given(S3Uri="s3://"), "s3://"),
+        (given(S3DataType="Everything"), "Everything"),
+        ({"ProcessingOutputConfig": twice}, "o is given twice"),
+        (cluster(InstanceType="local"), "Value 'local' at 'processingResources.clusterConfig.instanceType'"),
+        (cluster(InstanceCount=101), "101"),
+        (cluster(InstanceCount=0), "0"),
+        (cluster(VolumeSizeInGB=0), "0"),
+        ({"ProcessingJobName": "no_underscores"}, "no_underscores"),
+        ({"ProcessingJobName": "x" * 64}, "x" * 64),
+        ({"RoleArn": f"arn:aws:iam::{on.account}:role/no-such-role"}, "no-such-role"),
+        ({"RoleArn": "arn:aws:iam::999999999999:role/theirs"}, "999999999999"),
+        ({"Environment": {"not a name": "x"}}, "not a name"),
+        ({"StoppingCondition": {"MaxRuntimeInSeconds": 777601}}, "777601"),
+        ({"Tags": [{"Key": "aws:mine", "Value": "x"}]}, "aws:mine"),
+    ]  # fmt: skip
+    wrong = {}
+    for changes, value in cases:
+        code, message = refusal(
+            unchecked(on).create_processing_job, **shared.request(fresh("bad"), "true", **changes)
+        )
+        if code != "ValidationException" or value not in message:
+            wrong[str(changes)] = (code, message)
+    assert wrong == {}
+    assert everything(on) == before
+
+
+def unchecked(on: story.Stage) -> Any:
+    """The sagemaker client, without botocore's own checks of parameters."""
+    how = on.sagemaker.meta.config.merge(Config(parameter_validation=False))
+    session = boto3.Session(region_name=on.region)
+    keys = on.sagemaker._request_signer._credentials
+    return session.client(
+        "sagemaker",
+        endpoint_url=on.sagemaker.meta.endpoint_url,
+        verify=on.sagemaker._endpoint.http_session._verify,
+        aws_access_key_id=keys.access_key,
+        aws_secret_access_key=keys.secret_key,
+        config=how,
+    )
+
+
+# ---- data that cannot be staged -----------------------------------------------------------------------
+
+
+@contextmanager
+def leaving_nothing(cloister: Cloister, lab: Lab) -> Iterator[None]:
+    """When the jobs of this block have ended, no address is taken, no file, interface or namespace is left."""
+    ec2 = lab.on.ec2
+
+    def seen() -> dict[str, Any]:
+        return {
+            "interfaces": ec2.describe_network_interfaces(Filters=[{"Name": "vpc-id", "Values": [lab.vpc]}])[
+                "NetworkInterfaces"
+            ],
+            "free": ec2.describe_subnets(SubnetIds=[lab.subnet])["Subnets"][0]["AvailableIpAddressCount"],
+            "files": inside(cloister, "find", "jobs", "run/netns", "-name", "eni-*", "-o", "-path", "jobs/*"),
+        }
+
+    before = seen()
+    yield
+    assert seen() == before
+
+
+def inside(cloister: Cloister, *command: str) -> list[str]:
+    """What a command prints, run in the state folder as the daemon sees it."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "cloister.kernel.holder",
+            "--enter",
+            str(cloister.state),
+            "--",
+            "env",
+            "-C",
+            str(cloister.state),
+            *command,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return sorted(done.stdout.splitlines())
+
+
+def test_inputs_that_cannot_be_staged_fail_the_job_with_their_name_and_leave_nothing(
+    cloister: Cloister, shared: Lab
+) -> None:
+    top = fresh("stage")
+    shared.put(f"{top}/a", b"a")
+    prefix = {"prefix": f"s3://{shared.bucket}/{top}/"}
+    cases: dict[str, tuple[str, str]] = {}
+
+    def manifest(what: str, text: str, said: str) -> None:
+        cases[what] = (shared.put(f"{top}-manifests/{what}", text.encode()), said)
+
+    manifest("up", json.dumps([prefix, "../../../etc/passwd"]), "../../../etc/passwd")
+    manifest("absolute", json.dumps([prefix, "/etc/passwd"]), "/etc/passwd")
+    manifest("missing", json.dumps([prefix, "a", "no-such-object"]), f"{top}/no-such-object")
+    manifest("no-json", "prefix,a,b", "it is not JSON")
+    manifest("no-prefix", json.dumps(["a", "b"]), "it must be a list that begins with")
+    manifest("elsewhere", json.dumps([{"prefix": "s3://another-bucket/"}, "a"]), "another-bucket")
+    manifest("one-prefix-only", json.dumps([prefix]), "No S3 objects found")
+    manifest("both", json.dumps([prefix, "a", "a/b"]), f"{top}/a/b")
+    nothing, missing = f"s3://{shared.bucket}/{top}/nothing/here/", f"s3://{fresh('no-such-bucket')}/x"
+    cases["an-empty-prefix"] = (nothing, f'No S3 objects found under S3 URL "{nothing}"')
+    cases["no-such-bucket"] = (missing, missing.split("/")[2])
+    wrong = {}
+    with leaving_nothing(cloister, shared):
+        requests = {}
+        for what, (uri, _) in cases.items():
+            kind = "ManifestFile" if "-manifests/" in uri else "S3Prefix"
+            requests[what] = shared.request(
+                fresh("stage"), "true", ProcessingInputs=[shared.input("in", uri, IN, S3DataType=kind)]
+            )
+            shared.create(requests[what])
+        for what, request in requests.items():
+            job = story.wait_for(shared.on, request["ProcessingJobName"])
+            reason = job.get("FailureReason", "")
+            known = reason.startswith("ClientError: Failed to download data. ")
+            if job["ProcessingJobStatus"] != "Failed" or not known or cases[what][1] not in reason:
+                wrong[what] = (job["ProcessingJobStatus"], reason)
+    assert wrong == {}
+
+
+def test_a_job_whose_container_cannot_start_or_tells_nonsense_fails_with_the_reason(
+    cloister: Cloister, shared: Lab
+) -> None:
+    image = f"{shared.on.account}.dkr.ecr.{shared.on.region}.amazonaws.com/nowhere:7"
+    cases: list[tuple[list[str], str, str]] = [
+        (["no-such-command"], story.IMAGE, "no-such-command"),
+        (["/etc/passwd"], story.IMAGE, "/etc/passwd"),
+        (["sh", "-c", "printf '\\377\\376' >/opt/ml/output/message"], story.IMAGE, "ClientError: The exit message in /opt/ml/output/message is not UTF-8"),
+        (["true"], image, f"ClientError: API error (404): manifest for {image} not found"),
+    ]  # fmt: skip
+    with leaving_nothing(cloister, shared):
+        for command, uri, said in cases:
+            request = shared.request(fresh("start"), *command)
+            request["AppSpecification"]["ImageUri"] = uri
+            job = shared.outcome(request)
+            assert job["ProcessingJobStatus"] == "Failed", command
+            assert said in job["FailureReason"], job["FailureReason"]
+
+
+#: every kind of character S3 allows in a key, in names that the object store can hold
+ODD = [
+    "plain.txt",
+    *(f"c{ord(c):02x} {c}" for c in map(chr, range(0x21, 0x7F)) if c not in "/\\"),
+    *(f"control {c}" for c in "\t\n\r\x01\x1f\x7f"),
+    "a space, and at the end ",
+    " leading",
+    ".hidden",
+    "..two dots",
+    "...",
+    "-rf",
+    "~",
+    "100%41%2F%zz",
+    "plus+plus",
+    "a=b&c=d?e#f",
+    "ünïcödé",
+    "e\u0301 and \u00e9",
+    "日本/語/漢字.csv",
+    "\U0001f600/\U0001f468\u200d\U0001f469",
+    "n" * 255,
+    "/".join(["deep"] * 150),
+    "UPPER",
+    "upper",
+]
+
+
+def test_keys_of_every_legal_character_are_files_and_come_back_as_the_same_keys(shared: Lab) -> None:
+    name = fresh("odd")
+    for key in ODD:
+        shared.put(f"{name}/in/{key}", key.encode())
+    outputs = {"Outputs": [shared.output("out", f"s3://{shared.bucket}/{name}/out", OUT)]}
+    request = shared.request(
+        name,
+        *("sh", "-c", f"cp -r {IN}/. {OUT}/ && find {OUT} -type f -print0 | tr -dc '\\0' | wc -c"),
+        ProcessingInputs=[shared.input("in", f"s3://{shared.bucket}/{name}/in/", IN)],
+        ProcessingOutputConfig=outputs,
+    )
+    job = shared.outcome(request)
+    log = shared.log(job)
+    assert job["ProcessingJobStatus"] == "Completed", (job.get("FailureReason"), log)
+    listed = shared.on.s3.list_objects_v2(Bucket=shared.bucket, Prefix=f"{name}/out/")["Contents"]
+    assert sorted(item["Key"].removeprefix(f"{name}/out/") for item in listed) == sorted(ODD)
+    for key in ODD:
+        assert shared.get(f"{name}/out/{key}") == key.encode()
+
+
+def test_keys_that_a_tree_cannot_hold_are_refused_by_name_when_they_are_put(shared: Lab) -> None:
+    for key in ("a/../../b", "../up", "a//b", "./a", "n" * 256, "x/" + "k" * 256 + "/y", "a\\b"):
+        code, message = refusal(shared.on.s3.put_object, Bucket=shared.bucket, Key=key, Body=b"x")
+        assert code == "InvalidArgument", (key, code, message)
+        assert key[:100] in message
+    code, _ = refusal(shared.on.s3.put_object, Bucket=shared.bucket, Key="k" * 1025, Body=b"x")
+    assert code == "KeyTooLongError"
+
+
+def test_no_spelling_of_a_key_or_prefix_leads_out_of_its_bucket(shared: Lab) -> None:
+    on, secret = shared.on, fresh("secret")
+    other = story.make_bucket(on, fresh("other"))
+    on.s3.put_object(Bucket=other, Key=secret, Body=b"secret")
+    shared.put("dir/inside", b"x")
+    ways = [
+        f"{up}{sep}{other}{sep}{secret}"
+        for sep in ("/", "\\")
+        for up in ("..", f"dir{sep}..{sep}..", f".{sep}..", f"dir{sep}..{sep}.{sep}..")
+    ]
+    ways += [
+        f"..%2F{other}%2F{secret}",
+        f"%2e%2e/{other}/{secret}",
+        f"..\\{other}/{secret}",
+        f"../{other}\\{secret}",
+    ]
+    for key in ways:
+        for call in (on.s3.get_object, on.s3.head_object):
+            assert refusal(call, Bucket=shared.bucket, Key=key)[0] in ("NoSuchKey", "404", "InvalidURI"), key
+        copied = {"Bucket": shared.bucket, "Key": key}
+        with pytest.raises(botocore.exceptions.ClientError):
+            on.s3.copy_object(Bucket=shared.bucket, Key="copied", CopySource=copied)
+        on.s3.delete_object(Bucket=shared.bucket, Key=key)
+        on.s3.delete_objects(Bucket=shared.bucket, Delete={"Objects": [{"Key": key}]})
+        for prefix in (key, key.removesuffix(secret)):
+            found = on.s3.list_objects_v2(Bucket=shared.bucket, Prefix=prefix)
+            assert found["KeyCount"] == 0, (prefix, found)
+    assert on.s3.get_object(Bucket=other, Key=secret)["Body"].read() == b"secret"

@@ -66,6 +66,8 @@ def check_key(key: str) -> None:
     for part in parts:
         if part in ("", ".", ".."):
             what = {"": "an empty level (a double or leading slash)"}.get(part, f"the level '{part}'")
+        elif "\\" in part:  # SeaweedFS takes it for a slash, and would list another key
+            what = "a backslash"
         elif len(part.encode()) > MAX_SEGMENT:
             what = f"a level of {len(part.encode())} bytes (at most {MAX_SEGMENT})"
         else:
