@@ -186,3 +186,42 @@ def state_first() -> Chain:
 
 def replace_gateway(veth: Veth) -> Veth:
     return replace(veth, gateway=None)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_next_owner_of_an_address_inherits_no_connection(reconciler: Reconciler, restarted: bool) -> None:
+    udp = Rule(text=f"ip saddr {A} udp dport 7000 accept")
+    before = world()
+    forward = before[("Chain", "vpc", "forward")]
+    assert isinstance(forward, Chain)
+    before[key(forward)] = replace(forward, rules=(*forward.rules[:2], udp))
+    reconciler.apply(before)
+    client = reconciler.namespaces.socket("a", socket.AF_INET, socket.SOCK_DGRAM)
+    first = reconciler.namespaces.socket("b", socket.AF_INET, socket.SOCK_DGRAM)
+    bystander = reconciler.namespaces.socket("a", socket.AF_INET, socket.SOCK_DGRAM)
+    with client, first, bystander:
+        for each, address in ((client, (A, 5000)), (first, (B, 7000)), (bystander, (A, 5001))):
+            each.settimeout(0.5)
+            each.bind(address)
+        client.sendto(b"hello", (B, 7000))
+        first.sendto(b"yes?", first.recvfrom(10)[1])
+        assert client.recv(10) == b"yes?"
+        # Its interface goes and another one comes with the address, which nobody is allowed to reach.
+        thief = {key(p): p for p in (Netns(name="c"), pair("c", 3, B))}
+        accept = {key(p): p for p in (replace(chain, netns="c") for chain in OPEN if chain.netns == "a")}
+        after = {**before, **thief, **accept, key(forward): replace(forward, rules=forward.rules[:2])}
+        for gone in [i for i in after if "b" in i or i == ("Veth", "vpc", "e2") or f"e2 . {B}" in i]:
+            del after[gone]
+        source = Element(netns="vpc", set="source", key=f"e3 . {B}")
+        after[key(source)] = source
+        if restarted:
+            reconciler.adopt()
+            reconciler.apply(after)
+        else:
+            reconciler.apply(after, before.keys() ^ after.keys() | {key(forward)})
+        with reconciler.namespaces.socket("c", socket.AF_INET, socket.SOCK_DGRAM) as second:
+            second.settimeout(0.5)
+            second.bind((B, 7000))
+            client.sendto(b"hello", (B, 7000))
+            with pytest.raises(TimeoutError):
+                second.recv(10)

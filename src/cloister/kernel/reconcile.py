@@ -23,7 +23,8 @@ from dataclasses import dataclass, field, replace
 from errno import EEXIST
 from functools import partial
 
-from cloister.kernel import rtnl, ruleset, settings
+from cloister.kernel import conntrack, rtnl, ruleset, settings
+from cloister.kernel.netlink import Message, NetlinkError
 from cloister.kernel.netns import Namespaces
 from cloister.kernel.nft import Nft, NftError
 from cloister.kernel.plan import (
@@ -39,7 +40,7 @@ from cloister.kernel.plan import (
     Veth,
     key,
 )
-from cloister.kernel.rtnl import Message, Rtnl, RtnlError
+from cloister.kernel.rtnl import Rtnl
 from cloister.kernel.ruleset import NftPart
 
 #: the most namespaces that have a netlink socket and a libnftables context open at one time
@@ -65,6 +66,7 @@ class _Adopted:
     digest: str
     inner: str = ""
     inner_if: str = ""
+    addresses: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,6 +87,8 @@ class _Pairs:
 
     #: (namespace, link), the inner end's namespace
     drop: list[tuple[tuple[str, str], str]] = field(default_factory=list)
+    #: outer namespace -> addresses that are no longer behind their pair
+    released: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     amend: list[tuple[Veth, Veth]] = field(default_factory=list)
     make: list[Veth] = field(default_factory=list)
 
@@ -230,6 +234,11 @@ class Reconciler:
                     self._remember(identity, new)
         pairs = self._sort_pairs(changes)
         ending = set(deleted)
+        for name, addresses in pairs.released.items():
+            if name not in ending:
+                # After their rules went, before somebody else has them.
+                with self._attempt(name):
+                    self.namespaces.call(name, partial(conntrack.forget, addresses))
         for (name, link), inner in pairs.drop:
             if name in ending and inner in ending:
                 # Gone with both of its namespaces, which the kernel ends in the background: much faster.
@@ -344,6 +353,10 @@ class Reconciler:
         for identity, (old, new) in changes.items():
             if identity[0] != "Veth":
                 continue
+            if isinstance(old, (Veth, _Adopted)):
+                kept = new.addresses if isinstance(new, Veth) else ()
+                if released := set(old.addresses).difference(kept):
+                    pairs.released[identity[1]] |= released
             if isinstance(old, Veth) and isinstance(new, Veth) and _amends(old, new):
                 pairs.amend.append((old, new))
                 continue
@@ -363,7 +376,7 @@ class Reconciler:
             add = rtnl.add_veth(pair.outer_if, pair.outer_mac, pair.mtu, pair.inner_if, pair.inner_mac, fd)
             try:
                 outer.send([add])
-            except RtnlError as error:
+            except NetlinkError as error:
                 if error.errno != EEXIST:
                     raise
                 # An unknown pair of this name: half-made, or its namespace is still being torn down.
@@ -484,16 +497,23 @@ class Reconciler:
 
     def _read(self, name: str) -> None:
         here = self._handles(name).rtnl
-        links = here.links()
+        links, routes = here.links(), here.routes()
         names = {link.index: link.name for link in links}
+        behind: defaultdict[int, list[str]] = defaultdict(list)
+        for entry in routes:
+            if entry.protocol == rtnl.OWNED_PROTOCOL and entry.dev and entry.destination.endswith("/32"):
+                behind[entry.dev].append(entry.destination.removesuffix("/32"))
         for link in links:
             if link.kind != "veth" or link.alias == _ALIAS:
                 continue
             digest, inner, inner_if = [*link.alias.removeprefix(_ALIAS + " ").split(" "), "", "", ""][:3]
             if inner and not self.namespaces.exists(inner):
                 digest = ""  # its other end is gone, and so will this be: the kernel ends namespaces later
-            self._remember(("Veth", name, link.name), _Adopted(digest=digest, inner=inner, inner_if=inner_if))
-        for entry in here.routes():
+            pair = _Adopted(
+                digest=digest, inner=inner, inner_if=inner_if, addresses=tuple(behind[link.index])
+            )
+            self._remember(("Veth", name, link.name), pair)
+        for entry in routes:
             if entry.protocol == ROUTE_PROTOCOL:
                 route = Route(
                     netns=name,

@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 
 from cloister.kernel import rtnl
+from cloister.kernel.netlink import Message
 from cloister.kernel.netns import Namespaces
 from cloister.kernel.plan import Netns
-from cloister.kernel.rtnl import Message, Rtnl
+from cloister.kernel.rtnl import Rtnl
 
 _LOOPBACK = 1  # the index of lo in every namespace
 _LOCAL_TABLE = 255
