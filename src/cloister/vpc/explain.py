@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from cloister.vpc import addresses as ip
 from cloister.vpc import gateways, interface_endpoints, network_acls, route_tables, security_groups
-from cloister.vpc.endpoints import s3_prefix_list, s3_service_name
+from cloister.vpc.endpoints import prefix_list_of, s3_prefix_list, s3_service_name
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import (
     NatGateway,
@@ -72,6 +72,9 @@ def _flow_steps(world: World, flow: Flow) -> Iterator[Step]:
         yield _refused("interface", flow.destination, f"There is no network interface {flow.destination}.")
         return
     destination = target.address if target is not None else flow.destination
+    if destination == source.address:
+        yield _allowed("interface", sender.interface_id, f"{destination} is its own: nothing leaves it.")
+        return
     if destination in (ip.resolver_address(vpc), ip.LINK_LOCAL_RESOLVER):
         yield _resolver_step(vpc, flow)
         return
@@ -80,8 +83,15 @@ def _flow_steps(world: World, flow: Flow) -> Iterator[Step]:
     yield from _path(world, source, target, destination, flow)
 
 
-def _path(world: World, source: _End, target: _End | None, destination: str, flow: Flow) -> Iterator[Step]:
-    """From an interface on: route, groups, ACLs, gateways."""
+def _path(
+    world: World,
+    source: _End,
+    target: _End | None,
+    destination: str,
+    flow: Flow,
+    passed: tuple[str, ...] = (),
+) -> Iterator[Step]:
+    """From an interface on: route, groups, ACLs, gateways. `passed` are the NAT gateways behind it."""
     sender = source.interface
     hop, step = _route_step(world, sender, destination)
     yield step
@@ -94,9 +104,9 @@ def _path(world: World, source: _End, target: _End | None, destination: str, flo
         return
     yield from _near_acl_steps(world, sender, destination, flow)
     if hop.kind == "vpce":
-        yield _endpoint_step(hop.route.target, flow)
+        yield _endpoint_step(world, hop.route.target, destination, flow)
     elif hop.kind == "nat":
-        yield from _nat_steps(world, source, target, destination, hop.route.target, flow)
+        yield from _nat_steps(world, source, target, destination, hop.route.target, flow, passed)
     else:
         yield from _igw_steps(world, source, target, destination, hop.route.target, flow)
 
@@ -138,7 +148,13 @@ def _neighbour_steps(
 
 
 def _nat_steps(
-    world: World, source: _End, target: _End | None, destination: str, nat_id: str, flow: Flow
+    world: World,
+    source: _End,
+    target: _End | None,
+    destination: str,
+    nat_id: str,
+    flow: Flow,
+    passed: tuple[str, ...],
 ) -> Iterator[Step]:
     """Through a NAT gateway, then on from its own interface."""
     nat = world.get(NatGateway, nat_id)
@@ -146,6 +162,10 @@ def _nat_steps(
     subnet = world.get(Subnet, interface.subnet_id) if interface else None
     if nat is None or interface is None or subnet is None:
         yield _refused("gateway", nat_id, f"{nat_id} is gone.")
+        return
+    if nat_id in passed:
+        sentence = f"The route table of {subnet.subnet_id} leads from {nat_id} back to it."
+        yield _refused("gateway", nat_id, sentence)
         return
     if flow.protocol not in ("tcp", "udp", "icmp"):
         sentence = f"{nat_id} translates tcp, udp and icmp, not {_what(flow)}."
@@ -160,7 +180,8 @@ def _nat_steps(
     yield replace(_allowed("gateway", nat_id, sentence), becomes=nat.private_ip)
     # it chooses another source port: replies go to any port
     onward = replace(flow, source_port=None)
-    yield from _path(world, _End(interface=interface, address=nat.private_ip), target, destination, onward)
+    here = _End(interface=interface, address=nat.private_ip)
+    yield from _path(world, here, target, destination, onward, (*passed, nat_id))
 
 
 def _igw_steps(
@@ -480,7 +501,11 @@ def _group_refusal(
     return _refused(gate, present[0], sentence, fix)
 
 
-def _endpoint_step(endpoint_id: str, flow: Flow) -> Step:
+def _endpoint_step(world: World, endpoint_id: str, destination: str, flow: Flow) -> Step:
+    endpoint = world.get(VpcEndpoint, endpoint_id)
+    blocks = prefix_list_of(world, endpoint).entries if endpoint is not None else ()
+    if not any(ip.contains(block, destination) for block in blocks):
+        return _refused("endpoint", endpoint_id, f"{destination} is no address of S3 behind {endpoint_id}.")
     if flow.protocol == "tcp" and flow.port in (80, 443):
         return _allowed("endpoint", endpoint_id, f"{endpoint_id} takes it to S3, where policies decide.")
     return _refused("endpoint", endpoint_id, f"Behind {endpoint_id} S3 answers tcp ports 80 and 443 only.")

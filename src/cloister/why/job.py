@@ -1,6 +1,6 @@
 """Why a job can or cannot do what it must: its inputs, its outputs, its instances among each other.
 
-A job that has interfaces is asked about with them; one without (before or after) with interfaces that are made in
+A job that has interfaces is asked about with them; one without (before, after) with interfaces that are made in
 a copy of the World, in the subnet and with the groups that it names.
 """
 
