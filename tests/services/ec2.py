@@ -65,7 +65,7 @@ def ec2(call: Call, operation_name: str, /, **params: Any) -> dict[str, Any]:
 
 def refusal(call: Call, operation: str, /, **params: Any) -> AwsError:
     """The error that an operation raises. Nothing it did before may count: it runs on a copy."""
-    scratch = make_call(call.tx.commit(), region=call.region, **call.deps)
+    scratch = make_call(call.tx.commit(), region=call.region, now=call.now, **call.deps)
     with pytest.raises(AwsError) as caught:
         ec2(scratch, operation, **params)
     return caught.value

@@ -29,6 +29,15 @@ def test_a_new_account_has_a_default_vpc_with_a_subnet_in_each_zone(call: Call) 
     assert hostnames["EnableDnsHostnames"] == {"Value": True}
     attributes = ec2(call, "DescribeAccountAttributes")["AccountAttributes"]
     assert attributes[1]["AttributeValues"] == [{"AttributeValue": vpc["VpcId"]}]
+    (gateway,) = ec2(call, "DescribeInternetGateways")["InternetGateways"]
+    assert gateway["Attachments"] == [{"VpcId": vpc["VpcId"], "State": "available"}]
+    (table,) = ec2(call, "DescribeRouteTables", Filters=filters(vpc_id=vpc["VpcId"]))["RouteTables"]
+    assert table["Routes"][1] == {
+        "DestinationCidrBlock": "0.0.0.0/0",
+        "GatewayId": gateway["InternetGatewayId"],
+        "Origin": "CreateRoute",
+        "State": "active",
+    }
 
 
 def test_there_is_one_default_vpc_and_it_can_be_made_again(call: Call) -> None:
@@ -36,6 +45,13 @@ def test_there_is_one_default_vpc_and_it_can_be_made_again(call: Call) -> None:
     for subnet_id in ids(ec2(call, "DescribeSubnets")["Subnets"], "SubnetId"):
         ec2(call, "DeleteSubnet", SubnetId=subnet_id)
     (vpc,) = ec2(call, "DescribeVpcs")["Vpcs"]
+    (gateway,) = ec2(call, "DescribeInternetGateways")["InternetGateways"]
+    ec2(
+        call,
+        "DetachInternetGateway",
+        InternetGatewayId=gateway["InternetGatewayId"],
+        VpcId=vpc["VpcId"],
+    )
     ec2(call, "DeleteVpc", VpcId=vpc["VpcId"])
     assert (
         refusal(call, "CreateDefaultSubnet", AvailabilityZone="eu-central-1a").code

@@ -28,6 +28,7 @@ from cloister.services.ec2 import (
     security_groups,
     subnets,
     tags,
+    vpc_peering,
     vpcs,
     zones,
 )
@@ -51,6 +52,7 @@ DESCRIBED: dict[str, describe.Resource[Any]] = {
     "DescribeInternetGateways": internet_gateways.INTERNET_GATEWAYS,
     "DescribeAddresses": elastic_ips.ELASTIC_IPS,
     "DescribeNatGateways": nat_gateways.NAT_GATEWAYS,
+    "DescribeVpcPeeringConnections": vpc_peering.PEERINGS,
     "DescribeDhcpOptions": dhcp_options.DHCP_OPTIONS,
     "DescribeTags": tags.TAGS,
 }

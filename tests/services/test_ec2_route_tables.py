@@ -113,7 +113,11 @@ def test_tables_and_subnets_of_different_vpcs_do_not_meet(call: Call, subnet_id:
         ({"DestinationCidrBlock": "0.0.0.0"}, "InvalidParameterValue", "0.0.0.0"),
         ({"DestinationCidrBlock": "10.0.0.0/16", "GatewayId": "igw-1"}, "RouteAlreadyExists", "10.0.0.0/16"),
         ({"DestinationCidrBlock": "0.0.0.0/0", "GatewayId": "igw-1"}, "InvalidGatewayID.NotFound", "igw-1"),
-        ({"DestinationCidrBlock": "0.0.0.0/0", "NatGatewayId": "nat-1"}, "NatGatewayNotFound", "nat-1"),
+        (
+            {"DestinationCidrBlock": "0.0.0.0/0", "NatGatewayId": "nat-1"},
+            "InvalidNatGatewayID.NotFound",
+            "nat-1",
+        ),
         (
             {"DestinationCidrBlock": "0.0.0.0/0", "NetworkInterfaceId": "eni-1"},
             "InvalidNetworkInterfaceID.NotFound",

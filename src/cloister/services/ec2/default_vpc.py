@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Network
 
+from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.parameters import exclusive, on, only
 from cloister.services.ec2.subnets import make_subnet, subnet_shape
@@ -11,7 +13,7 @@ from cloister.services.ec2.vpcs import VPCS, make_vpc
 from cloister.services.ec2.zones import zone_of, zones
 from cloister.vpc import addresses
 from cloister.vpc.endpoints import s3_prefix_list
-from cloister.vpc.model import Subnet, Vpc
+from cloister.vpc.model import InternetGateway, Route, RouteTable, Subnet, Vpc
 from cloister.wire.errors import AwsError
 from cloister.world import Transaction
 
@@ -20,9 +22,13 @@ SUBNET_LENGTH = 20
 
 
 def make_default_vpc(tx: Transaction, region: str) -> Vpc:
-    """172.31.0.0/16 with a /20 in each zone (AWS: "Default VPC components"; the internet gateway is not
-    made here)."""
+    """172.31.0.0/16 with a /20 in each zone, an internet gateway, and the main route table's route to it
+    (AWS: "Default VPC components")."""
     vpc = make_vpc(tx, CIDR, is_default=True)
+    gateway = InternetGateway(internet_gateway_id=resource_id("igw"), vpc_id=vpc.vpc_id)
+    tx.put(gateway)
+    (main,) = tx.where(RouteTable, vpc_id=vpc.vpc_id)
+    tx.put(replace(main, routes=(Route(destination="0.0.0.0/0", target=gateway.internet_gateway_id),)))
     for zone, block in zip(zones(region), IPv4Network(CIDR).subnets(new_prefix=SUBNET_LENGTH), strict=False):
         make_subnet(tx, vpc, str(block), zone, default_for_az=True)
     return vpc

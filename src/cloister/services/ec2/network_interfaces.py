@@ -138,7 +138,7 @@ def _shape(call: Call, interface: NetworkInterface) -> Params:
     return shape
 
 
-def _time(seconds: float | None) -> str | None:
+def time_text(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
@@ -164,7 +164,7 @@ INTERFACES: Resource[NetworkInterface] = Resource(
         "association.ip-owner-id": lambda call, eni: _associations(call, eni, "IpOwnerId"),
         "association.public-dns-name": lambda call, eni: _associations(call, eni, "PublicDnsName"),
         "association.public-ip": lambda call, eni: _associations(call, eni, "PublicIp"),
-        "attachment.attach-time": lambda call, eni: _time(eni.attached),
+        "attachment.attach-time": lambda call, eni: time_text(eni.attached),
         "attachment.attachment-id": lambda call, eni: eni.attachment_id,
         "attachment.delete-on-termination": lambda call, eni: (
             eni.requester_managed if eni.attachment_id else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import IPv4Network
 
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
@@ -20,13 +21,17 @@ from cloister.services.ec2.vpcs import FIRST_TABLE, VPCS
 from cloister.vpc import addresses
 from cloister.vpc.endpoints import prefix_list
 from cloister.vpc.model import (
+    InternetGateway,
+    NatGateway,
     NetworkInterface,
     Route,
     RouteTable,
     RouteTableAssociation,
+    Subnet,
     VpcEndpoint,
+    VpcPeering,
 )
-from cloister.vpc.route_tables import LOCAL, routes
+from cloister.vpc.route_tables import LOCAL, device, routes
 from cloister.wire.errors import AwsError
 from cloister.world import World
 
@@ -45,20 +50,19 @@ def _target_member(route: Route) -> str:
     return _TARGET_MEMBERS.get(route.target.partition("-")[0], "GatewayId")
 
 
-def _state(world: World, route: Route) -> str:
+def _state(world: World, table: RouteTable, route: Route) -> str:
     """AWS: "The blackhole state indicates that the route's target isn't available"."""
-    if route.target == LOCAL or world.get(VpcEndpoint, route.target) is not None:
-        return "active"
-    return "blackhole"
+    there = route.target == LOCAL or device(world, table.vpc_id, route.target) is not None
+    return "active" if there else "blackhole"
 
 
-def _route_shape(call: Call, route: Route) -> Params:
+def _route_shape(call: Call, table: RouteTable, route: Route) -> Params:
     destination = "DestinationPrefixListId" if _is_list(route.destination) else "DestinationCidrBlock"
     return {
         destination: route.destination,
         _target_member(route): route.target,
         "Origin": route.origin,
-        "State": _state(call.tx, route),
+        "State": _state(call.tx, table, route),
     }
 
 
@@ -73,7 +77,7 @@ def _shape(call: Call, table: RouteTable) -> Params:
         "OwnerId": call.account,
         "Associations": [_association_shape(table, one) for one in table.associations],
         "PropagatingVgws": [],
-        "Routes": [_route_shape(call, route) for route in routes(call.tx, table)],
+        "Routes": [_route_shape(call, table, route) for route in routes(call.tx, table)],
         "Tags": tag_set(table.tags),
     }
 
@@ -134,7 +138,9 @@ TABLES: Resource[RouteTable] = Resource(
         "route.nat-gateway-id": _targets("NatGatewayId"),
         "route.transit-gateway-id": _targets("TransitGatewayId"),
         "route.origin": lambda call, table: [route.origin for route in routes(call.tx, table)],
-        "route.state": lambda call, table: [_state(call.tx, route) for route in routes(call.tx, table)],
+        "route.state": lambda call, table: [
+            _state(call.tx, table, route) for route in routes(call.tx, table)
+        ],
         "route.vpc-peering-connection-id": _targets("VpcPeeringConnectionId"),
         "vpc-id": lambda call, table: table.vpc_id,
     },
@@ -288,7 +294,12 @@ def _destination(call: Call, params: Params) -> str:
     return text
 
 
-def _no_gateway(call: Call, target: str) -> str:
+def _gateway(call: Call, table: RouteTable, target: str) -> str:
+    """An internet gateway; endpoints route themselves."""
+    if target.startswith("igw-"):
+        gateway = call.tx.get(InternetGateway, target)
+        if gateway is not None:
+            return _same_network(table, gateway.vpc_id, "network gateway", target)
     endpoint = call.tx.get(VpcEndpoint, target)
     if endpoint is not None:
         raise AwsError(
@@ -302,7 +313,36 @@ def _no_gateway(call: Call, target: str) -> str:
     raise AwsError("InvalidGatewayID.NotFound", f"The gateway ID '{target}' does not exist")
 
 
-def _no_interface(call: Call, target: str) -> str:
+def _nat_gateway(call: Call, table: RouteTable, target: str) -> str:
+    nat = call.tx.get(NatGateway, target)
+    if nat is None or nat.deleted is not None:
+        raise AwsError("InvalidNatGatewayID.NotFound", f"The natGateway ID '{target}' does not exist")
+    return _same_network(table, nat.vpc_id, "NAT gateway", target)
+
+
+def _peering(call: Call, table: RouteTable, target: str) -> str:
+    """AWS: a route to a connection that waits to be accepted is possible, and a black hole until then."""
+    peering = call.tx.get(VpcPeering, target)
+    if peering is None or peering.status not in ("active", "pending-acceptance"):
+        raise AwsError(
+            "InvalidVpcPeeringConnectionID.NotFound",
+            f"The vpcPeeringConnection ID '{target}' does not exist",
+        )
+    ends = (peering.requester_vpc_id, peering.accepter_vpc_id)
+    here = table.vpc_id if table.vpc_id in ends else ends[0]
+    return _same_network(table, here, "VPC peering connection", target)
+
+
+def _same_network(table: RouteTable, vpc_id: str | None, what: str, target: str) -> str:
+    if vpc_id != table.vpc_id:
+        raise AwsError(
+            "InvalidParameterValue",
+            f"route table {table.route_table_id} and {what} {target} belong to different networks",
+        )
+    return target
+
+
+def _no_interface(call: Call, table: RouteTable, target: str) -> str:
     if call.tx.get(NetworkInterface, target) is None:
         raise AwsError(
             "InvalidNetworkInterfaceID.NotFound", f"The networkInterface ID '{target}' does not exist"
@@ -314,23 +354,21 @@ def _no_interface(call: Call, target: str) -> str:
     )
 
 
-def _missing(code: str, sentence: str) -> Callable[[Call, str], str]:
-    def find(call: Call, target: str) -> str:
+def _missing(code: str, sentence: str) -> Callable[[Call, RouteTable, str], str]:
+    def find(call: Call, table: RouteTable, target: str) -> str:
         raise AwsError(code, sentence.format(target))
 
     return find
 
 
 #: parameter -> how its target is found: returns the id to route to, or raises
-_TARGETS: dict[str, Callable[[Call, str], str]] = {
-    "GatewayId": _no_gateway,
-    "VpcEndpointId": _no_gateway,
+_TARGETS: dict[str, Callable[[Call, RouteTable, str], str]] = {
+    "GatewayId": _gateway,
+    "VpcEndpointId": _gateway,
     "NetworkInterfaceId": _no_interface,
-    "NatGatewayId": _missing("NatGatewayNotFound", "The Nat Gateway {} was not found"),
+    "NatGatewayId": _nat_gateway,
     "InstanceId": _missing("InvalidInstanceID.NotFound", "The instance ID '{}' does not exist"),
-    "VpcPeeringConnectionId": _missing(
-        "InvalidVpcPeeringConnectionID.NotFound", "The vpcPeeringConnection ID '{}' does not exist"
-    ),
+    "VpcPeeringConnectionId": _peering,
     "TransitGatewayId": _missing(
         "InvalidTransitGatewayID.NotFound", "The transitGateway ID '{}' does not exist"
     ),
@@ -338,9 +376,11 @@ _TARGETS: dict[str, Callable[[Call, str], str]] = {
         "InvalidGatewayID.NotFound", "The egress only internet gateway ID '{}' does not exist"
     ),
 }
+#: AWS ("Routing to a middlebox appliance"): what may be the target of a route more specific than `local`
+_INSIDE_TARGETS = ("nat", "eni")
 
 
-def _target(call: Call, params: Params) -> str:
+def _target(call: Call, table: RouteTable, destination: str, params: Params) -> str:
     given = [name for name in _TARGETS if params.get(name)]
     if not given:
         raise AwsError("MissingParameter", "The request must contain exactly one target of the route")
@@ -349,7 +389,35 @@ def _target(call: Call, params: Params) -> str:
             "InvalidParameterCombination",
             f"The parameter {given[0]} cannot be used with the parameter {given[1]}",
         )
-    return _TARGETS[given[0]](call, params[given[0]])
+    target = _TARGETS[given[0]](call, table, params[given[0]])
+    _check_inside(call, table, destination, target)
+    return target
+
+
+def _check_inside(call: Call, table: RouteTable, destination: str, target: str) -> None:
+    """AWS: a route more specific than `local` is for all of a subnet's block, to a NAT gateway or an
+    interface. Raises InvalidParameterValue."""
+    vpc = VPCS.find(call.tx, table.vpc_id)
+    if _is_list(destination) or not any(_within(destination, cidr) for cidr in vpc.cidrs):
+        return
+    if target.partition("-")[0] not in _INSIDE_TARGETS:
+        raise AwsError(
+            "InvalidParameterValue",
+            f"Route target is not supported. The destination {destination} is within the VPC, where only NAT "
+            "gateways, network interfaces and Gateway Load Balancer endpoints can be targets.",
+        )
+    subnets = call.tx.where(Subnet, vpc_id=vpc.vpc_id)
+    if not any(subnet.cidr == destination for subnet in subnets):
+        raise AwsError(
+            "InvalidParameterValue",
+            f"The destination CIDR block {destination} is more specific than the local route and is not the "
+            f"CIDR block of a subnet of '{vpc.vpc_id}'.",
+        )
+
+
+def _within(inner: str, outer: str) -> bool:
+    one, other = IPv4Network(inner), IPv4Network(outer)
+    return one.subnet_of(other)
 
 
 def _existing(call: Call, table: RouteTable, destination: str) -> Route | None:
@@ -363,7 +431,7 @@ def create_route(call: Call, params: Params) -> Params:
     destination = _destination(call, params)
     if _existing(call, table, destination) is not None:
         raise AwsError("RouteAlreadyExists", f"The route identified by {destination} already exists.")
-    made = Route(destination=destination, target=_target(call, params))
+    made = Route(destination=destination, target=_target(call, table, destination, params))
     call.tx.put(replace(table, routes=(*table.routes, made)))
     return {"Return": True}
 
@@ -379,7 +447,7 @@ def replace_route(call: Call, params: Params) -> Params:
         raise AwsError(
             "InvalidParameterValue", f"The route identified by {old.destination} is not a local route."
         )
-    new = Route(destination=old.destination, target=_target(call, params))
+    new = Route(destination=old.destination, target=_target(call, table, old.destination, params))
     call.tx.put(replace(table, routes=tuple(new if one == old else one for one in table.routes)))
     return {}
 

@@ -21,9 +21,10 @@ from cloister.services.ec2.security_groups import (
     group_of,
     on_group,
     permissions,
+    referenced,
 )
 from cloister.services.ec2.tags import tag_specifications
-from cloister.vpc import addresses
+from cloister.vpc import addresses, gateways
 from cloister.vpc.endpoints import prefix_list
 from cloister.vpc.model import GroupRule, SecurityGroup, Vpc
 from cloister.wire.errors import AwsError
@@ -78,8 +79,8 @@ def _shape(call: Call, one: _Rule) -> Params:
         "Tags": tag_set(one.rule.tags),
     }
     if one.rule.group_id is not None:
-        referenced = {"GroupId": one.rule.group_id, "UserId": call.account, "VpcId": one.group.vpc_id}
-        shape["ReferencedGroupInfo"] = referenced
+        named = referenced(call, one.group, one.rule.group_id)
+        shape["ReferencedGroupInfo"] = {"VpcId": one.group.vpc_id, **named}
     return shape
 
 
@@ -236,25 +237,39 @@ def _cidr(text: str) -> str:
 
 
 def _referenced(call: Call, group: SecurityGroup, pair: Params) -> str:
-    if pair.get("VpcPeeringConnectionId"):
-        raise AwsError(
-            "UnsupportedOperation",
-            "The parameter VpcPeeringConnectionId is not supported: Cloister does not implement VPC peering.",
-        )
     name, group_id = pair.get("GroupName"), pair.get("GroupId")
     if pair.get("UserId", call.account) != call.account:
         raise AwsError("InvalidGroup.NotFound", f"The security group '{group_id or name}' does not exist")
+    if group_id and any(rule.group_id == group_id for rule in group.rules):
+        return str(group_id)  # a stale rule can still be named, to be revoked
     if group_id:
         other = GROUPS.find(call.tx, group_id)
     elif name:
         other = group_named(call.tx, name)
     else:
         raise AwsError("MissingParameter", "The request must contain the parameter GroupName or GroupId")
-    if other.vpc_id != group.vpc_id or pair.get("VpcId", group.vpc_id) != group.vpc_id:
+    if pair.get("VpcId", other.vpc_id) != other.vpc_id or not _reaches(call, group, other, pair):
         raise AwsError(
             "InvalidGroup.NotFound", "You have specified two resources that belong to different networks."
         )
     return other.group_id
+
+
+def _check_not_stale(call: Call, group: SecurityGroup, rule: GroupRule) -> None:
+    other = call.tx.get(SecurityGroup, rule.group_id)
+    if rule.group_id and (other is None or other.vpc_id not in gateways.reach(call.tx, group.vpc_id)):
+        raise AwsError("InvalidGroup.NotFound", f"The security group '{rule.group_id}' does not exist")
+
+
+def _reaches(call: Call, group: SecurityGroup, other: SecurityGroup, pair: Params) -> bool:
+    """AWS: a rule names a group of its own VPC, or of a VPC that an active peering joins with it."""
+    wanted = pair.get("VpcPeeringConnectionId")
+    if other.vpc_id == group.vpc_id:
+        return not wanted
+    return any(
+        peering.other(group.vpc_id) == other.vpc_id and wanted in (None, "", peering.peering_id)
+        for peering in gateways.peerings(call.tx, group.vpc_id)
+    )
 
 
 def _list_id(world: World, prefix_list_id: str) -> str:
@@ -317,6 +332,7 @@ def _authorize(call: Call, params: Params, *, egress: bool) -> Params:
             raise AwsError(
                 "InvalidPermission.Duplicate", f'the specified rule "{_sentence(rule)}" already exists'
             )
+        _check_not_stale(call, group, rule)
         added.append(replace(rule, rule_id=resource_id("sgr"), tags=tags))
     group = replace(group, rules=(*group.rules, *added))
     check_limit(call, group, egress=egress)
@@ -367,7 +383,7 @@ def _revoke(call: Call, params: Params, *, egress: bool) -> Params:
     call.tx.put(replace(group, rules=tuple(rule for rule in group.rules if rule.rule_id not in gone)))
     return {
         "Return": True,
-        "UnknownIpPermissions": permissions(call.account, unknown),
+        "UnknownIpPermissions": permissions(call, group, unknown),
         "RevokedSecurityGroupRules": [
             _common(group, rule) | ({"ReferencedGroupId": rule.group_id} if rule.group_id else {})
             for rule in revoked
@@ -446,6 +462,7 @@ def _modified(call: Call, group: SecurityGroup, old: GroupRule, given: Params) -
             "InvalidParameterCombination",
             f"The rule '{old.rule_id}' must have exactly one of CidrIpv4, PrefixListId and ReferencedGroupId",
         )
+    _check_not_stale(call, group, rules[0])
     return replace(rules[0], rule_id=old.rule_id, tags=old.tags)
 
 

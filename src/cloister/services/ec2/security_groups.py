@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
-from cloister.services.ec2.describe import Resource, tag_set
-from cloister.services.ec2.parameters import exclusive, only, require
+from cloister.services.ec2.describe import Resource, paginate, tag_set
+from cloister.services.ec2.parameters import exclusive, on, only, require
 from cloister.services.ec2.tags import tag_specifications
 from cloister.services.ec2.vpcs import vpc_or_default
-from cloister.vpc.model import GroupRule, NetworkInterface, SecurityGroup, Vpc
+from cloister.vpc import gateways
+from cloister.vpc.model import GroupRule, NetworkInterface, SecurityGroup, Vpc, VpcPeering
 from cloister.wire.errors import AwsError
 from cloister.world import World
 
@@ -42,14 +43,37 @@ def _shape(call: Call, group: SecurityGroup) -> Params:
         "OwnerId": call.account,
         "VpcId": group.vpc_id,
         "SecurityGroupArn": group_arn(call, group),
-        "IpPermissions": permissions(call.account, (rule for rule in group.rules if not rule.egress)),
-        "IpPermissionsEgress": permissions(call.account, (rule for rule in group.rules if rule.egress)),
+        "IpPermissions": permissions(call, group, (one for one in group.rules if not one.egress)),
+        "IpPermissionsEgress": permissions(call, group, (one for one in group.rules if one.egress)),
         "Tags": tag_set(group.tags),
     }
 
 
-def permissions(account: str, rules: Iterable[GroupRule]) -> list[Params]:
-    """Rules as IpPermissions: those of one protocol and port range are one permission."""
+def referenced(call: Call, group: SecurityGroup, group_id: str) -> Params:
+    """Whose group a rule of `group` names; in another VPC, also by which peering."""
+    other = call.tx.get(SecurityGroup, group_id)
+    shape: Params = {"UserId": call.account, "GroupId": group_id}
+    if other is None or other.vpc_id == group.vpc_id:
+        return shape
+    shape["VpcId"] = other.vpc_id
+    peering = peering_between(call.tx, group.vpc_id, other.vpc_id)
+    if peering is not None:
+        shape |= {"VpcPeeringConnectionId": peering.peering_id, "PeeringStatus": peering.status}
+    return shape
+
+
+def peering_between(world: World, vpc_id: str, other: str) -> VpcPeering | None:
+    """The connection of two VPCs: an active one, else the last there was."""
+    found = [
+        *world.where(VpcPeering, requester_vpc_id=vpc_id),
+        *world.where(VpcPeering, accepter_vpc_id=vpc_id),
+    ]
+    between = [peering for peering in found if peering.other(vpc_id) == other]
+    return max(between, key=lambda peering: (peering.status == "active", peering.changed), default=None)
+
+
+def permissions(call: Call, group: SecurityGroup, rules: Iterable[GroupRule]) -> list[Params]:
+    """Rules of a group as IpPermissions: those of one protocol and port range are one permission."""
     found: dict[tuple[str, int | None, int | None], Params] = {}
     for rule in rules:
         key = (rule.protocol, rule.from_port, rule.to_port)
@@ -69,7 +93,7 @@ def permissions(account: str, rules: Iterable[GroupRule]) -> list[Params]:
         if rule.cidr is not None:
             permission["IpRanges"].append({"CidrIp": rule.cidr, **note})
         elif rule.group_id is not None:
-            permission["UserIdGroupPairs"].append({"UserId": account, "GroupId": rule.group_id, **note})
+            permission["UserIdGroupPairs"].append({**referenced(call, group, rule.group_id), **note})
         else:
             permission["PrefixListIds"].append({"PrefixListId": rule.prefix_list_id, **note})
     return list(found.values())
@@ -214,22 +238,72 @@ def delete_security_group(call: Call, params: Params) -> Params:
             f'the specified group: "{group.group_id}" name: "default" cannot be deleted by a user',
         )
     used = any(call.tx.where(NetworkInterface, group_ids=group.group_id))
-    if used or any(_refer_to(group.group_id, call.tx)):
+    if used or any(_refer_to(group, call.tx)):
         raise AwsError("DependencyViolation", f"resource {group.group_id} has a dependent object")
     call.tx.delete(SecurityGroup, group.group_id)
     return {"Return": True, "GroupId": group.group_id}
 
 
-def _refer_to(group_id: str, world: World) -> Iterable[SecurityGroup]:
-    """The other groups with a rule that names this one."""
-    for other in world.all(SecurityGroup):
-        if other.group_id != group_id and any(rule.group_id == group_id for rule in other.rules):
+def _refer_to(group: SecurityGroup, world: World) -> Iterable[SecurityGroup]:
+    """The other groups of its VPC with a rule that names this one. AWS: a rule of a peer's group does not
+    keep it, and is stale afterwards."""
+    for other in world.where(SecurityGroup, vpc_id=group.vpc_id):
+        if other != group and any(rule.group_id == group.group_id for rule in other.rules):
             yield other
 
 
 @operation("ec2", "DescribeSecurityGroupReferences")
 def describe_security_group_references(call: Call, params: Params) -> Params:
-    """References from peered VPCs. There is no peering, hence no such reference."""
-    for group_id in params.get("GroupId", ()):
-        GROUPS.find(call.tx, group_id)
-    return {"SecurityGroupReferenceSet": []}
+    """The VPCs on the other side of an active peering whose groups name one of these."""
+    found: list[Params] = []
+    for group_id in dict.fromkeys(params.get("GroupId", ())):
+        group = GROUPS.find(call.tx, group_id)
+        for peering in gateways.peerings(call.tx, group.vpc_id):
+            peer = peering.other(group.vpc_id)
+            others = call.tx.where(SecurityGroup, vpc_id=peer)
+            if any(rule.group_id == group_id for other in others for rule in other.rules):
+                found.append(
+                    {
+                        "GroupId": group_id,
+                        "ReferencingVpcId": peer,
+                        "VpcPeeringConnectionId": peering.peering_id,
+                    }
+                )
+    return {"SecurityGroupReferenceSet": found}
+
+
+@operation("ec2", "DescribeStaleSecurityGroups", resources=on(vpc="VpcId"))
+def describe_stale_security_groups(call: Call, params: Params) -> Params:
+    """Groups with rules that name a group which is gone, or is in a VPC that is no active peer any more."""
+    vpc = vpc_or_default(call, params["VpcId"])
+    stale = [group for group in call.tx.where(SecurityGroup, vpc_id=vpc.vpc_id) if _stale(call.tx, group)]
+    page, token = paginate(stale, GROUPS.key, params, 5, 1000, scope="StaleSecurityGroupSet")
+    response: Params = {"StaleSecurityGroupSet": [_stale_shape(call, group) for group in page]}
+    return response | ({"NextToken": token} if token else {})
+
+
+def _stale(world: World, group: SecurityGroup) -> list[GroupRule]:
+    reachable = gateways.reach(world, group.vpc_id)
+
+    def is_stale(rule: GroupRule) -> bool:
+        other = world.get(SecurityGroup, rule.group_id)
+        return rule.group_id is not None and (other is None or other.vpc_id not in reachable)
+
+    return [rule for rule in group.rules if is_stale(rule)]
+
+
+def _stale_shape(call: Call, group: SecurityGroup) -> Params:
+    def shown(egress: bool) -> list[Params]:
+        rules = [rule for rule in _stale(call.tx, group) if rule.egress is egress]
+        dropped = ("Ipv6Ranges", "IpRanges", "PrefixListIds")
+        found = permissions(call, group, rules)
+        return [{name: value for name, value in one.items() if name not in dropped} for one in found]
+
+    return {
+        "GroupId": group.group_id,
+        "GroupName": group.name,
+        "Description": group.description,
+        "VpcId": group.vpc_id,
+        "StaleIpPermissions": shown(False),
+        "StaleIpPermissionsEgress": shown(True),
+    }

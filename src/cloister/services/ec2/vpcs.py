@@ -10,7 +10,7 @@ from cloister.services.ec2 import dhcp_options
 from cloister.services.ec2.describe import Resource, tag_set
 from cloister.services.ec2.parameters import on, only, require
 from cloister.services.ec2.tags import tag_specifications
-from cloister.vpc import addresses
+from cloister.vpc import addresses, gateways
 from cloister.vpc.model import (
     AclEntry,
     GroupRule,
@@ -23,9 +23,10 @@ from cloister.vpc.model import (
     Subnet,
     Vpc,
     VpcEndpoint,
+    VpcPeering,
 )
 from cloister.wire.errors import AwsError
-from cloister.world import Transaction
+from cloister.world import Transaction, World
 
 #: AWS's default quota of IPv4 blocks per VPC
 CIDRS_PER_VPC = 5
@@ -175,6 +176,7 @@ def delete_vpc(call: Call, params: Params) -> Params:
         *tx.where(NetworkInterface, vpc_id=vpc.vpc_id),
         *tx.where(VpcEndpoint, vpc_id=vpc.vpc_id),
         *tx.where(InternetGateway, vpc_id=vpc.vpc_id),
+        *(one for one in _peerings(tx, vpc.vpc_id) if one.status in ("active", "pending-acceptance")),
         *(table for table in tables if not any(one.main for one in table.associations)),
         *(group for group in groups if group.name != "default"),
         *(acl for acl in acls if not acl.is_default),
@@ -191,6 +193,13 @@ def delete_vpc(call: Call, params: Params) -> Params:
         tx.delete(NetworkAcl, acl.network_acl_id)
     tx.delete(Vpc, vpc.vpc_id)
     return {}
+
+
+def _peerings(world: World, vpc_id: str) -> list[VpcPeering]:
+    return [
+        *world.where(VpcPeering, requester_vpc_id=vpc_id),
+        *world.where(VpcPeering, accepter_vpc_id=vpc_id),
+    ]
 
 
 _ATTRIBUTES = {"EnableDnsSupport": "enable_dns_support", "EnableDnsHostnames": "enable_dns_hostnames"}
@@ -248,6 +257,14 @@ def associate_vpc_cidr_block(call: Call, params: Params) -> Params:
             "CidrLimitExceeded",
             f"This network '{vpc.vpc_id}' has met its maximum number of allowed CIDRs: {CIDRS_PER_VPC}",
         )
+    for peering in gateways.peerings(call.tx, vpc.vpc_id):
+        peer = call.tx.get(Vpc, peering.other(vpc.vpc_id))
+        if peer is not None and any(addresses.overlap(cidr, block) for block in peer.cidrs):
+            raise AwsError(
+                "CidrConflict",
+                f"The CIDR '{cidr}' conflicts with a block of '{peer.vpc_id}', which is joined by the VPC "
+                f"peering connection '{peering.peering_id}'.",
+            )
     association_id = resource_id("vpc-cidr-assoc")
     call.tx.put(replace(vpc, more_cidrs={**vpc.more_cidrs, association_id: cidr}))
     return {"VpcId": vpc.vpc_id, "CidrBlockAssociation": _association(association_id, cidr, "associating")}
