@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cloister.dns import reply
 from cloister.s3.model import Bucket
 from cloister.vpc import dns
-from cloister.vpc.model import Vpc
+from cloister.vpc.model import NetworkInterface, PrivateAddress, Vpc, VpcPeering
 from cloister.world import World
 
 WORLD = World.of(
@@ -110,3 +110,53 @@ def test_hostile_bytes_get_no_exception(packet: bytes) -> None:
 def test_hostile_bytes_within_a_query_get_no_exception(junk: bytes, place: int) -> None:
     query = bytes(dnslib.DNSRecord.question("s3.us-east-1.amazonaws.com").pack())
     reply(query[:place] + junk + query[place + len(junk) :], _answer, limit=512)
+
+
+def test_names_of_a_peer_resolve_when_it_allows() -> None:
+    def world(**options: bool) -> World:
+        return World.of(
+            [
+                *(
+                    Vpc(
+                        vpc_id=f"vpc-{n}",
+                        cidr=f"10.{n}.0.0/16",
+                        cidr_association_id="x",
+                        enable_dns_hostnames=True,
+                    )
+                    for n in (0, 1)
+                ),
+                NetworkInterface(
+                    interface_id="eni-1",
+                    vpc_id="vpc-1",
+                    subnet_id="subnet-1",
+                    mac="",
+                    group_ids=(),
+                    addresses=(PrivateAddress(address="10.1.0.5", primary=True, public_ip="198.51.100.7"),),
+                ),
+                VpcPeering(
+                    peering_id="pcx-1",
+                    requester_vpc_id="vpc-0",
+                    accepter_vpc_id="vpc-1",
+                    status="active",
+                    created=0,
+                    changed=0,
+                    **options,
+                ),
+            ]
+        )
+
+    private, public = "ip-10-1-0-5.ec2.internal", "ec2-198-51-100-7.compute-1.amazonaws.com"
+
+    def asked(world: World, vpc_id: str, name: str, qtype: int = dns.A) -> tuple[str, ...]:
+        return dns.answer(world, vpc_id, name, qtype, region="us-east-1").records
+
+    for options in ({}, {"requester_resolves": True}):
+        assert asked(world(**options), "vpc-0", private) == ()
+        assert asked(world(**options), "vpc-0", public) == ("198.51.100.7",)
+        assert asked(world(**options), "vpc-1", public) == ("10.1.0.5",)
+    allowed = world(accepter_resolves=True)
+    assert asked(allowed, "vpc-0", private) == ("10.1.0.5",)
+    assert asked(allowed, "vpc-0", public) == ("10.1.0.5",)
+    assert asked(allowed, "vpc-0", "5.0.1.10.in-addr.arpa", dns.PTR) == (private,)
+    assert asked(allowed, "vpc-1", "ip-10-0-0-5.ec2.internal") == ()
+    assert asked(allowed, "vpc-0", "ec2-198-51-100-9.compute-1.amazonaws.com") == ()

@@ -14,24 +14,25 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from cloister.s3.model import Bucket
 from cloister.vpc import addresses as ip
-from cloister.vpc import interface_endpoints
+from cloister.vpc import gateways, interface_endpoints
 from cloister.vpc.endpoints import s3_prefix_list
-from cloister.vpc.model import Vpc
+from cloister.vpc.model import NetworkInterface, Vpc
 from cloister.world import World
 
 NOERROR, NXDOMAIN, REFUSED = 0, 3, 5
 A, PTR, AAAA, ANY = 1, 12, 28, 255
 TTL = 60
 _MOST_ADDRESSES = 4
-_STAND_IN = IPv4Network("203.0.113.0/24")
 _GLOBAL = "us-east-1"
 _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-[0-9]")
 _PRIVATE = re.compile(r"ip-(\d{1,3})-(\d{1,3})-(\d{1,3})-(\d{1,3})")
+_PUBLIC = re.compile(_PRIVATE.pattern.replace("ip", "ec2"))
 #: first labels of AWS endpoints, as botocore's endpoint prefixes have them; S3 is not among them
 _SERVICE_NAMES = """
 acm api apigateway application-autoscaling appconfig athena autoscaling batch bedrock bedrock-runtime
@@ -66,7 +67,7 @@ def answer(world: World, vpc_id: str, qname: str, qtype: int, *, region: str) ->
         return Answer(rcode=REFUSED)
     name = qname.rstrip(".").lower()
     if name.endswith(".in-addr.arpa"):
-        pointed = _pointer(vpc, name, region)
+        pointed = _pointer(_known(world, vpc), name, region)
         if pointed is None:
             return _NO_SUCH_NAME
         return Answer(rcode=NOERROR, rtype=PTR, records=(pointed,) if qtype in (PTR, ANY) else ())
@@ -85,9 +86,12 @@ def private_name(address: str, region: str) -> str:
 
 
 def _addresses(world: World, vpc: Vpc, name: str, region: str) -> tuple[str, ...]:
-    private = _private(vpc, name, region)
+    private = _private(_known(world, vpc), name, region)
     if private is not None:
         return (private,)
+    public = _public(world, vpc, name, region)
+    if public is not None:
+        return (public,)
     if name.endswith(".vpce.amazonaws.com"):
         return interface_endpoints.resolve_own(world, name, region)
     for suffix in (".amazonaws.com", ".amazonaws.com.cn"):
@@ -102,7 +106,7 @@ def _addresses(world: World, vpc: Vpc, name: str, region: str) -> tuple[str, ...
     if s3 is not None:
         return _spread(name, [IPv4Network(cidr) for cidr in s3_prefix_list(s3).entries])
     if _is_service(labels):
-        return _spread(name, [_STAND_IN])
+        return _spread(name, [gateways.STAND_IN])
     # AWS keeps package repositories in buckets named like hosts: amazonlinux.REGION.amazonaws.com
     bucket = world.get(Bucket, name)
     if bucket is not None:
@@ -146,29 +150,59 @@ def _spread(name: str, blocks: list[IPv4Network]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _in_vpc(vpc: Vpc, address: str) -> bool:
-    return any(ip.contains(cidr, address) for cidr in vpc.cidrs)
+def _known(world: World, vpc: Vpc) -> list[Vpc]:
+    """The VPCs whose private names the resolver of `vpc` knows: its own, and those of peers that allow it
+    (AllowDnsResolutionFromRemoteVpc)."""
+    found = [vpc]
+    for peering in gateways.peerings(world, vpc.vpc_id):
+        asks = peering.requester_vpc_id == vpc.vpc_id
+        peer = world.get(Vpc, peering.other(vpc.vpc_id))
+        if peer is not None and (peering.accepter_resolves if asks else peering.requester_resolves):
+            found.append(peer)
+    return found
 
 
-def _private(vpc: Vpc, name: str, region: str) -> str | None:
+def _in_vpcs(vpcs: list[Vpc], address: str) -> bool:
+    return any(ip.contains(cidr, address) for vpc in vpcs for cidr in vpc.cidrs)
+
+
+def _address(labels: Iterable[str]) -> str | None:
+    try:
+        return str(IPv4Address(".".join(labels)))
+    except ValueError:
+        return None
+
+
+def _private(vpcs: list[Vpc], name: str, region: str) -> str | None:
     match = _PRIVATE.fullmatch(name.partition(".")[0])
-    if match is None:
+    address = _address(match.groups()) if match is not None else None
+    if address is None or name != private_name(address, region) or not _in_vpcs(vpcs, address):
         return None
-    return _checked(vpc, ".".join(match.groups()), name, region)
+    return address
 
 
-def _checked(vpc: Vpc, text: str, name: str, region: str) -> str | None:
-    try:
-        address = str(IPv4Address(text))
-    except ValueError:
+def public_name(public_ip: str, region: str) -> str:
+    """The public DNS name of a public address."""
+    zone = "compute-1" if region == _GLOBAL else f"{region}.compute"
+    return f"ec2-{public_ip.replace('.', '-')}.{zone}.amazonaws.com"
+
+
+def _public(world: World, vpc: Vpc, name: str, region: str) -> str | None:
+    """AWS: a public name resolves to the private address inside of the VPC, and of a peer if it is allowed;
+    to the public address elsewhere."""
+    match = _PUBLIC.fullmatch(name.partition(".")[0])
+    public_ip = _address(match.groups()) if match is not None else None
+    if public_ip is None or name != public_name(public_ip, region):
         return None
-    return address if name == private_name(address, region) and _in_vpc(vpc, address) else None
+    named = {one.vpc_id for one in _known(world, vpc)}
+    for interface in world.all(NetworkInterface):
+        for held in interface.addresses:
+            owner = world.get(Vpc, interface.vpc_id) if held.public_ip == public_ip else None
+            if owner is not None and owner.enable_dns_hostnames:
+                return held.address if owner.vpc_id in named else public_ip
+    return None
 
 
-def _pointer(vpc: Vpc, name: str, region: str) -> str | None:
-    parts = name.removesuffix(".in-addr.arpa").split(".")
-    try:
-        address = str(IPv4Address(".".join(reversed(parts))))
-    except ValueError:
-        return None
-    return private_name(address, region) if _in_vpc(vpc, address) else None
+def _pointer(vpcs: list[Vpc], name: str, region: str) -> str | None:
+    address = _address(reversed(name.removesuffix(".in-addr.arpa").split(".")))
+    return private_name(address, region) if address is not None and _in_vpcs(vpcs, address) else None

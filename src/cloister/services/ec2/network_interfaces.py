@@ -13,6 +13,7 @@ from cloister.services.ec2.parameters import exclusive, on, only, require
 from cloister.services.ec2.subnets import SUBNETS
 from cloister.services.ec2.tags import tag_specifications
 from cloister.vpc import elastic_ips
+from cloister.vpc.dns import public_name
 from cloister.vpc.interfaces import check_groups, choose_addresses, create_interface, release
 from cloister.vpc.model import NetworkInterface, PrivateAddress, SecurityGroup, Subnet, Vpc
 from cloister.wire.errors import AwsError
@@ -49,12 +50,6 @@ def _named(call: Call, interface: NetworkInterface, address: str) -> Params:
     return {"PrivateIpAddress": address} | ({"PrivateDnsName": name} if name else {})
 
 
-def public_dns_name(region: str, public_ip: str) -> str:
-    """AWS: ec2-198-51-100-7.compute-1.amazonaws.com in us-east-1, else ec2-….REGION.compute.amazonaws.com."""
-    zone = "compute-1" if region == "us-east-1" else f"{region}.compute"
-    return f"ec2-{public_ip.replace('.', '-')}.{zone}.amazonaws.com"
-
-
 def _association(call: Call, interface: NetworkInterface, held: PrivateAddress) -> Params:
     """What of an interface's shape tells the public address of one of its addresses; {} without one."""
     if held.public_ip is None:
@@ -63,7 +58,7 @@ def _association(call: Call, interface: NetworkInterface, held: PrivateAddress) 
     named = vpc is not None and vpc.enable_dns_hostnames
     association: Params = {
         "PublicIp": held.public_ip,
-        "PublicDnsName": public_dns_name(call.region, held.public_ip) if named else "",
+        "PublicDnsName": public_name(held.public_ip, call.region) if named else "",
         "IpOwnerId": call.account,
     }
     elastic = elastic_ips.of_interface(call.tx, interface.interface_id).get(held.address)
