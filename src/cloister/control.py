@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from cloister.attachments import Attachments
 from cloister.engine import Engine
 from cloister.fabric import Fabric
 from cloister.jobs.model import LOG_GROUP, ProcessingJob
@@ -19,8 +20,8 @@ from cloister.vpc.model import NetworkInterface, RouteTable, SecurityGroup, Subn
 
 
 class Control:
-    """GET /ping, GET /status, GET /logs?job=NAME&after=N, POST /gc[?dry_run=1], and the questions of
-    `questions`; answers are JSON."""
+    """GET /ping, GET /status, GET /logs?job=NAME&after=N, POST /gc[?dry_run=1], and the routes of
+    `questions` and `attachments`; answers are JSON."""
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class Control:
         logs: LogStore,
         backend: Backend,
         questions: Questions,
+        attachments: Attachments,
     ) -> None:
         self._running = running
         self._engine = engine
@@ -39,6 +41,7 @@ class Control:
         self._logs = logs
         self._backend = backend
         self._questions = questions
+        self._attachments = attachments
 
     def application(self) -> web.Application:
         app = web.Application()
@@ -47,6 +50,7 @@ class Control:
         app.router.add_get("/logs", self._log_events)
         app.router.add_post("/gc", self._gc)
         self._questions.add_routes(app)
+        self._attachments.add_routes(app)
         return app
 
     async def _ping(self, _: web.Request) -> web.Response:

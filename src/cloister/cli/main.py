@@ -37,6 +37,7 @@ class _LazyGroup(click.Group):
         "gc": "lifecycle",
         "doctor": "doctor",
         "logs": "logs",
+        "attach": "attach",
         "why": "why",
         "check": "check",
         "demo": "demo",

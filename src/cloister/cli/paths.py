@@ -62,6 +62,17 @@ def ask(state: Path, method: str, path: str, body: Any = None, *, timeout: float
         connection.close()
 
 
+def hold(state: Path, path: str, body: Any) -> http.client.HTTPResponse:
+    """A POST whose answer stays open, to be read line by line. ControlError when it is refused, OSError when
+    no daemon is up."""
+    connection = _UnixConnection(state / "control.sock", 60)
+    connection.request("POST", path, json.dumps(body))
+    response = connection.getresponse()
+    if response.status != 200:
+        raise ControlError(json.loads(response.read())["error"])
+    return response
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("cloister", timeout=timeout)

@@ -1,7 +1,7 @@
 """Why a job can or cannot do what it must: its inputs, its outputs, its instances among each other.
 
-A job that has interfaces is asked about with them; one without (before, after) with interfaces that are made in
-a copy of the World, in the subnet and with the groups that it names.
+A job that has interfaces is asked about with them; one without (before, after) with interfaces made in a copy
+of the World, in the subnet and with the groups that it names.
 """
 
 from __future__ import annotations
