@@ -29,6 +29,7 @@ from cloister.dns import Resolvers
 from cloister.engine import Engine
 from cloister.fabric import Fabric
 from cloister.front import Front
+from cloister.interface_endpoints import InterfaceDoors
 from cloister.jobs.containers import Containers
 from cloister.jobs.images import Images
 from cloister.jobs.rootfs import in_user_namespace
@@ -43,6 +44,8 @@ from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
 from cloister.s3.doors import EndpointDoors, server
 from cloister.services.ec2 import default_vpc
+from cloister.side.process import NAMESPACE as SIDE_NAMESPACE
+from cloister.side.process import SideServices
 from cloister.store import Store
 from cloister.vpc.model import Vpc
 
@@ -77,7 +80,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     logs = LogStore(state / "logs.sqlite")
     stack.callback(logs.close)
     namespaces = stack.enter_context(Namespaces(state / "run" / "netns"))
-    fabric = Fabric(engine, namespaces, Reconciler(namespaces, foreign=(NAMESPACE,)))
+    fabric = Fabric(engine, namespaces, Reconciler(namespaces, foreign=(NAMESPACE, SIDE_NAMESPACE)))
     await fabric.start()
     stack.push_async_callback(fabric.stop)
     backend = make_backend(state, options, namespaces)
@@ -102,6 +105,8 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         namespaces=namespaces,
         options=options,
     )
+    side = SideServices(state, namespaces, account=options.account, region=options.region)
+    stack.push_async_callback(side.stop)
     dispatcher = Dispatcher(
         engine,
         credentials,
@@ -113,8 +118,12 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
             "applied": lambda: fabric.applied_world,
             "limits": {"rules_per_security_group": options.rules_per_security_group},
         },
+        side=side,
     )
     front = Front(dispatcher, door, cors_origins=options.cors_origins)
+    interface_doors = InterfaceDoors(engine, fabric, namespaces, front, door, authority)
+    await interface_doors.start()
+    stack.push_async_callback(interface_doors.stop)
     runner = web.ServerRunner(server(front.handle))
     await runner.setup()
     stack.push_async_callback(runner.cleanup)

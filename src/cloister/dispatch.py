@@ -1,6 +1,7 @@
 """One API call, from bytes to bytes: identify, authenticate, validate, authorise, run, commit, render.
 
-The order is AWS's: a wrong signature is told before a wrong parameter, and neither reaches a handler.
+The order is AWS's: a wrong signature is told before a wrong parameter, and neither reaches a handler. Calls
+of the side services take the same way, and end in `side` instead of a handler.
 Any exception that is not an AwsError is a defect: logged with the request id and told as InternalFailure.
 """
 
@@ -11,16 +12,20 @@ import logging
 from typing import Any
 
 from cloister import ids
+from cloister.authorize import decide_call, denied
 from cloister.credentials import Credentials
 from cloister.engine import Engine
 from cloister.iam import collect
 from cloister.iam.context import global_keys
-from cloister.iam.decide import Request, decide
+from cloister.iam.decide import Request
 from cloister.iam.model import Principal
 from cloister.services.api import OPERATIONS, Call, Operation, Origin, Params
+from cloister.side import actions
+from cloister.side.process import SideServices
 from cloister.wire import denials, protocol, sigv4
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest, HttpResponse
+from cloister.wire.model import service as load
 from cloister.world import World
 
 log = logging.getLogger(__name__)
@@ -30,7 +35,8 @@ MAX_BODY = 4 * 1024 * 1024
 
 
 class Dispatcher:
-    """Answers the calls of every service but S3. `deps` is handed to handlers as `call.deps`."""
+    """Answers the calls of every service but S3. `deps` is handed to handlers as `call.deps`; `side` carries
+    out the calls of services that have no handlers here."""
 
     def __init__(
         self,
@@ -40,20 +46,29 @@ class Dispatcher:
         account: str,
         region: str,
         deps: dict[str, Any],
+        side: SideServices | None = None,
     ) -> None:
         self._engine = engine
         self._credentials = credentials
         self._account = account
         self._region = region
         self._deps = deps
+        self._side = side
 
-    def handle(self, request: HttpRequest, origin: Origin) -> HttpResponse:
-        """The answer to one request. Never raises."""
+    async def handle(
+        self, request: HttpRequest, origin: Origin, *, service: str | None = None
+    ) -> HttpResponse:
+        """The answer to one request. Never raises. `service`: the only one that is answered where the request
+        came in, by botocore's name."""
         request_id = ids.request_id()
         target = protocol.guess(request)
         try:
             target = protocol.identify(request)
+            if service is not None and target.service != service:
+                raise denials.wrong_service(protocol.signing_name_of(target), load(service).signing_name)
             principal = self._authenticate(request, target)
+            if self._side is not None and target.service in actions.OPERATIONS:
+                return await self._beside(self._side, target, request, principal, origin, request_id)
             operation = OPERATIONS.get((target.service, target.operation))
             if operation is None:
                 raise protocol.not_implemented(target)
@@ -99,6 +114,48 @@ class Dispatcher:
         )
         return principal
 
+    async def _beside(
+        self,
+        side: SideServices,
+        target: protocol.Target,
+        request: HttpRequest,
+        principal: Principal,
+        origin: Origin,
+        request_id: str,
+    ) -> HttpResponse:
+        """A call of a side service: decided on here, carried out there."""
+        params, service = protocol.parse(target, request), target.service
+        names = actions.lookups(service, target.operation, params)
+        where = actions.Where(
+            service=service,
+            account=self._account,
+            region=self._region,
+            found=await side.arns(service, names) if names else {},
+        )
+        needs = actions.needs(target.operation, params, where)
+        world = self._engine.world
+        context = global_keys(
+            principal,
+            now=self._engine.clock(),
+            address=origin.address,
+            endpoint_id=origin.endpoint_id,
+            vpc_id=origin.vpc_id,
+            secure=origin.secure,
+            user_agent=request.header("user-agent") or "",
+            region=self._region,
+            tags=collect.principal_tags(world, principal),
+        ) | actions.context(service, params)
+        for need in needs:
+            asked = Request(principal=principal, action=need.action, resource=need.resource, context=context)
+            decision = decide_call(world, asked, endpoint_id=origin.endpoint_id)
+            if not decision.allowed:
+                raise denied(service, decision.sentence())
+        answer = await side.call(service, target.operation, params)
+        if answer.header("x-amzn-requestid") is None:
+            headers = (*answer.headers, ("x-amzn-RequestId", request_id))
+            answer = HttpResponse(answer.status, headers, answer.body)
+        return answer
+
     def _run(self, operation: Operation, call: Call, params: Params) -> Params:
         authorize(self._engine.world, operation, call, params)
         with self._engine.transaction() as tx:
@@ -113,9 +170,9 @@ class Dispatcher:
 
 def authorize(world: World, operation: Operation, call: Call, params: Params) -> None:
     """Raise AccessDenied, in the service's words, unless every resource of the call is allowed."""
-    if operation.action is None:
+    if operation.action is None and call.origin.endpoint_id is None:
         return
-    policies = collect.identity_policies(world, call.principal)
+    action = operation.action or f"{operation.service}:{operation.name}"
     context = global_keys(
         call.principal,
         now=call.now,
@@ -130,19 +187,11 @@ def authorize(world: World, operation: Operation, call: Call, params: Params) ->
     if operation.context is not None:
         context |= {key.lower(): value for key, value in operation.context(call, params).items()}
     for resource in operation.resources(call, params) if operation.resources else ["*"]:
-        request = Request(
-            principal=call.principal, action=operation.action, resource=resource, context=context
+        decision = decide_call(
+            world,
+            Request(principal=call.principal, action=action, resource=resource, context=context),
+            endpoint_id=call.origin.endpoint_id,
+            needs_permission=operation.action is not None,
         )
-        decision = decide(request, policies)
         if not decision.allowed:
             raise denied(operation.service, decision.sentence())
-
-
-def denied(service: str, sentence: str) -> AwsError:
-    """A refusal in the service's own words."""
-    if service == "ec2":
-        return AwsError(
-            "UnauthorizedOperation", f"You are not authorized to perform this operation. {sentence}", 403
-        )
-    code = "AccessDenied" if service in ("iam", "sts") else "AccessDeniedException"
-    return AwsError(code, sentence, 400 if code.endswith("Exception") else 403)

@@ -28,6 +28,15 @@ class Front:
         self._door = door
         self._cors = frozenset(cors_origins)
 
+    async def at_endpoint(self, request: web.BaseRequest, origin: Origin, service: str) -> web.StreamResponse:
+        """A request that came through an interface endpoint of `service`, which is all that is answered."""
+        head = _head(request)
+        try:
+            body = await _read(request)
+        except AwsError as error:
+            return _answer(protocol.render_error(protocol.guess(head), error, ""))
+        return _answer(await self._dispatcher.handle(_with_body(head, body), origin, service=service))
+
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         origin = Origin(address=request.remote or "127.0.0.1", secure=request.secure)
         browser = request.headers.get("Origin")
@@ -41,7 +50,7 @@ class Front:
             body = await _read(request)
         except AwsError as error:
             return _answer(protocol.render_error(protocol.guess(head), error, ""))
-        answer = _answer(self._dispatcher.handle(_with_body(head, body), origin))
+        answer = _answer(await self._dispatcher.handle(_with_body(head, body), origin))
         if allowed:
             answer.headers.update(_cors_headers(browser or ""))
         return answer

@@ -19,6 +19,10 @@ MAX_SEGMENT = 255
 _S3_HOST = re.compile(
     r"(?:(?P<bucket>[a-z0-9][a-z0-9.-]*)\.)?s3(?:[.-](?:dualstack\.)?[a-z0-9-]+)?\.amazonaws\.com"
 )
+#: the names of an interface endpoint of S3 (AWS: S3 user guide, "AWS PrivateLink for Amazon S3")
+_VPCE_HOST = re.compile(
+    r"(?:(?P<bucket>[a-z0-9][a-z0-9.-]*)\.)?bucket\.vpce-[0-9a-z-]+\.s3\.[a-z0-9-]+\.vpce\.amazonaws\.com"
+)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -38,7 +42,7 @@ def locate(host: str, path: str, is_bucket: Callable[[str], bool]) -> tuple[str 
     bucket: str | None
     if is_bucket(name):
         bucket, key = name, rest
-    elif (found := _S3_HOST.fullmatch(name)) and found["bucket"]:
+    elif (found := _S3_HOST.fullmatch(name) or _VPCE_HOST.fullmatch(name)) and found["bucket"]:
         bucket, key = found["bucket"], rest
     elif name.endswith(".localhost"):
         bucket, key = name.removesuffix(".localhost"), rest

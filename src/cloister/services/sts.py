@@ -65,7 +65,7 @@ def get_session_token(call: Call, params: Params) -> Params:
 
 # Authorised in the handler: the trust policy has its say, and the caller's own policies only where it
 # hands the question to the caller's account.
-@operation("sts", "AssumeRole", action=None)
+@operation("sts", "AssumeRole", action=None, resources=lambda call, params: [params["RoleArn"]])
 def assume_role(call: Call, params: Params) -> Params:
     arn, session = params["RoleArn"], params["RoleSessionName"]
     _no_mfa(params)

@@ -77,6 +77,12 @@ def missing_authentication(service: str | None) -> AwsError:
     return AwsError(code, "Request is missing Authentication Token", 403)
 
 
+def wrong_service(signed: str, right: str) -> AwsError:
+    """A request signed for one service came to another one's endpoint; both are signing names."""
+    message = f"Credential should be scoped to correct service: '{right}'. "
+    return AwsError(signature_code(signed), message, 403)
+
+
 def _token_code(service: str) -> str:
     return "InvalidClientTokenId" if service in QUERY_NAMES else "UnrecognizedClientException"
 

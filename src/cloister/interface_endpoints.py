@@ -1,0 +1,134 @@
+"""The doors of interface endpoints: a TLS server in the namespace of each endpoint's interfaces.
+
+Which endpoint a request came through is known from the socket it was accepted on; only the endpoint's own
+service is answered there. An endpoint is "pending" until all its interfaces are served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from aiohttp import web
+
+from cloister.engine import Engine
+from cloister.fabric import Fabric
+from cloister.front import Front
+from cloister.kernel.netns import Namespaces
+from cloister.s3.certificates import Authority
+from cloister.s3.door import Door
+from cloister.s3.doors import BACKLOG, serve, server
+from cloister.servers import Servers
+from cloister.services.api import Origin
+from cloister.vpc.interface_endpoints import HTTP, HTTPS, InterfaceService, service_of
+from cloister.vpc.model import NetworkInterface, VpcEndpoint
+from cloister.world import World
+
+Close = Callable[[], Awaitable[None]]
+#: an endpoint and one of its interfaces
+Key = tuple[str, str]
+
+
+class InterfaceDoors:
+    """Keeps a door open on every interface of every interface endpoint that the kernel holds."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        fabric: Fabric,
+        namespaces: Namespaces,
+        front: Front,
+        door: Door,
+        authority: Authority,
+    ) -> None:
+        self._engine = engine
+        self._fabric = fabric
+        self._namespaces = namespaces
+        self._front = front
+        self._door = door
+        self._context = authority.server_context()
+        self._open_now: set[Key] = set()
+        self._servers: Servers[Key] = Servers("interface endpoints", engine, fabric, _wanted, self._open)
+
+    async def start(self) -> None:
+        self._fabric.follow(self._applied)
+        await self._servers.start()
+
+    async def stop(self) -> None:
+        await self._servers.stop()
+
+    async def _open(self, key: Key) -> Close:
+        endpoint_id, interface_id = key
+        endpoint = self._engine.world.get(VpcEndpoint, endpoint_id)
+        service = service_of(endpoint) if endpoint is not None else None
+        if endpoint is None or service is None:
+            raise LookupError(endpoint_id)
+        with contextlib.ExitStack() as stack:
+            listeners: dict[int, socket.socket] = {}
+            for port in service.ports:
+                made = self._namespaces.socket(interface_id, socket.AF_INET, socket.SOCK_STREAM)
+                stack.enter_context(made)
+                made.setblocking(False)
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                made.bind(("0.0.0.0", port))
+                listeners[port] = made
+            close = await self._serve(endpoint, service, listeners)
+            stack.pop_all()
+        self._open_now.add(key)
+        self._applied(self._engine.world)
+
+        async def close_and_forget() -> None:
+            self._open_now.discard(key)
+            await close()
+
+        return close_and_forget
+
+    async def _serve(
+        self, endpoint: VpcEndpoint, service: InterfaceService, listeners: dict[int, socket.socket]
+    ) -> Close:
+        endpoint_id, vpc_id = endpoint.endpoint_id, endpoint.vpc_id
+        if service.service == "s3":
+            plain, tls = listeners.get(HTTP), listeners.get(HTTPS)
+            return await serve(self._door, plain, tls, self._context, endpoint_id, vpc_id)
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            origin = Origin(address=request.remote or "", endpoint_id=endpoint_id, vpc_id=vpc_id, secure=True)
+            return await self._front.at_endpoint(request, origin, service.service)
+
+        runner = web.ServerRunner(server(handle), shutdown_timeout=1.0)
+        await runner.setup()
+        await web.SockSite(runner, listeners[HTTPS], ssl_context=self._context, backlog=BACKLOG).start()
+        return runner.cleanup
+
+    def _applied(self, world: World) -> None:
+        """Endpoints of which everything is there become available."""
+        ready = [
+            endpoint.endpoint_id
+            for endpoint in self._engine.world.all(VpcEndpoint)
+            if endpoint.kind == "Interface"
+            and endpoint.state == "pending"
+            and self._fabric.applied >= 0
+            and all(self._served(endpoint, interface_id) for interface_id in endpoint.interface_ids)
+        ]
+        if not ready or self._fabric.applied < self._engine.world.revision:
+            return
+        with self._engine.transaction() as tx:
+            for endpoint_id in ready:
+                endpoint = tx.get(VpcEndpoint, endpoint_id)
+                assert endpoint is not None
+                tx.put(replace(endpoint, state="available"))
+
+    def _served(self, endpoint: VpcEndpoint, interface_id: str) -> bool:
+        return (endpoint.endpoint_id, interface_id) in self._open_now
+
+
+def _wanted(world: World) -> set[Key]:
+    return {
+        (endpoint.endpoint_id, interface_id)
+        for endpoint in world.all(VpcEndpoint)
+        if service_of(endpoint) is not None
+        for interface_id in endpoint.interface_ids
+        if world.get(NetworkInterface, interface_id) is not None
+    }

@@ -1,0 +1,1 @@
+"""AWS services that a job may call but that Cloister does not exist for, served by moto behind our walls."""
