@@ -22,6 +22,7 @@ from aiohttp import web
 
 from cloister import options as options_file
 from cloister import services
+from cloister.attachments import Attachments
 from cloister.control import Control
 from cloister.credentials import Credentials
 from cloister.dispatch import Dispatcher
@@ -142,7 +143,10 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         "account": options.account,
     }
     questions = Questions(engine, credentials, region=options.region, account=options.account)
-    control = Control(running, engine, fabric, supervisor, logs, backend, questions)
+    attachments = Attachments(engine, fabric, namespaces)
+    await attachments.start()
+    stack.push_async_callback(attachments.stop)
+    control = Control(running, engine, fabric, supervisor, logs, backend, questions, attachments)
     await _serve_control(state, control, stack)
     _write_running(state, running)
     return str(running["url"])
