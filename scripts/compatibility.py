@@ -181,7 +181,7 @@ def render() -> str:
         "",
         f"Made from the code by `{COMMAND}`; a test fails when it is stale. Do not edit.",
         "",
-        "A parameter that asks for what is not done is refused by its name, never ignored in silence. Any other",
+        "A parameter that asks for what is not done is refused by its name, never ignored. Any other",
         "operation of these services answers 501 `NotImplemented`.",
         "",
     ]
@@ -202,8 +202,8 @@ def render() -> str:
     out += [
         "## Refused by name",
         "",
-        "The sentences with which a part of a request is refused, by the file that says them. Names in capitals",
-        "are filled in.",
+        "The sentences with which a part of a request is refused, by the file that says them. Names in",
+        "capitals are filled in.",
         "",
     ]
     file = ""
