@@ -24,8 +24,8 @@ from click.testing import CliRunner, Result
 from cloister.cli.main import main
 
 COMMANDS = main.list_commands(Context(main))
-#: without output of their own to parse
-WITHOUT_JSON = {"completion"}
+#: without output of their own to parse: a script for a shell; the output of somebody's command
+WITHOUT_JSON = {"completion", "attach"}
 
 
 def run(*arguments: str, state: Path | None = None, environment: dict[str, str] | None = None) -> Result:
