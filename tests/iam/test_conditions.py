@@ -187,7 +187,8 @@ def test_an_operator_that_does_not_exist_is_refused(operator: str) -> None:
 @pytest.mark.parametrize(
     ("operator", "value"),
     [
-        ("NumericEquals", "ten"), ("NumericLessThan", "nan"), ("DateEquals", "tomorrow"), ("Bool", "yes"),
+        ("NumericEquals", "ten"), ("NumericLessThan", "nan"), ("NumericEquals", "1_000"),
+        ("NumericLessThan", "inf"), ("NumericEquals", ""), ("DateEquals", "tomorrow"), ("Bool", "yes"),
         ("DateLessThan", "2026-13-01"), ("BinaryEquals", "not base64"), ("IpAddress", "10.0.0.0/33"),
         ("NotIpAddress", "10.0.0"), ("Null", "maybe"),
     ],

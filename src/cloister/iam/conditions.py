@@ -54,6 +54,8 @@ def lookup_in(context: Context) -> Lookup:
     return lookup
 
 
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
 # -- one maker per family: the policy's value -> Test; raises ValueError when it cannot be such a value --
 
 
@@ -133,6 +135,8 @@ def _ordered(read: Callable[[Value], float], compare: Callable[[float, float], b
 def _number(value: Value) -> float:
     if isinstance(value, (bool, bytes)):
         raise ValueError(f"not a number: {value!r}")
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):  # float() also reads "1_000", "inf" and " 1"
+        raise ValueError(f"not a number: {value}")
     number = float(value)
     if number != number:
         raise ValueError("not a number: NaN")
