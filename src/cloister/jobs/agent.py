@@ -437,7 +437,8 @@ def _download_channel(
             body = client.get_object(Bucket=bucket, Key=each.key)["Body"]
             target = os.path.join(partial, path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(target, flags, 0o644), "wb", buffering=0) as out:
+            # Buffered: a raw write to a disk that gets full ends short, and says nothing.
+            with open(os.open(target, flags, 0o644), "wb", buffering=CHUNK) as out:
                 while chunk := body.read(CHUNK):
                     out.write(chunk)
                 if spec.owner is not None:

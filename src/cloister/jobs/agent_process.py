@@ -59,7 +59,10 @@ def end(path: Path) -> None:
     if not path.exists():
         return
     if not result_path(path).exists():
-        _write_private(result_path(path), json.dumps(asdict(Result(ok=False, reason=ENDED))))
+        try:
+            _write_private(result_path(path), json.dumps(asdict(Result(ok=False, reason=ENDED))))
+        except OSError:  # a full disk must not keep a job from ending; a task without its spec does nothing
+            path.unlink(missing_ok=True)
     try:
         with open(lock_path(path)) as lock:
             try:

@@ -13,6 +13,7 @@ was changed from outside (StopProcessingJob) has its step cancelled and the new 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -231,6 +232,9 @@ class Supervisor:
             return Outcome(event=JobEvent.FAILED, reason=reason)
         except Exception as error:
             log.exception("job %s: the step of state %s failed", job.name, job.state)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                full = f"{INTERNAL} No space left on the disk of {self._jobs}."
+                return Outcome(event=JobEvent.FAILED, reason=full)
             return Outcome(event=JobEvent.FAILED, reason=f"{INTERNAL} ({error!r})")
 
     def _advance(self, job: ProcessingJob, outcome: Outcome) -> None:
