@@ -41,6 +41,8 @@ def doc(**changes: Any) -> str:
         ("resource", doc(), "Missing required field Principal"),
         ("resource", doc(Principal={"AWS": "bob"}), 'Invalid principal in policy: {"AWS": "bob"}'),
         ("resource", "x", "the first byte must be"),
+        ("identity", doc(Resource="arn:aws:s3:::\ud800"), "half a character"),
+        ("resource", doc(Principal="*", Sid="\udfff"), "half a character"),
     ],
 )
 def test_a_malformed_document_is_refused_in_awss_words(kind: Kind, text: str, message: str) -> None:
@@ -55,6 +57,11 @@ def test_a_document_past_its_quota_is_refused_and_white_space_does_not_count() -
     with pytest.raises(AwsError) as caught:
         parse(doc(Resource=[f"arn:aws:s3:::bucket-{n}/*" for n in range(500)]), "identity")
     assert caught.value.code == "LimitExceeded"
+
+
+def test_an_escaped_pair_is_one_character() -> None:
+    (one,) = parse(doc(Resource="arn:aws:s3:::b/\U0001f5ff"), "identity").statements
+    assert one.resources == ("arn:aws:s3:::b/\U0001f5ff",)
 
 
 def test_the_caller_chooses_the_errors_code() -> None:

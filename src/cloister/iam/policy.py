@@ -131,6 +131,18 @@ def _no_constant(text: str) -> Any:
     raise _Malformed("Syntax errors in policy. Not a JSON value", text)
 
 
+#: the escape of a UTF-16 surrogate; a pair of them is a character, one alone is nothing
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _is_text(document: Any) -> bool:
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @lru_cache(maxsize=4096)
 def _parse(text: str, kind: Kind) -> Policy:
     size = len(text.encode("utf-8", "surrogatepass")) if kind in _CODES else size_of(text)
@@ -147,6 +159,8 @@ def _parse(text: str, kind: Kind) -> Policy:
                 "Policies must be valid JSON and the first byte must be '{'", str(error)
             ) from None
         raise _Malformed("Syntax errors in policy", str(error)) from None
+    if _HALF.search(text) and not _is_text(document):
+        raise _Malformed("Syntax errors in policy. A \\u escape is half a character")
     if not isinstance(document, dict):
         raise _Malformed("Syntax errors in policy. A policy is a JSON object, not", document)
     for name in document:
