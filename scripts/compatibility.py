@@ -1,6 +1,6 @@
 """Writes docs/compatibility.md from the code: what is implemented, and what is refused by name.
 
-    python scripts/compatibility.py            # write it; tests/test_docs.py fails when it is stale
+    python scripts/compatibility.py            # write it; tests/test_pages.py fails when it is stale
 
 Operations are those that registered themselves (`services.api.OPERATIONS`) and the S3 door's table. What an
 EC2 operation takes is what its `only(params, …)` names; everything else of botocore's model is refused. The
