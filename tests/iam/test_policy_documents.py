@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloister.iam.policy import Kind, parse
 from cloister.wire.errors import AwsError
@@ -68,3 +70,37 @@ def test_the_caller_chooses_the_errors_code() -> None:
     with pytest.raises(AwsError) as caught:
         parse("{", "endpoint", code="InvalidParameter")
     assert caught.value.code == "InvalidParameter"
+
+
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+_words = st.sampled_from(
+    ["Allow", "Deny", "*", "s3:Get*", "arn:aws:s3:::b/${aws:userid}", "2012-10-17", "true", "10.0.0.0/8",
+     "StringEquals", "ForAllValues:DateLessThan", "NullIfExists", "aws:x", "AWS", "Service", "123456789012"]
+)  # fmt: skip
+_names = st.sampled_from(
+    ["Version", "Id", "Statement", "Sid", "Effect", "Principal", "NotPrincipal", "Action", "NotAction",
+     "Resource", "NotResource", "Condition", "AWS", "Federated", "StringLike", "IpAddress", "aws:SourceIp"]
+)  # fmt: skip
+_json = st.recursive(
+    _scalars | _words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_names | _words, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    st.sampled_from(["identity", "resource", "trust", "endpoint", "session", "boundary"]),
+    st.dictionaries(st.sampled_from([*OK, "Principal", "Condition", "Sid", "NotAction"]), _json, max_size=3),
+    _json,
+    st.booleans(),
+)
+def test_whatever_a_document_holds_it_is_a_policy_or_refused_in_words(
+    kind: Kind, changes: dict[str, Any], anything: Any, whole: bool
+) -> None:
+    text = json.dumps(anything) if whole else json.dumps({"Statement": {**OK, **changes}})
+    message = ""
+    try:
+        parse(text, kind)
+    except AwsError as error:
+        message = error.message
+    assert len(message.encode()) < 2000
