@@ -230,6 +230,12 @@ def _s3_steps(world: World, interface: NetworkInterface) -> Iterator[Step]:
         return
     yield _dns_support_step(vpc)
     region = subnet.zone.rstrip("abcdefghijklmnopqrstuvwxyz")
+    private = interface_endpoints.resolve_private(world, vpc, f"s3.{region}.amazonaws.com", region)
+    if private:
+        source = _End(interface=interface, address=interface.addresses[0].address)
+        flow = Flow(source=interface.interface_id, destination=private[0], protocol="tcp", port=_HTTPS)
+        yield from _path(world, source, _end(world, private[0], vpc.vpc_id), private[0], flow)
+        return
     service, listed = s3_service_name(region), s3_prefix_list(region)
     table = route_tables.of_subnet(world, subnet)
     endpoints = [
