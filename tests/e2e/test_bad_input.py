@@ -371,11 +371,9 @@ def test_a_job_that_cannot_be_is_refused_at_create_by_code_and_value(shared: Lab
         ({"StoppingCondition": {"MaxRuntimeInSeconds": 777601}}, "777601"),
         ({"Tags": [{"Key": "aws:mine", "Value": "x"}]}, "aws:mine"),
     ]  # fmt: skip
-    wrong = {}
+    wrong, create = {}, unchecked(on).create_processing_job
     for changes, value in cases:
-        code, message = refusal(
-            unchecked(on).create_processing_job, **shared.request(fresh("bad"), "true", **changes)
-        )
+        code, message = refusal(create, **shared.request(fresh("bad"), "true", **changes))
         if code != "ValidationException" or value not in message:
             wrong[str(changes)] = (code, message)
     assert wrong == {}
