@@ -173,6 +173,8 @@ def documents(draw: st.DrawFn) -> object:
                 route_table_ids=tuple(draw(st.lists(one_of(TABLES), max_size=2, unique=True))),
                 created=0,
                 state=draw(one_of(["available", "deleting"])),
+                kind=draw(one_of(["Gateway", "Gateway", "Interface"])),
+                interface_ids=draw(one_of([(), INTERFACES[2:3]])),
             )
         case 5:
             return PrefixList(
@@ -201,7 +203,7 @@ def documents(draw: st.DrawFn) -> object:
                     for i in range(count)
                 ),
                 group_ids=tuple(draw(st.lists(one_of(GROUPS), max_size=2, unique=True))),
-                interface_type="nat_gateway" if number == 3 else "interface",
+                interface_type=("interface", "interface", "vpc_endpoint", "nat_gateway")[number],
             )
 
 
