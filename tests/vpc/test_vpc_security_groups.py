@@ -13,7 +13,8 @@ from cloister.vpc.security_groups import chain_parts
 from cloister.wire.errors import AwsError
 from cloister.world import World
 
-T = "meta l4proto . th dport . ip saddr @i_sg1_t{} accept"
+T = "th dport . meta l4proto . ip saddr @i_sg1_t{} accept"
+B = "ip saddr . th dport . meta l4proto @i_sg1_b0 accept"
 
 
 def _rule(protocol: str, low: int | None = None, high: int | None = None, **peer: Any) -> GroupRule:
@@ -31,23 +32,28 @@ def _rule(protocol: str, low: int | None = None, high: int | None = None, **peer
     ("rules", "elements", "texts"),
     [
         ([_rule("-1")], ["10.0.0.0/8"], ["ip saddr @i_sg1_a0 accept"]),
-        ([_rule("tcp", 80, 80)], ["tcp . 80 . 10.0.0.0/8"], [T.format(0)]),
-        ([_rule("6", 80, 90)], ["tcp . 80-90 . 10.0.0.0/8"], [T.format(0)]),
-        ([_rule("tcp")], ["tcp . 0-65535 . 10.0.0.0/8"], [T.format(0)]),
-        ([_rule("udp", 1, 2, cidr="10.0.0.5/32")], ["udp . 1-2 . 10.0.0.5"], [T.format(0)]),
-        ([_rule("tcp", 80, 90), _rule("tcp", 85, 95)], ["tcp . 80-95 . 10.0.0.0/8"], [T.format(0)]),
+        ([_rule("tcp", 80, 80)], ["80 . tcp . 10.0.0.0/8"], [T.format(0)]),
+        ([_rule("6", 80, 90)], ["80-90 . tcp . 10.0.0.0/8"], [T.format(0)]),
+        ([_rule("tcp")], ["0-65535 . tcp . 10.0.0.0/8"], [T.format(0)]),
+        ([_rule("udp", 1, 2, cidr="10.0.0.5/32")], ["1-2 . udp . 10.0.0.5"], [T.format(0)]),
+        ([_rule("tcp", 80, 90), _rule("tcp", 85, 95)], ["80-95 . tcp . 10.0.0.0/8"], [T.format(0)]),
         (
             [_rule("tcp", 1, 9), _rule("tcp", 2, 3, cidr="10.1.0.0/16"),
              _rule("udp", 2, 3, cidr="11.0.0.0/8")],
-            ["tcp . 1-9 . 10.0.0.0/8", "udp . 2-3 . 11.0.0.0/8", "tcp . 2-3 . 10.1.0.0/16"],
+            ["1-9 . tcp . 10.0.0.0/8", "2-3 . udp . 11.0.0.0/8", "2-3 . tcp . 10.1.0.0/16"],
             [T.format(0), T.format(1)],
+        ),
+        (
+            [_rule("tcp", 80, 80), _rule("tcp", 80, 80, cidr="11.0.0.0/8")],
+            ["10.0.0.0/8 . 80 . tcp", "11.0.0.0/8 . 80 . tcp"],
+            [B],
         ),
         (
             [_rule("icmp", 8, -1)],
             ["8 . 0-255 . 10.0.0.0/8"],
             ["icmp type . icmp code . ip saddr @i_sg1_c0 accept"],
         ),
-        ([_rule("50")], ["50 . 10.0.0.0/8"], ["meta l4proto . ip saddr @i_sg1_p0 accept"]),
+        ([_rule("50")], ["10.0.0.0/8 . 50"], ["ip saddr . meta l4proto @i_sg1_p0 accept"]),
         ([_rule("-1", group_id="sg-1")], [], ["ip saddr @m_sg1 accept"]),
         ([_rule("tcp", 80, 90, group_id="sg-1")], [], ["ip saddr @m_sg1 tcp dport 80-90 accept"]),
         ([_rule("-1", group_id="sg-gone")], [], []),

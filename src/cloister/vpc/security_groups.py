@@ -17,6 +17,7 @@ of one layer are disjoint; there are at most 33 layers, one or two in practice.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -207,11 +208,16 @@ class _Shape:
 
 
 _ANY = _Shape(letter="a", type="ipv4_addr", lookup="{peer}")
+# The kernel looks fields up one after another and carries on with every element that matched so far: 50
+# microseconds for 5,000 (6.18, AVX2). So the field that tells most apart comes first.
 _PORTS = _Shape(
-    letter="t", type="inet_proto . inet_service . ipv4_addr", lookup="meta l4proto . th dport . {peer}"
+    letter="t", type="inet_service . inet_proto . ipv4_addr", lookup="th dport . meta l4proto . {peer}"
+)
+_BLOCKS = _Shape(
+    letter="b", type="ipv4_addr . inet_service . inet_proto", lookup="{peer} . th dport . meta l4proto"
 )
 _ICMP = _Shape(letter="c", type="icmp_type . icmp_code . ipv4_addr", lookup="icmp type . icmp code . {peer}")
-_OTHER = _Shape(letter="p", type="inet_proto . ipv4_addr", lookup="meta l4proto . {peer}")
+_OTHER = _Shape(letter="p", type="ipv4_addr . inet_proto", lookup="{peer} . meta l4proto")
 _SHAPES = (_ANY, _PORTS, _ICMP, _OTHER)
 
 
@@ -228,12 +234,13 @@ def _direction(group: SecurityGroup, found: list[Match], *, egress: bool) -> Ite
     for shape in _SHAPES:
         of_shape = [m for m in found if m.cidr is not None and _shape(m) is shape]
         for layer, blocks in enumerate(_layers(of_shape)):
-            name = f"{chain}_{shape.letter}{layer}"
-            yield Set(netns=group.vpc_id, name=name, type=shape.type, interval=True)
+            form = _ordered(blocks) if shape is _PORTS else shape
+            name = f"{chain}_{form.letter}{layer}"
+            yield Set(netns=group.vpc_id, name=name, type=form.type, interval=True)
             for block, in_block in blocks.items():
-                for key, origins in _keys(shape, block, in_block):
+                for key, origins in _keys(form, block, in_block):
                     yield Element(netns=group.vpc_id, set=name, key=key, comment=comment(origins))
-            text = f"{shape.lookup.format(peer=peer)} @{name} accept"
+            text = f"{form.lookup.format(peer=peer)} @{name} accept"
             rules.append(Rule(text=text, comment=f"{group.group_id} rules by address"))
     by_reference: dict[tuple[str, str, int, int], list[str]] = {}
     for m in found:
@@ -292,6 +299,13 @@ def _layers(found: Iterable[Match]) -> list[dict[IPv4Network, list[Match]]]:
     return layers
 
 
+def _ordered(blocks: dict[IPv4Network, list[Match]]) -> _Shape:
+    """Ports first, unless more rules share their ports than share their block."""
+    of_a_port = Counter((m.low, m.high) for found in blocks.values() for m in found)
+    of_a_block = max(len(found) for found in blocks.values())
+    return _PORTS if max(of_a_port.values()) <= of_a_block else _BLOCKS
+
+
 def _keys(shape: _Shape, block: IPv4Network, found: list[Match]) -> Iterator[tuple[str, list[str]]]:
     """The elements of one block: its intervals, those that overlap made one."""
     text = block_text(block)
@@ -303,11 +317,13 @@ def _keys(shape: _Shape, block: IPv4Network, found: list[Match]) -> Iterator[tup
         by_protocol.setdefault(match.protocol, []).append(match)
     for protocol, of_protocol in sorted(by_protocol.items()):
         if shape is _OTHER:
-            yield f"{protocol} . {text}", [m.origin for m in of_protocol]
+            yield f"{text} . {protocol}", [m.origin for m in of_protocol]
             continue
         for low, high, origins in _merge(of_protocol):
             if shape is _PORTS:
-                yield f"{protocol} . {_interval(low, high)} . {text}", origins
+                yield f"{_interval(low, high)} . {protocol} . {text}", origins
+            elif shape is _BLOCKS:
+                yield f"{text} . {_interval(low, high)} . {protocol}", origins
             else:  # an icmp interval is everything, one whole type, or one code
                 types, codes = _interval(low >> 8, high >> 8), _interval(low & 0xFF, high & 0xFF)
                 yield f"{types} . {codes} . {text}", origins
