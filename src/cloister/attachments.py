@@ -25,6 +25,8 @@ from cloister.world import document
 
 #: how often a holder is looked after; an interface is released that long after its holder ended
 _BEAT = 0.5
+#: how long an interface may take to be made
+_SETTLE = 30.0
 #: how long a holder has to come back after a restart of the daemon
 _RETURN = 20.0
 
@@ -73,15 +75,18 @@ class Attachments:
         interface_id = interface.interface_id
         self._held.add(interface_id)
         try:
-            await self._fabric.settled(self._engine.world.revision)
+            async with asyncio.timeout(_SETTLE):
+                await self._fabric.settled(self._engine.world.revision)
             answer = web.StreamResponse()
             await answer.prepare(request)
             await answer.write(json.dumps(self._describe(interface)).encode() + b"\n")
             while True:
                 await asyncio.sleep(_BEAT)
                 await answer.write(b"\n")
-        except (ConnectionError, asyncio.CancelledError):
-            raise
+        except TimeoutError:
+            problem = self._fabric.problem or "the network is busy"
+            sentence = f"The interface was not made within {_SETTLE:.0f} s: {problem}"
+            return web.json_response({"error": sentence}, status=503)
         finally:
             self._held.discard(interface_id)
             if not self._stopping():

@@ -23,9 +23,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cloister.kernel import syscalls
 
@@ -177,6 +178,7 @@ def enter(
     state: str | os.PathLike[str], argv: Sequence[str], environment: dict[str, str] | None = None
 ) -> int:
     """Run `argv` inside the holder's user, mount and pid namespaces; returns its exit code (128+N: signal N).
+    Signals that ask this process to end are passed on to it; it is asked to end when this process is gone.
 
     The caller must be who started the holder, or root."""
     found = info(state)
@@ -187,7 +189,26 @@ def enter(
     child = os.fork()
     if child == 0:
         _leave(lambda: _enter(found, Path(state), argv, environment))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with _passing_on(child):
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@contextlib.contextmanager
+def _passing_on(child: int) -> Iterator[None]:
+    """What asks this process to end asks `child`; Ctrl-C reaches it by the terminal anyway."""
+
+    def pass_on(number: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    handlers: dict[int, Any] = dict.fromkeys((signal.SIGTERM, signal.SIGHUP), pass_on)
+    handlers[signal.SIGINT] = signal.SIG_IGN
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _enter(found: HolderInfo, state: Path, argv: Sequence[str], environment: dict[str, str] | None) -> int:
@@ -200,6 +221,7 @@ def _enter(found: HolderInfo, state: Path, argv: Sequence[str], environment: dic
     if found.mode != "root":
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGTERM)
     absolute = str(state.absolute())
     env = {**(environment or _environment()), "CLOISTER_STATE": absolute, WORLD_VARIABLE: absolute}
     return _run(argv, env)
@@ -513,7 +535,7 @@ def _spawn(argv: list[str], env: dict[str, str], log: Path) -> int:
 
 
 def _exec(argv: Sequence[str], env: dict[str, str]) -> None:
-    for number in (signal.SIGPIPE, signal.SIGINT):
+    for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     os.execvpe(argv[0], list(argv), env)
@@ -564,10 +586,11 @@ def _run(argv: Sequence[str], env: dict[str, str]) -> int:
         except OSError as error:
             os.write(2, f"cannot run {argv[0]}: {error}\n".encode())
         os._exit(127)
-    while True:
-        child, status = os.waitpid(-1, 0)
-        if child == command:
-            return _code(status)
+    with _passing_on(command):
+        while True:
+            child, status = os.waitpid(-1, 0)
+            if child == command:
+                return _code(status)
 
 
 def _code(status: int) -> int:
