@@ -209,7 +209,9 @@ _TOPIC = r"[A-Za-z0-9_-]{1,256}(?:\.fifo)?"
 
 
 def _queue(params: Params, where: Where) -> Iterable[str]:
-    yield where.name(params["QueueUrl"].rpartition("/")[2], "", _QUEUE)
+    url = params["QueueUrl"]
+    match = re.fullmatch(rf"https?://[A-Za-z0-9.:-]+/{where.account}/({_QUEUE})", url)
+    yield where.name(match[1] if match else url, "", _QUEUE)
 
 
 def _topic(params: Params, where: Where) -> Iterable[str]:
