@@ -17,6 +17,7 @@ from cloister.questions import Questions
 from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
 from cloister.vpc.model import NetworkInterface, RouteTable, SecurityGroup, Subnet, Vpc, VpcEndpoint
+from cloister.way_out import WayOut
 
 
 class Control:
@@ -33,6 +34,7 @@ class Control:
         backend: Backend,
         questions: Questions,
         attachments: Attachments,
+        way_out: WayOut,
     ) -> None:
         self._running = running
         self._engine = engine
@@ -42,6 +44,7 @@ class Control:
         self._backend = backend
         self._questions = questions
         self._attachments = attachments
+        self._way_out = way_out
 
     def application(self) -> web.Application:
         app = web.Application()
@@ -76,6 +79,7 @@ class Control:
                 "memory_mb": _memory_mb(),
                 "s3": self._backend.url,
                 "problem": self._fabric.problem,
+                "way_out": self._way_out.state,
                 "resources": {name: world.count(cls) for name, cls in kinds.items()},
                 "jobs": [
                     {"name": j.name, "status": j.status, "phase": j.state.value, "subnet": j.subnet_id}

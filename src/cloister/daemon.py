@@ -31,6 +31,7 @@ from cloister.engine import Engine
 from cloister.fabric import Fabric
 from cloister.front import Front
 from cloister.interface_endpoints import InterfaceDoors
+from cloister.internet import InternetDoors
 from cloister.jobs.containers import Containers
 from cloister.jobs.images import Images
 from cloister.jobs.rootfs import in_user_namespace
@@ -49,6 +50,7 @@ from cloister.side.process import NAMESPACE as SIDE_NAMESPACE
 from cloister.side.process import SideServices
 from cloister.store import Store
 from cloister.vpc.model import Vpc
+from cloister.way_out import WayOut
 
 log = logging.getLogger("cloister")
 
@@ -125,6 +127,12 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     interface_doors = InterfaceDoors(engine, fabric, namespaces, front, door, authority)
     await interface_doors.start()
     stack.push_async_callback(interface_doors.stop)
+    internet_doors = InternetDoors(engine, fabric, namespaces, front, door, authority)
+    await internet_doors.start()
+    stack.push_async_callback(internet_doors.stop)
+    way_out = WayOut(engine, fabric, namespaces, state / "slirp4netns.log", enabled=options.internet)
+    await way_out.start()
+    stack.push_async_callback(way_out.stop)
     runner = web.ServerRunner(server(front.handle))
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
@@ -146,7 +154,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     attachments = Attachments(engine, fabric, namespaces)
     await attachments.start()
     stack.push_async_callback(attachments.stop)
-    control = Control(running, engine, fabric, supervisor, logs, backend, questions, attachments)
+    control = Control(running, engine, fabric, supervisor, logs, backend, questions, attachments, way_out)
     await _serve_control(state, control, stack)
     _write_running(state, running)
     return str(running["url"])

@@ -33,6 +33,8 @@ class Options:
     s3_backend_secret_key: str | None = None
     rules_per_security_group: int = 60
     stop_grace: float = 120.0
+    #: whether internet gateways lead on to the host's way out; AWS services are reached by them in any case
+    internet: bool = True
 
 
 def path(state: Path) -> Path:

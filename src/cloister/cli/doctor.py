@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from cloister.cli.main import json_option
-from cloister.kernel.facts import host_facts
+from cloister.kernel.facts import Fact, host_facts
 
 
 @click.command()
@@ -20,7 +20,7 @@ def doctor(as_json: bool) -> None:
         cloister doctor
         cloister doctor --json | jq '.[] | select(.ok | not)'
     """
-    facts = host_facts()
+    facts = [*host_facts(), way_out_fact()]
     if as_json:
         click.echo(json.dumps([asdict(fact) for fact in facts], indent=2))
     else:
@@ -31,3 +31,17 @@ def doctor(as_json: bool) -> None:
                 click.echo(f"{'':8} {'':20} → {fact.fix}")
     if not all(fact.ok or not fact.needed for fact in facts):
         raise SystemExit(1)
+
+
+def way_out_fact() -> Fact:
+    """Whether internet gateways can lead on to the real internet here."""
+    from cloister import way_out  # what it imports is no part of a quick command
+
+    link, missing = way_out.default_route(), way_out.missing()
+    detail = missing or (f"{way_out.PROGRAM}, by {link}" if link else "the host has no default route")
+    fix = ""
+    if way_out.program() is None:
+        fix = f"apt-get install {way_out.PROGRAM}"
+    elif missing:
+        fix = "chmod 666 /dev/net/tun"
+    return Fact(name="way out", ok=not missing and link is not None, detail=detail, fix=fix, needed=False)

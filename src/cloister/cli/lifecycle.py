@@ -40,6 +40,11 @@ START_TIMEOUT = 60.0
 @click.option("--s3-backend-secret-key", envvar="CLOISTER_S3_BACKEND_SECRET_KEY", help="Its secret key.")
 @click.option("--rules-per-security-group", type=click.IntRange(1, 100000), help="Quota.  [default: 60]")
 @click.option("--stop-grace", type=float, help="Seconds from SIGINT to SIGKILL at a stop.  [default: 120]")
+@click.option(
+    "--internet/--no-internet",
+    default=None,
+    help="Whether gateways lead out of this host.  [default: they do]",
+)
 @click.option("--foreground", is_flag=True, help="Stay, show the daemon's log, and go down at Ctrl-C.")
 @json_option
 @click.pass_obj
@@ -161,6 +166,7 @@ def status(state: Path, /, as_json: bool) -> None:
         return
     click.echo(f"up at {found['url']}, region {found['region']}, account {found['account']}")
     click.echo(f"memory {found['memory_mb']} MB, objects in {found['s3']}")
+    click.echo(f"way out    {found['way_out']}")
     click.echo("resources  " + ", ".join(f"{count} {kind}" for kind, count in found["resources"].items()))
     if found["problem"]:
         click.echo(f"PROBLEM    {found['problem']}")

@@ -29,6 +29,7 @@ from cloister.vpc import gateways, interface_endpoints, network_acls, route_tabl
 from cloister.vpc.endpoints import outer_if, prefix_list_of
 from cloister.vpc.gateways import GATES, link_address, link_mac
 from cloister.vpc.model import (
+    HostAddress,
     InternetGateway,
     NatGateway,
     NetworkAcl,
@@ -132,6 +133,8 @@ def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
                 if doc.vpc_id is not None:
                     yield from _tables_of(before, after, doc.vpc_id)
                     yield from _public(before, after, doc.vpc_id)
+        elif isinstance(doc, HostAddress):
+            yield ("internet",)
         elif isinstance(doc, NatGateway):
             yield from _tables_of(before, after, doc.vpc_id)
         elif isinstance(doc, VpcPeering):
@@ -332,7 +335,7 @@ def _acl(world: World, acl_id: str) -> Iterator[Part]:
 
 def _internet(world: World) -> Iterator[Part]:
     if any(gateway.vpc_id for gateway in world.all(InternetGateway)):
-        yield from gateways.internet_parts()
+        yield from gateways.internet_parts(world)
 
 
 def _igw(world: World, gateway_id: str) -> Iterator[Part]:

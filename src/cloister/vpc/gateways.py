@@ -8,7 +8,7 @@ blocks do not overlap; it leads to the other VPC's interfaces only, never on to 
 How it is built:
 
     internet   one namespace, `INTERNET`, that owns the public addresses of the AWS services and leads on to
-               the host's way out where there is one (the link `OUTSIDE`, made by `internet.py`)
+               the host's way out where there is one (the link `OUTSIDE`, made by `way_out.py`)
     igw-…      a pair between the VPC's router and `INTERNET`; the router translates at its end of it
     nat-…      the namespace of its interface, which translates what comes by that interface and sends it back
                by it, where the route table of its own subnet leads on
@@ -23,7 +23,7 @@ from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 
 from cloister.kernel.plan import Chain, Element, Netns, Part, Route, Rule, Set, Veth
 from cloister.vpc.endpoints import managed_prefix_lists
-from cloister.vpc.model import InternetGateway, Vpc, VpcPeering
+from cloister.vpc.model import HostAddress, InternetGateway, Vpc, VpcPeering
 from cloister.world import World
 
 #: the namespace of everything that is outside
@@ -47,6 +47,7 @@ _NOT_PUBLIC = (
     "172.16.0.0/12",
     "192.168.0.0/16",
     "198.18.0.0/15",
+    str(PUBLIC_POOL),
     "224.0.0.0/3",
 )
 _MAIN = 254
@@ -123,7 +124,7 @@ def is_service(address: str) -> bool:
     return any(IPv4Address(address) in block for block in _services())
 
 
-def internet_parts() -> Iterator[Part]:
+def internet_parts(world: World) -> Iterator[Part]:
     """The namespace of what is outside: doors of AWS services, other VPCs' public addresses, the way out."""
     yield Netns(name=INTERNET, forward=True, local=tuple(str(block) for block in _services()))
     yield Chain(
@@ -139,6 +140,15 @@ def internet_parts() -> Iterator[Part]:
         rules=(Rule(text="ct state established ct direction reply accept", comment="a reply"),),
     )
     yield Set(netns=INTERNET, name="host_addresses", type="ipv4_addr")
+    for host in world.all(HostAddress):
+        yield _element(INTERNET, "host_addresses", host.address, "this host")
+    # What is behind the host's way out knows one address of this namespace, that of its own link.
+    yield Chain(
+        netns=INTERNET,
+        name="way_out",
+        hook="type nat hook postrouting priority 100; policy accept;",
+        rules=(Rule(text=f'oifname "{OUTSIDE}" masquerade', comment="the host's way out"),),
+    )
     yield Chain(
         netns=INTERNET,
         name="forward",

@@ -265,3 +265,11 @@ class VpcPeering:
 
     def other(self, vpc_id: str) -> str:
         return self.accepter_vpc_id if vpc_id == self.requester_vpc_id else self.requester_vpc_id
+
+
+@document("host-address", key="address")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostAddress:
+    """An IPv4 address of the host Cloister runs on: nothing inside a VPC reaches it by the way out."""
+
+    address: str

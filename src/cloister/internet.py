@@ -1,0 +1,92 @@
+"""What is outside of every VPC: the doors of AWS services on their public addresses.
+
+They listen in the namespace `INTERNET`, for whoever comes by an internet gateway: S3 on its own blocks by
+HTTP and HTTPS, all other services on the stand-in block by HTTPS. A caller is known by its public address
+alone, as on the internet: `aws:SourceIp` is the Elastic IP, and no key of a VPC is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address
+
+from aiohttp import web
+
+from cloister.engine import Engine
+from cloister.fabric import Fabric
+from cloister.front import Front
+from cloister.kernel.netns import Namespaces
+from cloister.s3.certificates import Authority
+from cloister.s3.door import Door
+from cloister.s3.doors import BACKLOG, HTTP, HTTPS, server
+from cloister.servers import Servers
+from cloister.services.api import Origin
+from cloister.vpc.gateways import INTERNET, STAND_IN
+from cloister.vpc.model import InternetGateway
+from cloister.world import World
+
+Close = Callable[[], Awaitable[None]]
+
+
+class InternetDoors:
+    """Keeps the doors open while any VPC has an internet gateway."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        fabric: Fabric,
+        namespaces: Namespaces,
+        front: Front,
+        door: Door,
+        authority: Authority,
+    ) -> None:
+        self._namespaces = namespaces
+        self._front = front
+        self._door = door
+        self._context = authority.server_context()
+        self._servers: Servers[str] = Servers("internet doors", engine, fabric, _wanted, self._open)
+
+    async def start(self) -> None:
+        await self._servers.start()
+
+    async def stop(self) -> None:
+        await self._servers.stop()
+
+    async def _open(self, netns: str) -> Close:
+        with contextlib.ExitStack() as stack:
+            listeners = []
+            for port in (HTTP, HTTPS):
+                made = self._namespaces.socket(netns, socket.AF_INET, socket.SOCK_STREAM)
+                stack.enter_context(made)
+                made.setblocking(False)
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                made.bind(("0.0.0.0", port))
+                listeners.append(made)
+            runner = web.ServerRunner(server(self._handle), shutdown_timeout=1.0)
+            await runner.setup()
+            await web.SockSite(runner, listeners[0], backlog=BACKLOG).start()
+            await web.SockSite(runner, listeners[1], ssl_context=self._context, backlog=BACKLOG).start()
+            stack.pop_all()
+        return runner.cleanup
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if not _is_stand_in(request):
+            return await self._door.handle(
+                request, Origin(address=request.remote or "", secure=request.secure)
+            )
+        if not request.secure:
+            return web.Response(status=403, text="This service is spoken to by HTTPS only.\n")
+        return await self._front.handle(request)
+
+
+def _is_stand_in(request: web.BaseRequest) -> bool:
+    """Whether the request came to a service other than S3: told by the address that was called."""
+    transport = request.transport
+    called = transport.get_extra_info("sockname") if transport is not None else None
+    return called is None or IPv4Address(called[0]) in STAND_IN
+
+
+def _wanted(world: World) -> set[str]:
+    return {INTERNET} if any(gateway.vpc_id for gateway in world.all(InternetGateway)) else set()
