@@ -235,6 +235,7 @@ STATUS = {
     "memory_mb": 70,
     "s3": "http://127.0.0.1:8333",
     "problem": "the kernel refused a rule",
+    "way_out": "none",
     "resources": {"VPCs": 2, "jobs": 1},
     "jobs": [{"name": "etl", "status": "InProgress", "phase": "running", "subnet": "subnet-1"}],
 }
