@@ -6,7 +6,6 @@ What is answered is `vpc.dns`; here are only bytes. Packets that are no query ar
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import struct
 from collections.abc import Callable
@@ -17,12 +16,11 @@ import dnslib
 from cloister.engine import Engine
 from cloister.fabric import Fabric
 from cloister.kernel.netns import Namespaces
+from cloister.servers import Close, Servers
 from cloister.vpc import addresses as ip
 from cloister.vpc import dns
 from cloister.vpc.model import Vpc
 from cloister.world import World
-
-log = logging.getLogger(__name__)
 
 PORT = 53
 _PLAIN_UDP, _MOST_UDP = 512, 1232
@@ -101,7 +99,7 @@ class _Resolver:
             else:
                 self._tcp.append(await asyncio.start_server(self._serve, sock=one, limit=_MOST_TCP))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for transport in self._udp:
             transport.close()
         for server in self._tcp:
@@ -130,71 +128,19 @@ class _Resolver:
             writer.close()
 
 
-class Resolvers:
-    """One DNS server for each VPC with DNS support; follows what the fabric has applied."""
+class Resolvers(Servers[tuple[str, str]]):
+    """One DNS server for each VPC with DNS support, by the VPC's id and its base + 2."""
 
     def __init__(self, engine: Engine, fabric: Fabric, namespaces: Namespaces, *, region: str) -> None:
-        self._engine = engine
-        self._fabric = fabric
+        super().__init__("resolvers", engine, fabric, _wanted, self._open)
         self._namespaces = namespaces
         self._region = region
-        self._applied_world = engine.world
-        self._resolvers: dict[tuple[str, str], _Resolver] = {}  # by VPC and base + 2
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Serve every VPC that the kernel holds, then follow."""
-        self._applied_world = self._engine.world
-        self._fabric.follow(self._applied)
-        if not await self._sync():
-            self._wake.set()
-        self._task = asyncio.create_task(self._run(), name="resolvers")
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-        for resolver in self._resolvers.values():
-            resolver.close()
-        self._resolvers = {}
-
-    def _applied(self, world: World) -> None:
-        self._applied_world = world
-        if self._wanted(world) != self._resolvers.keys():
-            self._wake.set()
-
-    def _wanted(self, world: World) -> set[tuple[str, str]]:
-        return {(v.vpc_id, ip.resolver_address(v)) for v in world.all(Vpc) if v.enable_dns_support}
-
-    async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if not await self._sync():
-                await asyncio.sleep(0.5)
-                self._wake.set()
-
-    async def _sync(self) -> bool:
-        """Start and stop servers; False: some could not be started yet."""
-        wanted = self._wanted(self._applied_world)
-        for key in self._resolvers.keys() - wanted:
-            self._resolvers.pop(key).close()
-        complete = True
-        for key in wanted - self._resolvers.keys():
-            vpc_id, address = key
-            try:
-                sockets = await asyncio.to_thread(self._sockets, vpc_id, address)
-            except (LookupError, OSError) as error:
-                # The fabric has not made the namespace or its addresses yet.
-                log.debug("no resolver in %s yet: %s", vpc_id, error)
-                complete = False
-                continue
-            resolver = _Resolver(self._answerer(vpc_id))
-            self._resolvers[key] = resolver
-            await resolver.start(sockets)
-        return complete
+    async def _open(self, key: tuple[str, str]) -> Close:
+        vpc_id, address = key
+        resolver = _Resolver(self._answerer(vpc_id))
+        await resolver.start(await asyncio.to_thread(self._sockets, vpc_id, address))
+        return resolver.close
 
     def _answerer(self, vpc_id: str) -> Answerer:
         def answer(name: str, qtype: int) -> dns.Answer:
@@ -218,3 +164,7 @@ class Resolvers:
                 one.close()
             raise
         return made
+
+
+def _wanted(world: World) -> set[tuple[str, str]]:
+    return {(v.vpc_id, ip.resolver_address(v)) for v in world.all(Vpc) if v.enable_dns_support}
