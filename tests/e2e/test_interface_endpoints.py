@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import boto3
 import botocore.exceptions
 import pytest
-from tests.e2e.conftest import Cloister, Lab, make_lab, strike, wait_until
+from tests.e2e.conftest import Cloister, Lab, daemon_pid, make_lab, strike, wait_until
 
 from cloister.cli.lifecycle import environment
+from cloister.cli.paths import read_running
 
 pytestmark = pytest.mark.e2e
 
@@ -309,3 +311,60 @@ def test_from_outside_the_side_services_are_behind_the_same_policies(endpoints: 
         outside.delete_secret(SecretId=endpoints.secret_arn)
     with pytest.raises(botocore.exceptions.ClientError, match="does not implement"):
         endpoints.secrets.put_resource_policy(SecretId=endpoints.secret_arn, ResourcePolicy="{}")
+
+
+def test_every_side_service_does_its_work(endpoints: Endpoints) -> None:
+    """Stock clients at Cloister's own address: what moto keeps is found again."""
+    mark = os.urandom(4).hex()
+    kms, ssm, dynamodb = (endpoints.outside(name) for name in ("kms", "ssm", "dynamodb"))
+    sqs, sns, events, ecr = (endpoints.outside(name) for name in ("sqs", "sns", "events", "ecr"))
+    region, account = endpoints.lab.on.region, endpoints.lab.on.account
+
+    key = kms.create_key()["KeyMetadata"]["KeyId"]
+    kms.create_alias(AliasName=f"alias/{mark}", TargetKeyId=key)
+    blob = kms.encrypt(KeyId=f"alias/{mark}", Plaintext=b"text")["CiphertextBlob"]
+    assert kms.decrypt(CiphertextBlob=blob)["Plaintext"] == b"text"
+
+    ssm.put_parameter(Name=f"/{mark}/a", Value="one", Type="SecureString")
+    assert ssm.get_parameters_by_path(Path=f"/{mark}", WithDecryption=True)["Parameters"][0]["Value"] == "one"
+
+    dynamodb.create_table(
+        TableName=mark,
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    item = {"id": {"S": "1"}, "blob": {"B": b"\x00\xff"}}
+    dynamodb.put_item(TableName=mark, Item=item)
+    assert dynamodb.get_item(TableName=mark, Key={"id": {"S": "1"}})["Item"] == item
+    with pytest.raises(dynamodb.exceptions.ResourceNotFoundException):
+        dynamodb.describe_table(TableName=f"{mark}-none")
+
+    queue = sqs.create_queue(QueueName=mark)["QueueUrl"]
+    assert queue == f"https://sqs.{region}.amazonaws.com/{account}/{mark}"
+    sqs.send_message(QueueUrl=queue, MessageBody="hello")
+    assert sqs.receive_message(QueueUrl=queue)["Messages"][0]["Body"] == "hello"
+
+    topic = sns.create_topic(Name=mark)["TopicArn"]
+    assert sns.publish(TopicArn=topic, Message="hello")["MessageId"]
+    entry = {"Source": "lab", "DetailType": "t", "Detail": "{}"}
+    assert events.put_events(Entries=[entry])["FailedEntryCount"] == 0
+    ecr.create_repository(repositoryName=f"lab/{mark}")
+    assert ecr.describe_repositories(repositoryNames=[f"lab/{mark}"])["repositories"]
+
+
+def test_a_daemon_that_is_killed_finds_its_endpoints_and_secrets_again(
+    endpoints: Endpoints, cloister: Cloister
+) -> None:
+    sts, secrets = endpoints.make("sts"), endpoints.make("secretsmanager")
+    try:
+        victim = daemon_pid(cloister.state)
+        os.kill(victim, signal.SIGKILL)
+        wait_until("another daemon", lambda: daemon_pid(cloister.state) not in (0, victim))
+        wait_until("it answers", lambda: read_running(cloister.state) is not None)
+        who, secret = endpoints.ask(WHO, endpoints.get_secret())
+        assert "answer" in who
+        assert secret["answer"]["SecretString"] == "swordfish"
+        assert endpoints.describe(sts)["State"] == "available"
+    finally:
+        endpoints.delete(sts, secrets)
