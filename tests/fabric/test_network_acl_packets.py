@@ -80,7 +80,7 @@ async def test_a_denying_entry_stops_a_connection_that_is_established(lab: Lab) 
         network_acl_id=acl.network_acl_id,
     )
     await lab.put(acl, far)
-    group = await lab.group(vpc, ANYWHERE, rule(cidr="0.0.0.0/0"))
+    group = await lab.group(vpc, ANYWHERE, rule(cidr="10.0.0.0/16"))
     client, server = await lab.interface(near, group), await lab.interface(far.subnet_id, group)
     listener = lab.listen(server.interface_id, "0.0.0.0", 5000)
     connection = lab.socket(client.interface_id)

@@ -211,3 +211,31 @@ async def test_a_new_fabric_over_the_same_kernel_changes_nothing_and_follows_on(
             tx.delete(NetworkInterface, interface.interface_id)
     await lab.settle()
     assert one.interface_id not in lab.namespaces.list()
+
+
+@in_world
+async def test_a_tracked_connection_survives_its_rule_and_an_untracked_one_does_not(lab: Lab) -> None:
+    vpc, subnet, _ = await lab.vpc()
+    client = await lab.interface(subnet, await lab.group(vpc, ANYWHERE))
+    for by, survives in (("10.0.0.0/16", True), ("0.0.0.0/0", False)):
+        lets_in = rule(protocol="tcp", ports=(5000, 5000), cidr=by)
+        group = await lab.group(vpc, ANYWHERE, lets_in)
+        server = await lab.interface(subnet, group)
+        listener = lab.listen(server.interface_id, "0.0.0.0", 5000)
+        connection = lab.socket(client.interface_id)
+        connection.connect((server.addresses[0].address, 5000))
+        served, _ = listener.accept()
+        served.settimeout(1)
+        connection.send(b"before")
+        assert served.recv(10) == b"before"
+        # another rule in its place: the flow was let in by one that is gone
+        await lab.put(replace(group, rules=(ANYWHERE, rule(protocol="tcp", ports=(5001, 5001), cidr=by))))
+        connection.send(b"after")
+        if survives:
+            assert served.recv(10) == b"after"
+        else:
+            with pytest.raises(TimeoutError):
+                served.recv(10)
+            await lab.put(group)
+            assert served.recv(10) == b"after"  # sent again
+        served.close()

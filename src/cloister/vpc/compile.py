@@ -7,10 +7,10 @@ The router namespace of a VPC judges a packet in this order (hook, priority):
 
     prerouting -300  source      it carries an address of the port it came by, else dropped
     prerouting -150  routes      the port's mark chooses the Linux routing table of its subnet's route table
-    forward       0  forward     a reply; or a rule of the sender's groups
+    forward       0  forward     a tracked connection; or a rule of the sender's groups
     forward       2  acl_out     the network ACL of the sender's subnet
     forward       8  acl_in      the network ACL of the receiver's subnet
-    forward      10  ingress     a reply; or a rule of the receiver's groups; or it leaves by an endpoint
+    forward      10  ingress     a tracked connection; or a rule of the receiver's groups; or an endpoint
     input         0  input       DNS to the resolver's addresses, nothing else
     output        0  output      the resolver's replies, nothing else
 
@@ -21,7 +21,7 @@ goes to the chain `refused_out`, what one of the receiver refuses to `refused_in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Veth, key
 from cloister.vpc import addresses as ip
@@ -43,14 +43,21 @@ from cloister.vpc.model import (
     VpcEndpoint,
     VpcPeering,
 )
-from cloister.vpc.security_groups import REFUSED_IN, REFUSED_OUT
+from cloister.vpc.security_groups import (
+    REFUSED_IN,
+    REFUSED_OUT,
+    UNTRACKED_BY_RECEIVER,
+    UNTRACKED_BY_SENDER,
+)
 from cloister.world import Change, World
 
 #: where a container asks for its role's credentials: an address on its own loopback
 CREDENTIALS_ADDRESS = "169.254.170.2"
 #: next hop of an endpoint's namespace; on its link only
 _ENDPOINT_GATEWAY = "169.254.1.1"
-_REPLIES = Rule(text="ct state established,related accept", comment="a reply")
+#: which bit of a connection's mark tells that the groups at this gate keep no track of it, by direction
+_AT_SENDER = {"original": UNTRACKED_BY_SENDER, "reply": UNTRACKED_BY_RECEIVER}
+_AT_RECEIVER = {"original": UNTRACKED_BY_RECEIVER, "reply": UNTRACKED_BY_SENDER}
 _INVALID = Rule(text="ct state invalid drop", comment="belongs to no connection")
 
 
@@ -183,12 +190,25 @@ def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
             yield ("group", doc.group_id)
             if born_or_gone or _differs(change, "vpc_id"):
                 yield from _referring(before, after, doc)
+            elif _opens_otherwise(change):
+                for world in (before, after):
+                    for interface in world.where(NetworkInterface, group_ids=doc.group_id):
+                        yield from (each for each in _interface_scopes(interface) if each[0] == "groups")
         elif isinstance(doc, PrefixList):
             for world in (before, after):
                 yield from (("table", table.route_table_id) for table in world.all(RouteTable))
                 for group in world.all(SecurityGroup):
                     if any(rule.prefix_list_id == doc.prefix_list_id for rule in group.rules):
                         yield ("group", group.group_id)
+
+
+def _opens_otherwise(change: Change) -> bool:
+    ways = (True, False)
+    return any(
+        security_groups.open_ports(change.before, egress=egress)
+        != security_groups.open_ports(change.after, egress=egress)
+        for egress in ways
+    )
 
 
 def _differs(change: Change, *fields: str) -> bool:
@@ -280,7 +300,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         name="forward",
         hook="type filter hook forward priority 0; policy drop;",
         rules=(
-            _REPLIES,
+            *_tracked(_AT_SENDER),
             _INVALID,
             Rule(text="iifname vmap @egress_groups", comment="the sender's groups"),
         ),
@@ -298,7 +318,10 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         netns=vpc_id,
         name="ingress",
         hook="type filter hook forward priority 10; policy drop;",
-        rules=(_REPLIES, Rule(text="oifname vmap @ingress_groups", comment="the receiver's groups")),
+        rules=(
+            *_tracked(_AT_RECEIVER),
+            Rule(text="oifname vmap @ingress_groups", comment="the receiver's groups"),
+        ),
     )
     dns = f"ip daddr {{ {', '.join(resolver)} }} meta l4proto {{ tcp, udp }} th dport 53"
     yield Chain(
@@ -313,6 +336,14 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         hook="type filter hook output priority 0; policy drop;",
         rules=(Rule(text="ct state established ct direction reply accept", comment="the resolver's reply"),),
     )
+
+
+def _tracked(untracked: Mapping[str, int]) -> Iterator[Rule]:
+    """What passes without asking the groups: packets of connections that they keep track of."""
+    yield Rule(text="ct state established,related ct mark 0x0 accept", comment="a tracked connection")
+    for direction, bit in untracked.items():
+        text = f"ct state established,related ct direction {direction} ct mark and {bit:#x} == 0x0 accept"
+        yield Rule(text=text, comment="tracked at this gate")
 
 
 def _table(world: World, route_table_id: str) -> Iterator[Part]:

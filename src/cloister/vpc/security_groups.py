@@ -34,6 +34,8 @@ _NUMBERS = {"tcp": 6, "udp": 17, "icmp": 1}
 COMMENT_BYTES = 128
 #: the router's chains where packets go that a gate of the sender, of the receiver refuses
 REFUSED_OUT, REFUSED_IN = "refused_out", "refused_in"
+#: connection marks: the groups of its sender, of its receiver, keep no track of the connection
+UNTRACKED_BY_SENDER, UNTRACKED_BY_RECEIVER = 0x1, 0x2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,15 +173,47 @@ def comment(origins: Sequence[str]) -> str:
 # --- rendering -------------------------------------------------------------------------------------------
 
 
+def open_ports(group: SecurityGroup, *, egress: bool) -> frozenset[tuple[str, int, int]]:
+    """What the group's rules let through to or from everybody, 0.0.0.0/0: (tcp or udp, first, last port)."""
+    found: set[tuple[str, int, int]] = set()
+    for rule in group.rules:
+        if rule.egress is egress and rule.cidr == "0.0.0.0/0":
+            protocol = normal_protocol(rule.protocol)
+            low, high = axis(protocol, rule.from_port, rule.to_port)
+            if protocol == ALL:
+                found |= {("tcp", 0, 65535), ("udp", 0, 65535)}
+            elif protocol in ("tcp", "udp") and low is not None and high is not None:
+                found.add((protocol, low, high))
+    return frozenset(found)
+
+
+def _untracked(groups: Sequence[SecurityGroup], *, egress: bool) -> Iterator[Rule]:
+    """AWS ("Untracked connections"): a TCP or UDP flow that a rule lets through for everybody, while another
+    lets through everything the other way, is not tracked: it ends when the rule goes. Such flows get a mark,
+    and the router asks the groups about each of their packets. ICMP is always tracked."""
+    ways = [open_ports(group, egress=egress) for group in groups]
+    back = frozenset[tuple[str, int, int]]().union(
+        *(open_ports(group, egress=not egress) for group in groups)
+    )
+    mark = UNTRACKED_BY_SENDER if egress else UNTRACKED_BY_RECEIVER
+    for protocol, low, high in sorted(frozenset[tuple[str, int, int]]().union(*ways)):
+        if (protocol, 0, 65535) in back:
+            ports = "" if (low, high) == (0, 65535) else f" th dport {_interval(low, high)}"
+            text = f"ct state new meta l4proto {protocol}{ports} ct mark set ct mark or {mark:#x}"
+            yield Rule(text=text, comment="open to everybody both ways: not tracked")
+
+
 def shared_parts(world: World, netns: str, group_ids: Sequence[str]) -> Iterator[Part]:
     """The chains of interfaces with exactly these groups."""
     found = (world.get(SecurityGroup, group_id) for group_id in sorted(group_ids))
-    present = [group.group_id for group in found if group is not None and group.vpc_id == netns]
+    groups = [group for group in found if group is not None and group.vpc_id == netns]
+    present = [group.group_id for group in groups]
     for egress in (True, False):
         yield Chain(
             netns=netns,
             name=shared_chain(group_ids, egress=egress),
             rules=(
+                *_untracked(groups, egress=egress),
                 *(Rule(text=f"jump {group_chain(g, egress=egress)}", comment=g) for g in present),
                 Rule(
                     text=f"goto {REFUSED_OUT if egress else REFUSED_IN}",
