@@ -1,4 +1,8 @@
-"""Interface endpoints from inside a job, with stock boto3: reached, refused by policy, refused by the network."""
+"""Interface endpoints from inside a job, with stock boto3: reached, refused by policy, refused by the network.
+
+One VPC has an endpoint for every case. A job asks all of them, the network and the policies are changed, another
+job asks again; the tests read what came of it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import boto3
@@ -21,16 +25,17 @@ pytestmark = pytest.mark.e2e
 
 #: does each call of CALLS with a client that knows nothing of Cloister, prints what came of it
 SCRIPT = """
-import json, socket
+import concurrent.futures, json, socket
 import boto3, botocore.config, botocore.exceptions
 config = botocore.config.Config(connect_timeout=2, read_timeout=20, retries={"total_max_attempts": 1})
-for service, operation, params, url in CALLS:
-    client = boto3.client(service, endpoint_url=url, config=config)
+def ask(named):
+    name, (service, operation, params, url) = named
+    client = clients[name]
     host = client.meta.endpoint_url.split("//")[1]
-    said = {"host": host}
+    said = {"name": name}
     try:
         said["addresses"] = sorted({i[4][0] for i in socket.getaddrinfo(host, 443, socket.AF_INET)})
-    except OSError as error:
+    except OSError:
         said["addresses"] = []
     try:
         answer = getattr(client, operation)(**params)
@@ -40,25 +45,35 @@ for service, operation, params, url in CALLS:
         said["code"], said["message"] = error.response["Error"]["Code"], error.response["Error"]["Message"]
     except botocore.exceptions.BotoCoreError as error:
         said["failed"] = type(error).__name__
-    print("SAID", json.dumps(said, default=str), flush=True)
+    return said
+clients = {name: boto3.client(asked[0], endpoint_url=asked[3], config=config) for name, asked in CALLS.items()}
+with concurrent.futures.ThreadPoolExecutor() as pool:
+    for said in pool.map(ask, CALLS.items()):
+        print("SAID", json.dumps(said, default=str), flush=True)
 """
 
 #: service, operation, parameters, endpoint_url
 Asked = tuple[str, str, dict[str, Any], str | None]
-WHO: Asked = ("sts", "get_caller_identity", {}, None)
+#: what came of a call: "addresses" and "answer", "code" and "message", or "failed"
+Said = dict[str, Any]
+SHUT_OUT = "ConnectTimeoutError"
 
 
 @dataclass(slots=True, kw_only=True)
 class Endpoints:
-    """A lab whose VPC has private DNS, with two zones and a secret."""
+    """A lab whose VPC has private DNS, two zones, a secret, a parameter, and endpoints."""
 
     lab: Lab
     other_subnet: str
+    shut: str  # a group that lets nothing in
     outside: Callable[..., Any]  # a client of a service at Cloister's own address
-    secrets: Any
-    secret_arn: str
+    secret: str
+    parameter: str
+    made: dict[str, dict[str, Any]] = field(default_factory=dict)
+    before: dict[str, Said] = field(default_factory=dict)
+    after: dict[str, Said] = field(default_factory=dict)
 
-    def make(self, service: str, **params: Any) -> dict[str, Any]:
+    def make(self, service: str, **params: Any) -> None:
         ec2, region = self.lab.on.ec2, self.lab.on.region
         wanted = {"SubnetIds": [self.lab.subnet], "SecurityGroupIds": [self.lab.group]} | params
         made: dict[str, Any] = ec2.create_vpc_endpoint(
@@ -68,249 +83,245 @@ class Endpoints:
             **wanted,
         )["VpcEndpoint"]
         assert made["State"] == "pending"
-        wait_until(f"{service} is available", lambda: self.describe(made)["State"] == "available", 10)
-        return self.describe(made)
+        self.made[service] = made
+        named = [made["VpcEndpointId"]]
+        self.lab.on.undo.append(lambda: ec2.delete_vpc_endpoints(VpcEndpointIds=named))
 
-    def describe(self, endpoint: dict[str, Any]) -> dict[str, Any]:
-        asked = [endpoint["VpcEndpointId"]]
-        found: dict[str, Any] = self.lab.on.ec2.describe_vpc_endpoints(VpcEndpointIds=asked)["VpcEndpoints"][
-            0
-        ]
-        return found
+    def states(self) -> set[str]:
+        named = [each["VpcEndpointId"] for each in self.made.values()]
+        found = self.lab.on.ec2.describe_vpc_endpoints(VpcEndpointIds=named)["VpcEndpoints"]
+        return {each["State"] for each in found}
 
-    def delete(self, *endpoints: dict[str, Any]) -> None:
-        named = [each["VpcEndpointId"] for each in endpoints]
-        assert self.lab.on.ec2.delete_vpc_endpoints(VpcEndpointIds=named)["Unsuccessful"] == []
+    def modify(self, service: str, **params: Any) -> None:
+        endpoint_id = self.made[service]["VpcEndpointId"]
+        self.lab.on.ec2.modify_vpc_endpoint(VpcEndpointId=endpoint_id, **params)
 
-    def addresses(self, endpoint: dict[str, Any]) -> list[str]:
+    def addresses(self, service: str) -> list[str]:
         found = self.lab.on.ec2.describe_network_interfaces(
-            NetworkInterfaceIds=endpoint["NetworkInterfaceIds"]
+            NetworkInterfaceIds=self.made[service]["NetworkInterfaceIds"]
         )["NetworkInterfaces"]
         return sorted(each["PrivateIpAddress"] for each in found)
 
-    def ask(self, *calls: Asked) -> list[dict[str, Any]]:
+    def names(self, service: str) -> list[str]:
+        return [entry["DnsName"] for entry in self.made[service]["DnsEntries"]]
+
+    def calls(self) -> dict[str, Asked]:
+        own = self.names("kms")
+        s3 = "https://bucket" + self.names("s3")[0].removeprefix("*")
+        sts = "sts.us-east-1.amazonaws.com"
+        return {
+            "sts": ("sts", "get_caller_identity", {}, None),
+            "sts unencrypted": ("sts", "get_caller_identity", {}, f"http://{sts}"),
+            "not sts": ("secretsmanager", "list_secrets", {}, f"https://{sts}"),
+            "sagemaker": ("sagemaker", "list_processing_jobs", {}, None),
+            "secretsmanager": ("secretsmanager", "get_secret_value", {"SecretId": self.secret}, None),
+            "ssm": ("ssm", "get_parameter", {"Name": self.parameter}, None),
+            "logs": ("logs", "describe_log_groups", {}, None),
+            "kms": ("kms", "list_keys", {}, None),
+            **{f"kms {n}": ("kms", "list_keys", {}, f"https://{name}") for n, name in enumerate(own)},
+            "s3": ("s3", "head_object", {"Bucket": self.lab.bucket, "Key": "through.txt"}, s3),
+            "dynamodb": ("dynamodb", "list_tables", {}, None),
+        }
+
+    def ask(self) -> dict[str, Said]:
         """What a job's calls give."""
-        name = f"asks-{os.urandom(5).hex()}"
+        calls, name = self.calls(), f"asks-{os.urandom(5).hex()}"
         job = self.lab.outcome(self.lab.scripted(name, f"CALLS = {calls!r}\n{SCRIPT}"))
         assert job["ProcessingJobStatus"] == "Completed", (job, self.lab.log(job))
         lines = [line for line in self.lab.log(job).splitlines() if line.startswith("SAID ")]
-        assert len(lines) == len(calls)
-        return [json.loads(line.removeprefix("SAID ")) for line in lines]
+        found = {said["name"]: said for said in map(json.loads, (line[5:] for line in lines))}
+        assert found.keys() == calls.keys()
+        return found
 
-    def get_secret(self) -> Asked:
-        return ("secretsmanager", "get_secret_value", {"SecretId": self.secret_arn}, None)
+    def allow(self, name: str, *statements: dict[str, Any]) -> None:
+        """Give the job's role these rights under this name."""
+        role, iam = self.lab.role.rpartition("/")[2], self.lab.on.iam
+        iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=policy(*statements))
+
+    def disallow(self, name: str) -> None:
+        self.lab.on.iam.delete_role_policy(RoleName=self.lab.role.rpartition("/")[2], PolicyName=name)
+
+
+def policy(*statements: dict[str, Any]) -> str:
+    return json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
 
 
 @pytest.fixture(scope="module")
 def endpoints(cloister: Cloister) -> Iterator[Endpoints]:
     on = cloister.stage()
     try:
-        lab = make_lab(on, "10.44.0.0/16")
-        on.ec2.modify_vpc_attribute(VpcId=lab.vpc, EnableDnsHostnames={"Value": True})
-        other = on.ec2.create_subnet(
-            VpcId=lab.vpc, CidrBlock="10.44.2.0/24", AvailabilityZone=f"{on.region}b"
-        )["Subnet"]["SubnetId"]
-        on.undo.append(lambda: on.ec2.delete_subnet(SubnetId=other))
-        found = environment(cloister.state, cloister.running())
-
-        def outside(service: str, keys: dict[str, str] | None = None) -> Any:
-            key, secret = found["AWS_ACCESS_KEY_ID"], found["AWS_SECRET_ACCESS_KEY"]
-            keys = keys or {"AccessKeyId": key, "SecretAccessKey": secret}
-            return boto3.client(
-                service,
-                aws_access_key_id=keys["AccessKeyId"],
-                aws_secret_access_key=keys["SecretAccessKey"],
-                aws_session_token=keys.get("SessionToken"),
-                region_name=on.region,
-                endpoint_url=found["AWS_ENDPOINT_URL"],
-                verify=found["AWS_CA_BUNDLE"],
-            )
-
-        secrets = outside("secretsmanager")
-        name = f"lab/{os.urandom(4).hex()}"
-        arn = secrets.create_secret(Name=name, SecretString="swordfish")["ARN"]
-        on.undo.append(lambda: secrets.delete_secret(SecretId=arn, ForceDeleteWithoutRecovery=True))
-        allow(lab, "secretsmanager:GetSecretValue", arn)
-        yield Endpoints(lab=lab, other_subnet=other, outside=outside, secrets=secrets, secret_arn=arn)
+        found = prepare(make_lab(on, "10.44.0.0/16"), cloister)
+        build(found)
+        found.before = found.ask()
+        change(found)
+        found.after = found.ask()
+        yield found
     finally:
         strike(on)
 
 
-def allow(lab: Lab, action: str, resource: str) -> None:
-    """Add to the rights of the lab's role."""
-    policy = {"Statement": [{"Effect": "Allow", "Action": action, "Resource": resource}]}
-    name = f"further-{os.urandom(4).hex()}"
-    role = lab.role.rpartition("/")[2]
-    lab.on.iam.put_role_policy(
-        RoleName=role, PolicyName=name, PolicyDocument=json.dumps({"Version": "2012-10-17"} | policy)
+def prepare(lab: Lab, cloister: Cloister) -> Endpoints:
+    on, variables = lab.on, environment(cloister.state, cloister.running())
+    own = {
+        "AccessKeyId": variables["AWS_ACCESS_KEY_ID"],
+        "SecretAccessKey": variables["AWS_SECRET_ACCESS_KEY"],
+    }
+
+    def outside(service: str, keys: dict[str, str] = own) -> Any:
+        return boto3.client(
+            service,
+            aws_access_key_id=keys["AccessKeyId"],
+            aws_secret_access_key=keys["SecretAccessKey"],
+            aws_session_token=keys.get("SessionToken"),
+            region_name=on.region,
+            endpoint_url=variables["AWS_ENDPOINT_URL"],
+            verify=variables["AWS_CA_BUNDLE"],
+        )
+
+    on.ec2.modify_vpc_attribute(VpcId=lab.vpc, EnableDnsHostnames={"Value": True})
+    where = {"CidrBlock": "10.44.2.0/24", "AvailabilityZone": f"{on.region}b"}
+    other = on.ec2.create_subnet(VpcId=lab.vpc, **where)["Subnet"]["SubnetId"]
+    on.undo.append(lambda: on.ec2.delete_subnet(SubnetId=other))
+    named = {"GroupName": "shut", "Description": "lets nothing in"}
+    shut = on.ec2.create_security_group(VpcId=lab.vpc, **named)["GroupId"]
+    on.undo.append(lambda: on.ec2.delete_security_group(GroupId=shut))
+    secrets, ssm, name = outside("secretsmanager"), outside("ssm"), f"lab/{os.urandom(4).hex()}"
+    secret = secrets.create_secret(Name=name, SecretString="swordfish")["ARN"]
+    on.undo.append(lambda: secrets.delete_secret(SecretId=secret, ForceDeleteWithoutRecovery=True))
+    ssm.put_parameter(Name=f"/{name}", Value="one", Type="String")
+    on.undo.append(lambda: ssm.delete_parameter(Name=f"/{name}"))
+    lab.put("through.txt", b"by an interface")
+    return Endpoints(
+        lab=lab, other_subnet=other, shut=shut, outside=outside, secret=secret, parameter=f"/{name}"
     )
-    lab.on.undo.append(lambda: lab.on.iam.delete_role_policy(RoleName=role, PolicyName=name))
+
+
+def build(found: Endpoints) -> None:
+    both = [found.lab.subnet, found.other_subnet]
+    found.make("sts", SubnetIds=both)
+    found.make("sagemaker.api")
+    list_only = {"Effect": "Allow", "Principal": "*", "Action": "secretsmanager:ListSecrets", "Resource": "*"}
+    found.make("secretsmanager", PolicyDocument=policy(list_only))
+    found.make("ssm")
+    found.make("logs", SecurityGroupIds=[found.shut])
+    found.make("kms", SubnetIds=both, PrivateDnsEnabled=False)
+    found.make("s3", PrivateDnsEnabled=False)
+    found.allow(
+        "calls",
+        {"Effect": "Allow", "Action": ["kms:ListKeys", "logs:DescribeLogGroups"], "Resource": "*"},
+        {"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": found.secret},
+    )
+    found.lab.on.undo.append(lambda: found.disallow("calls"))
+    found.allow("by-endpoint", by_endpoint(found, "vpce-0123456789abcdef0"))
+    found.lab.on.undo.append(lambda: found.disallow("by-endpoint"))
+    wait_until("the endpoints are available", lambda: found.states() == {"available"}, 10)
+
+
+def change(found: Endpoints) -> None:
+    nothing = {"Effect": "Deny", "Principal": "*", "Action": "*", "Resource": "*"}
+    found.modify("secretsmanager", ResetPolicy=True)
+    found.modify("s3", PolicyDocument=policy(nothing))
+    found.modify("sts", PolicyDocument=policy(nothing | {"Effect": "Allow", "Action": "sts:AssumeRole"}))
+    found.allow("by-endpoint", by_endpoint(found, found.made["ssm"]["VpcEndpointId"]))
+    pair = [{"GroupId": found.lab.group}]
+    rule = {"IpProtocol": "tcp", "FromPort": 443, "ToPort": 443, "UserIdGroupPairs": pair}
+    found.lab.on.ec2.authorize_security_group_ingress(GroupId=found.shut, IpPermissions=[rule])
+
+
+def by_endpoint(found: Endpoints, endpoint_id: str) -> dict[str, Any]:
+    return {
+        "Effect": "Allow",
+        "Action": "ssm:GetParameter",
+        "Resource": f"arn:aws:ssm:*:*:parameter{found.parameter}",
+        "Condition": {
+            "StringEquals": {"aws:SourceVpce": endpoint_id, "aws:SourceVpc": found.lab.vpc},
+            "IpAddress": {"aws:VpcSourceIp": "10.44.1.0/24"},
+        },
+    }
 
 
 def test_a_job_calls_services_by_their_own_names_through_endpoints(endpoints: Endpoints) -> None:
-    sts = endpoints.make("sts", SubnetIds=[endpoints.lab.subnet, endpoints.other_subnet])
-    secrets = endpoints.make("secretsmanager")
-    api = endpoints.make("sagemaker.api")
-    try:
-        jobs: Asked = ("sagemaker", "list_processing_jobs", {}, None)
-        key: Asked = ("kms", "list_keys", {}, None)
-        who, secret, listed, none = endpoints.ask(WHO, endpoints.get_secret(), jobs, key)
-        role = endpoints.lab.role.rpartition("/")[2]
-        assert who["answer"]["Arn"].startswith(
-            f"arn:aws:sts::{endpoints.lab.on.account}:assumed-role/{role}/"
-        )
-        assert who["addresses"] == endpoints.addresses(sts)
-        assert len(who["addresses"]) == 2
-        assert secret["answer"]["SecretString"] == "swordfish"
-        assert secret["addresses"] == endpoints.addresses(secrets)
-        assert listed["code"] == "AccessDeniedException"  # it is reached, and the role may not
-        assert "no identity-based policy allows the sagemaker:ListProcessingJobs action" in listed["message"]
-        assert listed["addresses"] == endpoints.addresses(api)
-        assert none["failed"] == "ConnectTimeoutError"  # no endpoint, no way out
-        assert none["addresses"][0].startswith("203.0.113.")
-    finally:
-        endpoints.delete(sts, secrets, api)
+    who, secret, jobs = (
+        endpoints.before["sts"],
+        endpoints.after["secretsmanager"],
+        endpoints.before["sagemaker"],
+    )
+    role = endpoints.lab.role.rpartition("/")[2]
+    assert f":assumed-role/{role}/" in who["answer"]["Arn"]
+    assert who["addresses"] == endpoints.addresses("sts")
+    assert len(who["addresses"]) == 2  # one in each zone
+    assert secret["answer"]["SecretString"] == "swordfish"
+    assert secret["addresses"] == endpoints.addresses("secretsmanager")
+    assert jobs["addresses"] == endpoints.addresses("sagemaker.api")
+    assert jobs["code"] == "AccessDeniedException"  # it is reached, and the role may not
+    assert "no identity-based policy allows the sagemaker:ListProcessingJobs action" in jobs["message"]
 
 
-def test_an_endpoint_answers_its_own_service_only(endpoints: Endpoints) -> None:
-    sts = endpoints.make("sts")
-    try:
-        url = "https://sts.us-east-1.amazonaws.com"
-        asked: Asked = (*endpoints.get_secret()[:3], url)
-        plain: Asked = ("sts", "get_caller_identity", {}, "http://sts.us-east-1.amazonaws.com")
-        wrong, unencrypted = endpoints.ask(asked, plain)
-        assert wrong["code"] == "InvalidSignatureException"
-        assert "Credential should be scoped to correct service: 'sts'" in wrong["message"]
-        assert unencrypted["failed"] == "ConnectTimeoutError"  # nothing but 443 is open
-    finally:
-        endpoints.delete(sts)
+def test_a_service_without_an_endpoint_is_out_of_reach(endpoints: Endpoints) -> None:
+    said = endpoints.before["dynamodb"]
+    assert said["failed"] == SHUT_OUT
+    assert said["addresses"][0].startswith("203.0.113.")
+
+
+def test_an_endpoint_answers_its_own_service_on_443_only(endpoints: Endpoints) -> None:
+    wrong = endpoints.before["not sts"]
+    assert wrong["code"] == "InvalidSignatureException"
+    assert "Credential should be scoped to correct service: 'sts'" in wrong["message"]
+    assert endpoints.before["sts unencrypted"]["failed"] == SHUT_OUT
 
 
 def test_an_endpoints_policy_is_one_more_gate(endpoints: Endpoints) -> None:
-    policy = {
-        "Version": "2012-10-17",
-        "Statement": [
-            {"Effect": "Allow", "Principal": "*", "Action": "secretsmanager:ListSecrets", "Resource": "*"}
-        ],
-    }
-    sts = endpoints.make("sts", PolicyDocument=json.dumps(policy))
-    secrets = endpoints.make("secretsmanager", PolicyDocument=json.dumps(policy))
-    try:
-        who, secret = endpoints.ask(WHO, endpoints.get_secret())
-        assert who["code"] == "AccessDenied"
-        assert "because no VPC endpoint policy allows the sts:GetCallerIdentity action" in who["message"]
-        assert secret["code"] == "AccessDeniedException"
-        assert secret["message"].endswith(
-            f"is not authorized to perform: secretsmanager:GetSecretValue on resource: {endpoints.secret_arn} "
-            "because no VPC endpoint policy allows the secretsmanager:GetSecretValue action"
-        )
-        endpoints.lab.on.ec2.modify_vpc_endpoint(VpcEndpointId=secrets["VpcEndpointId"], ResetPolicy=True)
-        (secret,) = endpoints.ask(endpoints.get_secret())
-        assert secret["answer"]["SecretString"] == "swordfish"
-    finally:
-        endpoints.delete(sts, secrets)
+    secret, who = endpoints.before["secretsmanager"], endpoints.after["sts"]
+    assert secret["code"] == "AccessDeniedException"
+    assert secret["message"].endswith(
+        f"is not authorized to perform: secretsmanager:GetSecretValue on resource: {endpoints.secret} "
+        "because no VPC endpoint policy allows the secretsmanager:GetSecretValue action"
+    )
+    assert "answer" in endpoints.after["secretsmanager"]
+    assert who["code"] == "AccessDenied"
+    assert "because no VPC endpoint policy allows the sts:GetCallerIdentity action" in who["message"]
 
 
 def test_a_policy_of_the_role_can_ask_for_the_endpoint(endpoints: Endpoints) -> None:
-    lab = endpoints.lab
-    other = endpoints.secrets.create_secret(Name=f"by/{os.urandom(4).hex()}", SecretString="by endpoint")[
-        "ARN"
-    ]
-    secrets = endpoints.make("secretsmanager")
-    role, name = lab.role.rpartition("/")[2], "by-endpoint"
-    get: Asked = ("secretsmanager", "get_secret_value", {"SecretId": other}, None)
-    try:
-        for endpoint_id, passes in (("vpce-0123456789abcdef0", False), (secrets["VpcEndpointId"], True)):
-            statement = {
-                "Effect": "Allow",
-                "Action": "secretsmanager:GetSecretValue",
-                "Resource": other,
-                "Condition": {
-                    "StringEquals": {"aws:SourceVpce": endpoint_id, "aws:SourceVpc": lab.vpc},
-                    "IpAddress": {"aws:VpcSourceIp": "10.44.1.0/24"},
-                },
-            }
-            document = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-            lab.on.iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=document)
-            (said,) = endpoints.ask(get)
-            assert ("answer" in said) is passes, said
-    finally:
-        lab.on.iam.delete_role_policy(RoleName=role, PolicyName=name)
-        endpoints.secrets.delete_secret(SecretId=other, ForceDeleteWithoutRecovery=True)
-        endpoints.delete(secrets)
+    refused = endpoints.before["ssm"]
+    assert refused["code"] == "AccessDeniedException"
+    assert "no identity-based policy allows the ssm:GetParameter action" in refused["message"]
+    assert endpoints.after["ssm"]["answer"]["Parameter"]["Value"] == "one"
 
 
 def test_the_groups_of_an_endpoint_must_let_the_job_in(endpoints: Endpoints) -> None:
-    lab = endpoints.lab
-    made = lab.on.ec2.create_security_group(GroupName="shut", Description="lets nothing in", VpcId=lab.vpc)
-    shut = made["GroupId"]
-    sts = endpoints.make("sts", SecurityGroupIds=[shut])
-    try:
-        (who,) = endpoints.ask(WHO)
-        assert who["addresses"] == endpoints.addresses(sts)
-        assert who["failed"] == "ConnectTimeoutError"
-        rule = {
-            "IpProtocol": "tcp",
-            "FromPort": 443,
-            "ToPort": 443,
-            "UserIdGroupPairs": [{"GroupId": lab.group}],
-        }
-        lab.on.ec2.authorize_security_group_ingress(GroupId=shut, IpPermissions=[rule])
-        (who,) = endpoints.ask(WHO)
-        assert "answer" in who
-    finally:
-        endpoints.delete(sts)
-        lab.on.ec2.delete_security_group(GroupId=shut)
+    assert endpoints.before["logs"]["addresses"] == endpoints.addresses("logs")
+    assert endpoints.before["logs"]["failed"] == SHUT_OUT
+    assert "answer" in endpoints.after["logs"]
 
 
 def test_without_private_dns_only_the_endpoints_own_names_lead_to_it(endpoints: Endpoints) -> None:
-    sts = endpoints.make(
-        "sts", PrivateDnsEnabled=False, SubnetIds=[endpoints.lab.subnet, endpoints.other_subnet]
-    )
-    try:
-        regional, first, second = (entry["DnsName"] for entry in sts["DnsEntries"])
-        calls = [("sts", "get_caller_identity", {}, f"https://{name}") for name in (regional, first, second)]
-        public, *own = endpoints.ask(WHO, *calls)
-        assert public["failed"] == "ConnectTimeoutError"
-        assert public["addresses"][0].startswith("203.0.113.")
-        assert all("answer" in each for each in own)
-        assert own[0]["addresses"] == endpoints.addresses(sts)
-        assert sorted(own[1]["addresses"] + own[2]["addresses"]) == endpoints.addresses(sts)
-    finally:
-        endpoints.delete(sts)
+    said = endpoints.before
+    assert said["kms"]["failed"] == SHUT_OUT
+    assert said["kms"]["addresses"][0].startswith("203.0.113.")
+    regional, first, second = (said[f"kms {n}"] for n in range(3))
+    assert all("answer" in each for each in (regional, first, second))
+    assert regional["addresses"] == endpoints.addresses("kms")
+    assert sorted(first["addresses"] + second["addresses"]) == endpoints.addresses("kms")
 
 
 def test_s3_by_an_interface_endpoint_is_subject_to_its_policy(endpoints: Endpoints) -> None:
-    lab = endpoints.lab
-    lab.put("through.txt", b"by an interface")
-    s3 = endpoints.make("s3", PrivateDnsEnabled=False)
-    name = s3["DnsEntries"][0]["DnsName"]
-    assert name.startswith("*.")
-    url = f"https://bucket{name.removeprefix('*')}"
-    read: Asked = ("s3", "head_object", {"Bucket": lab.bucket, "Key": "through.txt"}, url)
-    try:
-        (seen,) = endpoints.ask(read)
-        assert seen["answer"]["ContentLength"] == len(b"by an interface")
-        nothing = {
-            "Version": "2012-10-17",
-            "Statement": [{"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject", "Resource": "*"}],
-        }
-        lab.on.ec2.modify_vpc_endpoint(VpcEndpointId=s3["VpcEndpointId"], PolicyDocument=json.dumps(nothing))
-        (refused,) = endpoints.ask(read)
-        assert refused["code"] == "403"
-    finally:
-        endpoints.delete(s3)
+    assert endpoints.before["s3"]["answer"]["ContentLength"] == len(b"by an interface")
+    assert endpoints.before["s3"]["addresses"] == endpoints.addresses("s3")
+    assert endpoints.after["s3"]["code"] == "403"
 
 
 def test_from_outside_the_side_services_are_behind_the_same_policies(endpoints: Endpoints) -> None:
     on = endpoints.lab.on
     keys = on.sts.assume_role(RoleArn=endpoints.lab.role, RoleSessionName="outside")["Credentials"]
     outside = endpoints.outside("secretsmanager", keys)
-    assert outside.get_secret_value(SecretId=endpoints.secret_arn)["SecretString"] == "swordfish"
+    assert outside.get_secret_value(SecretId=endpoints.secret)["SecretString"] == "swordfish"
     with pytest.raises(botocore.exceptions.ClientError, match="secretsmanager:DeleteSecret"):
-        outside.delete_secret(SecretId=endpoints.secret_arn)
+        outside.delete_secret(SecretId=endpoints.secret)
     with pytest.raises(botocore.exceptions.ClientError, match="does not implement"):
-        endpoints.secrets.put_resource_policy(SecretId=endpoints.secret_arn, ResourcePolicy="{}")
+        endpoints.outside("secretsmanager").put_resource_policy(
+            SecretId=endpoints.secret, ResourcePolicy="{}"
+        )
 
 
 def test_every_side_service_does_its_work(endpoints: Endpoints) -> None:
@@ -356,15 +367,12 @@ def test_every_side_service_does_its_work(endpoints: Endpoints) -> None:
 def test_a_daemon_that_is_killed_finds_its_endpoints_and_secrets_again(
     endpoints: Endpoints, cloister: Cloister
 ) -> None:
-    sts, secrets = endpoints.make("sts"), endpoints.make("secretsmanager")
-    try:
-        victim = daemon_pid(cloister.state)
-        os.kill(victim, signal.SIGKILL)
-        wait_until("another daemon", lambda: daemon_pid(cloister.state) not in (0, victim))
-        wait_until("it answers", lambda: read_running(cloister.state) is not None)
-        who, secret = endpoints.ask(WHO, endpoints.get_secret())
-        assert "answer" in who
-        assert secret["answer"]["SecretString"] == "swordfish"
-        assert endpoints.describe(sts)["State"] == "available"
-    finally:
-        endpoints.delete(sts, secrets)
+    victim = daemon_pid(cloister.state)
+    os.kill(victim, signal.SIGKILL)
+    wait_until("another daemon", lambda: daemon_pid(cloister.state) not in (0, victim))
+    wait_until("it answers", lambda: read_running(cloister.state) is not None)
+    again = endpoints.ask()
+    assert again["secretsmanager"] == endpoints.after["secretsmanager"]
+    for name, said in again.items():
+        assert said.keys() == endpoints.after[name].keys(), said
+    assert endpoints.states() == {"available"}
