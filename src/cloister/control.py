@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from cloister.questions import Questions
 from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
 from cloister.vpc.model import NetworkInterface, RouteTable, SecurityGroup, Subnet, Vpc, VpcEndpoint
+from cloister.vpc.service_network import hidden
 from cloister.way_out import WayOut
+from cloister.world import World
 
 
 class Control:
@@ -61,7 +64,7 @@ class Control:
 
     async def _status(self, _: web.Request) -> web.Response:
         world = self._engine.world
-        kinds = {
+        kinds: dict[str, type] = {
             "VPCs": Vpc,
             "subnets": Subnet,
             "security groups": SecurityGroup,
@@ -80,9 +83,12 @@ class Control:
                 "s3": self._backend.url,
                 "problem": self._fabric.problem,
                 "way_out": self._way_out.state,
-                "resources": {name: world.count(cls) for name, cls in kinds.items()},
+                "resources": {
+                    name: sum(not hidden(world, each) for each in _all(world, cls))
+                    for name, cls in kinds.items()
+                },
                 "jobs": [
-                    {"name": j.name, "status": j.status, "phase": j.state.value, "subnet": j.subnet_id}
+                    {"name": j.name, "status": j.status, "phase": j.state.value, "subnet": _where(j)}
                     for j in jobs
                 ],
             }
@@ -125,6 +131,15 @@ class Control:
 
     async def _gc(self, request: web.Request) -> web.Response:
         return web.json_response(await self._supervisor.collect_garbage(dry_run="dry_run" in request.query))
+
+
+def _all(world: World, cls: type) -> Iterable[object]:
+    return world.all(cls)
+
+
+def _where(job: ProcessingJob) -> str | None:
+    """The subnet that a job is in, as far as it is the customer's."""
+    return "the service's network" if job.subnet_id and job.vpc_config is None else job.subnet_id
 
 
 def _memory_mb() -> int:

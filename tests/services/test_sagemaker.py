@@ -37,6 +37,17 @@ def _refused(call: Call, **given: Any) -> AwsError:
     return error.value
 
 
+@pytest.mark.parametrize(
+    "given", [{}, {"NetworkConfig": {}}, {"NetworkConfig": {"EnableNetworkIsolation": False}}]
+)
+def test_a_job_may_name_no_vpc(call: Call, given: dict[str, Any]) -> None:
+    wanted = request()
+    del wanted["NetworkConfig"]
+    _create(call, **wanted, **given)
+    shown = invoke(call, "sagemaker", "DescribeProcessingJob", ProcessingJobName="job")
+    assert "VpcConfig" not in shown.get("NetworkConfig", {})
+
+
 def test_a_created_job_is_described_with_its_effective_request(call: Call) -> None:
     given = request(instances=2)
     del given["ProcessingResources"]["ClusterConfig"]["InstanceCount"]
@@ -102,8 +113,6 @@ NOT_YET: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
         "EnableInterContainerTrafficEncryption",
         lambda g: g["NetworkConfig"].update(EnableInterContainerTrafficEncryption=True),
     ),
-    ("jobs without NetworkConfig.VpcConfig", lambda g: g.pop("NetworkConfig")),
-    ("jobs without NetworkConfig.VpcConfig", lambda g: g["NetworkConfig"].pop("VpcConfig")),
     ("ExperimentConfig", lambda g: g.update(ExperimentConfig={"ExperimentName": "e"})),
     ("ProcessingOutputConfig.KmsKeyId", lambda g: g["ProcessingOutputConfig"].update(KmsKeyId="k")),
     (

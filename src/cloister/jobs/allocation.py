@@ -1,32 +1,38 @@
 """The interfaces of a job: one per instance, two addresses each, all of them or none. Pure.
 
-AWS: at least two private addresses per instance; all of a job's interfaces are in one of the given subnets.
+AWS: at least two private addresses per instance; all of a job's interfaces are in one of the given subnets. A
+job that names none is in the service's own network.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from cloister.jobs.lifecycle import InstanceEvent, instance_after
 from cloister.jobs.model import ProcessingJob
-from cloister.vpc import addresses
-from cloister.vpc.interfaces import AGENT, CONTAINER, create_interface
-from cloister.vpc.model import Subnet
+from cloister.vpc import addresses, service_network
+from cloister.vpc.interfaces import AGENT, CONTAINER, create_interface, release
+from cloister.vpc.model import NetworkInterface, Subnet
 from cloister.wire.errors import AwsError
 from cloister.world import Transaction, World
 
 REQUESTER = "amazon-sagemaker"
 
 
-def allocate(tx: Transaction, job: ProcessingJob, *, clock: float) -> ProcessingJob:
+def allocate(tx: Transaction, job: ProcessingJob, *, clock: float, region: str) -> ProcessingJob:
     """Make every instance's interface in `tx`; the job with them written in. Raises AwsError."""
-    subnet = choose_subnet(tx, job)
+    if job.vpc_config is None:
+        subnet = service_network.jobs_subnet(tx, region=region, now=clock)
+        groups: Sequence[str] = [service_network.job_group(tx, subnet, job.folder).group_id]
+    else:
+        subnet, groups = choose_subnet(tx, job), job.security_group_ids
     instances = []
     for each in job.instances:
         interface = create_interface(
             tx,
             subnet_id=subnet.subnet_id,
-            group_ids=job.security_group_ids,
+            group_ids=groups,
             now=clock,
             count=2,
             attach=(CONTAINER, AGENT),
@@ -48,6 +54,16 @@ def allocate(tx: Transaction, job: ProcessingJob, *, clock: float) -> Processing
             )
         )
     return replace(job, instances=tuple(instances), subnet_id=subnet.subnet_id, zone=subnet.zone)
+
+
+def give_back(tx: Transaction, job: ProcessingJob) -> None:
+    """Release every instance's interface, and the group that was the job's own. Idempotent."""
+    for each in job.instances:
+        interface = tx.get(NetworkInterface, each.interface_id)
+        if interface is not None:
+            release(tx, interface.interface_id)
+            for group_id in interface.group_ids:
+                service_network.forget_group(tx, group_id)
 
 
 def choose_subnet(world: World, job: ProcessingJob) -> Subnet:

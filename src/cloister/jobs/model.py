@@ -82,12 +82,17 @@ class ProcessingJob:
         return f"{self.name}-{self.job_id}"
 
     @property
+    def vpc_config(self) -> dict[str, Any] | None:
+        """None: the job runs in the service's own network."""
+        return (self.request.get("NetworkConfig") or {}).get("VpcConfig")
+
+    @property
     def security_group_ids(self) -> tuple[str, ...]:
-        return tuple(self.request["NetworkConfig"]["VpcConfig"]["SecurityGroupIds"])
+        return tuple((self.vpc_config or {}).get("SecurityGroupIds", ()))
 
     @property
     def subnet_ids(self) -> tuple[str, ...]:
-        return tuple(self.request["NetworkConfig"]["VpcConfig"]["Subnets"])
+        return tuple((self.vpc_config or {}).get("Subnets", ()))
 
     @property
     def inputs(self) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from cloister.credentials import SessionKeys
 from cloister.iam.model import Role
 from cloister.jobs import agent_process, contract, execution_role, staging
 from cloister.jobs.agent import Result, Spec
-from cloister.jobs.allocation import allocate
+from cloister.jobs.allocation import allocate, give_back
 from cloister.jobs.attend import Attendants
 from cloister.jobs.containers import ContainerError
 from cloister.jobs.effects import Containers, Credentials, Engine, Fabric, Images, Namespaces
@@ -37,7 +37,6 @@ from cloister.logs import LogStore
 from cloister.options import Options
 from cloister.vpc import addresses
 from cloister.vpc.explain import explain_s3 as s3_verdict
-from cloister.vpc.interfaces import release
 from cloister.vpc.model import NetworkInterface, Subnet, Vpc
 from cloister.wire.errors import AwsError
 from cloister.world import Change, Transaction, World
@@ -271,7 +270,7 @@ class Supervisor:
             role, execution_role.SESSION_NAME, SESSION_SECONDS, now=self._engine.clock()
         ).principal
         missing = execution_role.missing_permissions(self._engine.world, session)
-        if missing:
+        if missing and job.vpc_config is not None:
             raise JobFailure(
                 f"ClientError: The execution role {job.request['RoleArn']} is not allowed to perform "
                 f"{', '.join(missing)}, which a job in a VPC needs. Allow it on resource *."
@@ -279,7 +278,7 @@ class Supervisor:
 
         return Outcome(
             event=JobEvent.ALLOCATED,
-            change=lambda tx, now: allocate(tx, now, clock=self._engine.clock()),
+            change=lambda tx, now: allocate(tx, now, clock=self._engine.clock(), region=self._region),
         )
 
     def _role(self, job: ProcessingJob) -> Role:
@@ -563,8 +562,7 @@ class Supervisor:
         held = [each.interface_id for each in job.instances if each.interface_id is not None]
         if any(self._engine.world.get(NetworkInterface, interface) for interface in held):
             with self._engine.transaction() as tx:
-                for interface in held:
-                    release(tx, interface)
+                give_back(tx, job)
         await asyncio.gather(
             self._fabric.settled(self._engine.world.revision),
             asyncio.to_thread(staging.remove, self._jobs, job.folder),

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from cloister.iam.model import Principal
 from cloister.jobs import execution_role
 from cloister.jobs.model import ProcessingJob
+from cloister.vpc import service_network
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.interfaces import AGENT, CONTAINER, create_interface
@@ -55,15 +56,21 @@ def why_request_of(
     world: World, request: Mapping[str, Any], place: Place, *, subnet_id: str | None = None
 ) -> list[Answer]:
     """The same for a CreateProcessingJob request of a job that is not there."""
-    config = request["NetworkConfig"]["VpcConfig"]
+    config = (request.get("NetworkConfig") or {}).get("VpcConfig")
     count = request["ProcessingResources"]["ClusterConfig"].get("InstanceCount", 1)
     tx = world.begin()
     try:
+        if config:
+            chosen, groups = subnet_id or config["Subnets"][0], config["SecurityGroupIds"]
+        else:
+            subnet = service_network.jobs_subnet(tx, region=place.region, now=place.now)
+            chosen = subnet.subnet_id
+            groups = [service_network.job_group(tx, subnet, "job").group_id]
         interfaces = [
             create_interface(
                 tx,
-                subnet_id=subnet_id or config["Subnets"][0],
-                group_ids=config["SecurityGroupIds"],
+                subnet_id=chosen,
+                group_ids=groups,
                 now=place.now,
                 count=2,
                 attach=(CONTAINER, AGENT),

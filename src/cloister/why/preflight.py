@@ -48,9 +48,12 @@ def _findings(call: Call, params: dict[str, Any], services: Sequence[str]) -> It
     yield from _checked(
         "role", lambda: checks.check_role(call, params["RoleArn"]), "SageMaker may assume it."
     )
-    yield from _permissions(call, params["RoleArn"])
+    place = Place(region=call.region, account=call.account, now=call.now)
     if not config:
+        for answer in why_request_of(call.tx, params, place):
+            yield _of_verdict(answer.what, answer.verdict)
         return
+    yield from _permissions(call, params["RoleArn"])
     problems = list(_checked("network", lambda: checks.check_network(call, config), ""))
     yield from (each for each in problems if not each.ok)
     if not all(each.ok for each in problems):
@@ -59,9 +62,7 @@ def _findings(call: Call, params: dict[str, Any], services: Sequence[str]) -> It
     yield from findings
     if subnet_id is None:
         return
-    place = Place(region=call.region, account=call.account, now=call.now)
-    world = call.tx
-    for answer in why_request_of(world, params, place, subnet_id=subnet_id):
+    for answer in why_request_of(call.tx, params, place, subnet_id=subnet_id):
         finding = _of_verdict(answer.what, answer.verdict)
         if " to algo-" in answer.what and not finding.ok:
             finding = _self_reference(call, config["SecurityGroupIds"], finding)

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from cloister.services.api import Call, Params
+from cloister.vpc.service_network import hidden
 from cloister.wire.errors import AwsError
 from cloister.world import World
 
@@ -55,7 +56,7 @@ class Resource(Generic[D]):
     def find(self, world: World, resource_id: str) -> D:
         """Raises `not_found`, and ….Malformed for what cannot be such an id at all."""
         found = self.get(world, resource_id) if self.get else None
-        if found is None:
+        if found is None or hidden(world, found):
             if self.prefix and not resource_id.startswith(f"{self.prefix}-"):
                 raise AwsError(
                     self.not_found.replace(".NotFound", ".Malformed"),
@@ -77,7 +78,8 @@ class Resource(Generic[D]):
         if ids:
             documents = [self.find(call.tx, one) for one in dict.fromkeys(ids)]
         else:
-            documents = self.all(call.tx) if among is None else among
+            listed = self.all(call.tx) if among is None else among
+            documents = [document for document in listed if not hidden(call.tx, document)]
         found = self.select(call, params.get("Filters", ()), documents)
         page, token = paginate(found, self.key, params, *self.page, scope=self.result)
         response: Params = {self.result: [self.shape(call, document) for document in page]}

@@ -45,6 +45,10 @@ class _Rule:
     rule: GroupRule
 
     @property
+    def vpc_id(self) -> str:
+        return self.group.vpc_id
+
+    @property
     def tags(self) -> dict[str, str]:
         return self.rule.tags
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.describe import Resource, tags_of
 from cloister.vpc.model import SecurityGroup
+from cloister.vpc.service_network import hidden
 from cloister.wire.errors import AwsError
 from cloister.world import KINDS, Transaction, World
 
@@ -139,6 +140,8 @@ def _tagged(world: World) -> Iterator[tuple[str, str, Mapping[str, str]]]:
         if kind.prefix:
             documents: Iterable[Any] = world.all(kind.cls)
             for document in documents:
+                if hidden(world, document):
+                    continue
                 yield kind.name, getattr(document, kind.key), tags_of(document)
     for group in world.all(SecurityGroup):
         for rule in group.rules:
@@ -192,7 +195,7 @@ def _get(world: World, resource_id: str) -> Mapping[str, str]:
     else:
         kind = _kind(resource_id)
         document = world.get(kind.cls, resource_id) if kind else None
-        if document is not None:
+        if document is not None and not hidden(world, document):
             return tags_of(document)
     raise AwsError("InvalidID", f"The ID '{resource_id}' is not valid")
 

@@ -16,6 +16,7 @@ from cloister.jobs import execution_role
 from cloister.jobs.model import PROCESSING_PATH
 from cloister.services.api import Call, Params
 from cloister.vpc.model import SecurityGroup, Subnet
+from cloister.vpc.service_network import hidden
 from cloister.wire.errors import AwsError
 
 
@@ -31,7 +32,9 @@ def check(call: Call, params: Params) -> None:
     """Raises AwsError for the first thing found wrong."""
     check_implemented(params)
     check_channels(params)
-    check_network(call, params["NetworkConfig"]["VpcConfig"])
+    vpc_config = (params.get("NetworkConfig") or {}).get("VpcConfig")
+    if vpc_config:
+        check_network(call, vpc_config)
     check_role(call, params["RoleArn"])
 
 
@@ -62,8 +65,6 @@ def check_implemented(params: Params) -> None:
         raise _not_yet("EnableNetworkIsolation")
     if network.get("EnableInterContainerTrafficEncryption"):
         raise _not_yet("EnableInterContainerTrafficEncryption")
-    if not network.get("VpcConfig"):
-        raise _not_yet("jobs without NetworkConfig.VpcConfig")
 
 
 def _check_input_implemented(given: dict[str, Any]) -> None:
@@ -142,7 +143,7 @@ def check_network(call: Call, vpc_config: dict[str, Any]) -> None:
     vpcs: dict[str, str] = {}
     for subnet_id in vpc_config["Subnets"]:
         subnet = call.tx.get(Subnet, subnet_id)
-        if subnet is None:
+        if subnet is None or hidden(call.tx, subnet):
             raise invalid(f"The subnet ID '{subnet_id}' does not exist")
         vpcs[subnet_id] = subnet.vpc_id
     first, vpc_id = next(iter(vpcs.items()))
@@ -154,7 +155,7 @@ def check_network(call: Call, vpc_config: dict[str, Any]) -> None:
             )
     for group_id in vpc_config["SecurityGroupIds"]:
         group = call.tx.get(SecurityGroup, group_id)
-        if group is None:
+        if group is None or hidden(call.tx, group):
             raise invalid(f"The security group '{group_id}' does not exist")
         if group.vpc_id != vpc_id:
             raise invalid(f"Security group {group_id} and subnet {first} belong to different networks.")
