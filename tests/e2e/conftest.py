@@ -21,6 +21,7 @@ import pytest
 from cloister.cli.lifecycle import environment
 from cloister.cli.paths import Running, read_running
 from cloister.demo import story
+from cloister.kernel.cgroups import parent_name
 
 
 def free_port() -> int:
@@ -254,8 +255,10 @@ def traces_of(state: Path) -> list[str]:
     return found
 
 
-def cloister_cgroups() -> set[str]:
-    return {str(p) for p in Path("/sys/fs/cgroup").rglob("cloister*") if p.is_dir()}
+def cgroups_of(state: Path) -> list[Path]:
+    """The cgroups of this Cloister; others may be running on this host."""
+    names = (f"cloister-{state.stat().st_ino:x}", parent_name(state))
+    return [path for name in names for path in Path("/sys/fs/cgroup").rglob(name)]
 
 
 def wait_until(what: str, true: Any, timeout: float = 30) -> None:

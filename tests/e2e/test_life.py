@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import (
     Cloister,
-    cloister_cgroups,
+    cgroups_of,
     daemon_pid,
     free_port,
     make_lab,
@@ -43,17 +43,19 @@ def own() -> Iterator[Cloister]:
 
 
 def test_down_leaves_no_process_mount_or_cgroup_and_up_keeps_every_resource(own: Cloister) -> None:
-    cgroups = cloister_cgroups()
     own.up()
     on = own.stage()
     lab = make_lab(on)
-    lab.run("print('hello')")
+    lab.run("import time; time.sleep(1)", name="first", wait=False)
+    if os.geteuid() == 0:
+        wait_until("the job is in a cgroup", lambda: cgroups_of(own.state) != [])
+    story.wait_for(on, "first")
     before = json.dumps(on.ec2.describe_vpcs()["Vpcs"]) + json.dumps(
         on.ec2.describe_route_tables()["RouteTables"]
     )
     own.down()
     assert traces_of(own.state) == []
-    assert cloister_cgroups() <= cgroups
+    assert cgroups_of(own.state) == []
     assert read_running(own.state) is None
 
     own.up()
