@@ -36,7 +36,7 @@ GIVE_UP = 78
 WORLD_VARIABLE = "CLOISTER_WORLD"
 
 _BACK_OFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before the n-th restart in a row
-_STEADY = 10.0  # a daemon that lived so long starts again without back-off
+_STEADY = 3.0  # a daemon that lived so long starts again without back-off
 _GRACE = 20.0  # seconds the daemon has to end after SIGTERM
 _WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
