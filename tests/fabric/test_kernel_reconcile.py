@@ -285,6 +285,40 @@ def test_a_pair_whose_other_namespace_was_just_deleted_is_made_again() -> None:
             assert dump_all(reconciler.namespaces) == fresh(plan)
 
 
+def test_after_a_restart_what_is_as_planned_is_left_alone_and_what_somebody_changed_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = [
+        Netns(name="v", loopback=("10.0.0.2/32",)),
+        Chain(netns="v", name="input", hook=INPUT, rules=(Rule(text="tcp dport 80 accept"),)),
+        Set(netns="v", name="s", type="ipv4_addr"),
+    ]
+    plan = {key(part): part for part in parts}
+    more = plan | {key(e): e for e in [Element(netns="v", set="s", key="10.0.0.1")]}
+    ran: list[str] = []
+    run = Nft.run
+
+    def noted(nft: Nft, commands: str) -> str:
+        ran.append(commands)
+        return run(nft, commands)
+
+    monkeypatch.setattr(Nft, "run", noted)
+    with world() as reconciler:
+        reconciler.apply(plan)
+        reconciler.apply(more, changed(plan, more))
+        del ran[:]
+        reconciler.adopt()
+        reconciler.apply(more)
+        assert not ran
+        reconciler.namespaces.call("v", Nft).run("add rule ip cloister input accept")
+        reconciler.adopt()
+        reconciler.apply(more)
+        assert dump_all(reconciler.namespaces) == fresh(more)
+        reconciler.adopt()
+        reconciler.apply(plan)
+        assert dump_all(reconciler.namespaces) == fresh(plan)
+
+
 def test_one_namespace_that_fails_does_not_stop_the_others_and_is_named() -> None:
     good = [Netns(name="good"), Chain(netns="good", name="input", hook=INPUT, rules=(Rule(text="accept"),))]
     bad = [

@@ -1,6 +1,6 @@
 """What the kernel holds in a namespace, in a canonical form: for tests, and for people who ask.
 
-No indexes, handles or counters, and everything in order: two namespaces that act alike have equal dumps.
+No indexes, handles, counters or seals, everything in order: namespaces that act alike have equal dumps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _dump() -> dict[str, Any]:
         links = here.links()
         names = {link.index: link.name for link in links}
         return {
-            "links": sorted([k.name, k.kind, k.mac, k.mtu, k.up, k.alias] for k in links),
+            "links": sorted([k.name, k.kind, k.mac, k.mtu, k.up, k.alias if k.kind else ""] for k in links),
             "addresses": sorted([names.get(index, "?"), cidr] for index, cidr in here.addresses()),
             "neighbours": sorted([names.get(index, "?"), ip, mac] for index, ip, mac in here.neighbours()),
             "routes": sorted(

@@ -81,6 +81,20 @@ class Netlink:
         if failed:
             raise failed
 
+    def ask(self, kind: int, body: bytes) -> bytes:
+        """The one answer to a question."""
+        with self._lock:
+            self._sequence += 1
+            self._socket.send(pack(kind, REQUEST, self._sequence, body))
+            while True:
+                for got, _, sequence, content in unpack(self._socket.recv(1 << 16)):
+                    if sequence != self._sequence:
+                        continue
+                    if got == ERROR:
+                        number = -struct.unpack_from("=i", content)[0]
+                        raise NetlinkError(number, f"cannot read: {_error_text(number, content)}")
+                    return content
+
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """The bodies of what the kernel has of one kind, read again when it changed meanwhile."""
         with self._lock:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import struct
 import threading
 from typing import Any
+
+from cloister.kernel.netlink import Netlink, attributes
 
 SONAME = "libnftables.so.1"
 
@@ -93,6 +96,21 @@ class Nft:
         # Not `close`: the collector may run while this thread holds the lock.
         if getattr(self, "_context", None):
             self._lib.nft_ctx_free(self._context)
+
+
+class Generation:
+    """How often the ruleset of a network namespace was changed by anybody; of the thread's that makes it."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(12)  # NETLINK_NETFILTER
+
+    def read(self) -> int:
+        head = struct.pack("=BBH", 0, 0, 0)
+        answer = self._netlink.ask(10 << 8 | 16, head)  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
+        return int.from_bytes(attributes(answer, len(head))[1], "big")
+
+    def close(self) -> None:
+        self._netlink.close()
 
 
 def _shorten(text: str) -> str:

@@ -7,7 +7,10 @@ a start or a failure) is read from the kernel again. How an object is known to b
     veth pair    its outer end has the alias "cloister DIGEST INNER IF", its inner end "cloister"; both are
                  set last, so a pair that was not finished has none
     route, rule  protocol 201 (202: routes that belong to a pair or namespace)
-    nftables     the table `ip cloister`; not read back but replaced (connections stay)
+    settings,    loopback has the alias "cloister DIGEST SUM GENERATION", its seal: a digest of what the
+    nftables     namespace is set to, the sum of the digests of its nftables parts, and the generation of the
+                 ruleset, which every change of anybody counts up. A seal that holds is believed; else
+                 the namespace is set up again and the table `ip cloister` replaced (connections stay)
 
 Order: namespaces, each with its nftables at once, so that no link is ever there without its policy; links
 that go, links that come, routes, rules; inner ends go up last. Namespaces are deleted at the end.
@@ -26,7 +29,7 @@ from functools import partial
 from cloister.kernel import conntrack, rtnl, ruleset, settings
 from cloister.kernel.netlink import Message, NetlinkError
 from cloister.kernel.netns import Namespaces
-from cloister.kernel.nft import Nft, NftError
+from cloister.kernel.nft import Generation, Nft, NftError
 from cloister.kernel.plan import (
     ROUTE_PROTOCOL,
     Element,
@@ -40,7 +43,7 @@ from cloister.kernel.plan import (
     Veth,
     key,
 )
-from cloister.kernel.rtnl import Rtnl
+from cloister.kernel.rtnl import Link, RouteEntry, Rtnl, RuleEntry
 from cloister.kernel.ruleset import NftPart
 
 #: the most namespaces that have a netlink socket and a libnftables context open at one time
@@ -48,6 +51,7 @@ _OPEN = 128
 _ALIAS = "cloister"
 #: the next hop of an inner end that has no gateway; permanent neighbour with the outer end's MAC
 _PEER = "169.254.0.1"
+_MODULUS = 1 << 128
 _Change = tuple[Part | None, Part | None]
 
 
@@ -75,10 +79,22 @@ class _Handles:
 
     rtnl: Rtnl
     nft: Nft
+    generation: Generation
+
+    @staticmethod
+    def open() -> _Handles:
+        return _Handles(rtnl=Rtnl(), nft=Nft(), generation=Generation())
 
     def close(self) -> None:
         self.rtnl.close()
         self.nft.close()
+        self.generation.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seal:
+    settings: str
+    total: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,6 +121,11 @@ class Reconciler:
         self._unknown: set[str] = set()
         #: namespaces whose nftables are rebuilt at the next occasion, as it is not known what they hold
         self._blind: set[str] = set()
+        #: what the seals of blind namespaces say, as far as they hold
+        self._seals: dict[str, _Seal] = {}
+        #: sums of the digests of nftables parts; namespaces to be sealed at the end of this `apply`
+        self._sums: defaultdict[str, int] = defaultdict(int)
+        self._reseal: set[str] = set()
         #: inner end -> key of its pair; (namespace, link) -> keys of the routes by it
         self._inner: dict[tuple[str, str], Key] = {}
         self._by_netns: defaultdict[str, set[Key]] = defaultdict(set)
@@ -123,6 +144,7 @@ class Reconciler:
         self._by_dev.clear()
         self._by_netns.clear()
         self._blind.clear()
+        self._seals.clear()
         self._unknown = set(self.namespaces.list()) - self._foreign
         self._full = True
         self._reread()
@@ -148,13 +170,14 @@ class Reconciler:
             keys = set(changed)
             if again:
                 keys |= {i for i in self._have.keys() | plan.keys() if _place(i) in again}
+        self._recognise(plan)
         changes = self._differences(plan, keys)
         touched = {_place(i) for i in changes}
         for change in changes.values():
             for part in change:
                 if isinstance(part, Veth):
                     touched |= {part.outer, part.inner}
-        self._failures, self._failed = [], set()
+        self._failures, self._failed, self._reseal = [], set(), set()
         # Until all is done nothing of these is certain: an exception anywhere leaves them to be read again.
         self._unknown |= touched
         self._apply(plan, changes)
@@ -162,6 +185,31 @@ class Reconciler:
         self._full = False
         if self._failures:
             raise ApplyError(self._failures)
+
+    def _recognise(self, plan: Plan) -> None:
+        """Of the blind namespaces, those whose seals say that they hold what the plan wants."""
+        if self._seals:
+            parts: defaultdict[str, list[tuple[Key, Part]]] = defaultdict(list)
+            for identity, part in plan.items():
+                if isinstance(part, NftPart) and part.netns in self._seals:
+                    parts[part.netns].append((identity, part))
+            for name, seal in self._seals.items():
+                netns = plan.get(("Netns", name))
+                if netns is None:
+                    continue
+                if seal.settings == _digest(netns):
+                    self._remember(("Netns", name), netns)
+                if seal.total == sum(_number(part) for _, part in parts[name]) % _MODULUS:
+                    self._blind.discard(name)
+                    self._sums[name] = seal.total
+                    for identity, part in parts[name]:
+                        self._remember(identity, part)
+            self._seals.clear()
+
+    def _seal(self, name: str, netns: Part) -> None:
+        here = self._handles(name)
+        alias = f"{_ALIAS} {_digest(netns)} {self._sums[name]:032x} {here.generation.read()}"
+        here.rtnl.send([rtnl.set_alias(settings.LOOPBACK, alias)])
 
     def _differences(self, plan: Plan, keys: Iterable[Key]) -> dict[Key, _Change]:
         """Key -> (what there is, what shall be). Parts of a namespace that the plan lacks shall not be."""
@@ -228,6 +276,9 @@ class Reconciler:
             if isinstance(new, Netns) and new.name not in self._failed:
                 with self._attempt(new.name):
                     known = old if isinstance(old, Netns) else None
+                    if old is not None:
+                        self._handles(new.name).rtnl.send([rtnl.set_alias(settings.LOOPBACK, "")])
+                    self._reseal.add(new.name)
                     settings.configure(
                         self.namespaces, self._handles(new.name).rtnl, known, new, fresh=old is None
                     )
@@ -263,6 +314,9 @@ class Reconciler:
                 with self._attempt(pair.outer, pair.inner):
                     self._finish(pair)
                     self._remember(key(pair), pair)
+        for name in self._reseal - self._failed - ending:
+            with self._attempt(name):
+                self._seal(name, plan[("Netns", name)])
         for name in deleted:
             with self._attempt(name):
                 self._close_one(name)
@@ -270,6 +324,7 @@ class Reconciler:
                 for identity in list(self._by_netns[name]):
                     self._forget(identity)
                 del self._by_netns[name]
+                self._sums.pop(name, None)
                 self._blind.discard(name)
 
     @contextmanager
@@ -331,11 +386,15 @@ class Reconciler:
                             nft.run(transaction)
                     raise
                 self._blind.discard(name)
-        for identity, (_, new) in changes.items():
-            if identity[0] in ("Set", "Element", "Chain") and _place(identity) not in self._failed:
+                self._reseal.add(name)
+        for identity, (old, new) in changes.items():
+            name = _place(identity)
+            if identity[0] in ("Set", "Element", "Chain") and name not in self._failed:
                 self._forget(identity)
                 if new is not None:
                     self._remember(identity, new)
+                change = (_number(new) if new else 0) - (_number(old) if old else 0)
+                self._sums[name] = (self._sums[name] + change) % _MODULUS
 
     def _whole_set(self, plan: Plan, netns: str, name: str) -> tuple[Set | None, list[Element]]:
         """A set and its elements as planned: of those it has, and new ones (which the change has as well)."""
@@ -492,18 +551,22 @@ class Reconciler:
                 if self.namespaces.exists(name):
                     self._remember(("Netns", name), _Adopted(digest=""))
                     self._blind.add(name)
+                    self._sums[name] = 0
                     self._read(name)
         self._unknown = set()
 
     def _read(self, name: str) -> None:
-        here = self._handles(name).rtnl
-        links, routes = here.links(), here.routes()
+        links, routes, rules, generation = self.namespaces.call(name, _all_there_is)
         names = {link.index: link.name for link in links}
         behind: defaultdict[int, list[str]] = defaultdict(list)
         for entry in routes:
             if entry.protocol == rtnl.OWNED_PROTOCOL and entry.dev and entry.destination.endswith("/32"):
                 behind[entry.dev].append(entry.destination.removesuffix("/32"))
         for link in links:
+            if link.index == settings.LOOPBACK and len(words := link.alias.split(" ")) == 4:
+                _, digest, total, sealed = words
+                if sealed == str(generation):
+                    self._seals[name] = _Seal(settings=digest, total=int(total, 16))
             if link.kind != "veth" or link.alias == _ALIAS:
                 continue
             digest, inner, inner_if = [*link.alias.removeprefix(_ALIAS + " ").split(" "), "", "", ""][:3]
@@ -525,14 +588,14 @@ class Reconciler:
                     via=entry.via,
                 )
                 self._remember(key(route), route)
-        for found in here.rules():
+        for found in rules:
             rule = PolicyRule(netns=name, priority=found.priority, table=found.table, mark=found.mark)
             self._remember(key(rule), rule)
 
     def _handles(self, name: str) -> _Handles:
         found = self._open.get(name)
         if found is None:
-            found = self.namespaces.call(name, lambda: _Handles(rtnl=Rtnl(), nft=Nft()))
+            found = self.namespaces.call(name, _Handles.open)
             self._open[name] = found
             while len(self._open) > _OPEN:
                 self._open.popitem(last=False)[1].close()
@@ -564,6 +627,20 @@ def _ends(pair: object) -> list[tuple[str, str]]:
 def _amends(old: object, new: object) -> bool:
     """Whether a pair can become another while it is up: only its addresses differ."""
     return isinstance(old, Veth) and isinstance(new, Veth) and replace(old, addresses=new.addresses) == new
+
+
+def _all_there_is() -> tuple[list[Link], list[RouteEntry], list[RuleEntry], int]:
+    """In the namespace of this thread; the last is the generation of its ruleset."""
+    here, generation = Rtnl(), Generation()
+    try:
+        return here.links(), here.routes(), here.rules(), generation.read()
+    finally:
+        here.close()
+        generation.close()
+
+
+def _number(part: Part) -> int:
+    return int(_digest(part), 16)
 
 
 def _digest(part: Part) -> str:

@@ -13,7 +13,7 @@ from cloister.kernel.netns import Namespaces
 from cloister.kernel.plan import Netns
 from cloister.kernel.rtnl import Rtnl
 
-_LOOPBACK = 1  # the index of lo in every namespace
+LOOPBACK = 1  # the index of lo in every namespace
 _LOCAL_TABLE = 255
 _FRESH = ".fresh"  # a namespace made to look up what a new one has
 
@@ -63,16 +63,16 @@ def configure(namespaces: Namespaces, here: Rtnl, old: Netns | None, new: Netns,
     have_addresses: set[str] = set()
     have_local: set[str] = set()
     if not fresh:
-        have_addresses = {cidr for index, cidr in here.addresses() if index == _LOOPBACK} - {"127.0.0.1/8"}
+        have_addresses = {cidr for index, cidr in here.addresses() if index == LOOPBACK} - {"127.0.0.1/8"}
         have_local = {
             route.destination
             for route in here.routes()
             if route.type == "local" and route.protocol == rtnl.OWNED_PROTOCOL
         }
-    messages: list[Message] = [rtnl.set_up(_LOOPBACK)]
-    messages += [rtnl.add_address(_LOOPBACK, cidr) for cidr in new.loopback if cidr not in have_addresses]
+    messages: list[Message] = [rtnl.set_up(LOOPBACK)]
+    messages += [rtnl.add_address(LOOPBACK, cidr) for cidr in new.loopback if cidr not in have_addresses]
     messages += [_local(prefix) for prefix in new.local if prefix not in have_local]
-    messages += [rtnl.delete_address(_LOOPBACK, cidr) for cidr in sorted(have_addresses - set(new.loopback))]
+    messages += [rtnl.delete_address(LOOPBACK, cidr) for cidr in sorted(have_addresses - set(new.loopback))]
     messages += [
         rtnl.delete_route(prefix, table=_LOCAL_TABLE, protocol=rtnl.OWNED_PROTOCOL)
         for prefix in sorted(have_local - set(new.local))
@@ -82,7 +82,7 @@ def configure(namespaces: Namespaces, here: Rtnl, old: Netns | None, new: Netns,
 
 def _local(prefix: str) -> Message:
     return rtnl.add_route(
-        prefix, table=_LOCAL_TABLE, type="local", dev=_LOOPBACK, protocol=rtnl.OWNED_PROTOCOL
+        prefix, table=_LOCAL_TABLE, type="local", dev=LOOPBACK, protocol=rtnl.OWNED_PROTOCOL
     )
 
 
