@@ -94,7 +94,12 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     doors = EndpointDoors(engine, fabric, namespaces, door, authority)
     await doors.start()
     stack.push_async_callback(doors.stop)
-    resolvers = Resolvers(engine, fabric, namespaces, region=options.region)
+    way_out = WayOut(engine, fabric, namespaces, state / "slirp4netns.log", enabled=options.internet)
+    await way_out.start()
+    stack.push_async_callback(way_out.stop)
+    resolvers = Resolvers(
+        engine, fabric, namespaces, region=options.region, elsewhere=way_out.name_of_internet
+    )
     await resolvers.start()
     stack.push_async_callback(resolvers.stop)
     supervisor = Supervisor(
@@ -130,9 +135,6 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     internet_doors = InternetDoors(engine, fabric, namespaces, front, door, authority)
     await internet_doors.start()
     stack.push_async_callback(internet_doors.stop)
-    way_out = WayOut(engine, fabric, namespaces, state / "slirp4netns.log", enabled=options.internet)
-    await way_out.start()
-    stack.push_async_callback(way_out.stop)
     runner = web.ServerRunner(server(front.handle))
     await runner.setup()
     stack.push_async_callback(runner.cleanup)

@@ -1,6 +1,7 @@
 """The Amazon DNS server of each VPC: UDP and TCP sockets inside its router namespace.
 
 What is answered is `vpc.dns`; here are only bytes. Packets that are no query are dropped without a word.
+A name that `vpc.dns` does not know may be one of the internet: `Elsewhere` knows whom to ask.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import dnslib
@@ -31,6 +32,8 @@ _NOTIMP = 4
 
 #: (name, type) -> what to say
 Answerer = Callable[[str, int], dns.Answer]
+#: the same for names that do not exist inside, in a VPC; None: nobody is to be asked
+Elsewhere = Callable[[str, str, int], Awaitable[dns.Answer] | None]
 
 
 def reply(packet: bytes, answer: Answerer, *, limit: int | None = None) -> bytes | None:
@@ -66,9 +69,41 @@ def reply(packet: bytes, answer: Answerer, *, limit: int | None = None) -> bytes
     return packed
 
 
-class _Udp(asyncio.DatagramProtocol):
-    def __init__(self, answer: Answerer) -> None:
+class _Names:
+    """What is said in one VPC, and how."""
+
+    def __init__(self, vpc_id: str, answer: Answerer, elsewhere: Elsewhere) -> None:
+        self._vpc_id = vpc_id
         self._answer = answer
+        self._elsewhere = elsewhere
+
+    def reply(
+        self, packet: bytes, *, limit: int | None = None
+    ) -> tuple[bytes | None, Awaitable[bytes | None] | None]:
+        """What can be said at once; or who will say it."""
+        later: list[Awaitable[dns.Answer]] = []
+
+        def answer(name: str, qtype: int) -> dns.Answer:
+            found = self._answer(name, qtype)
+            if found.rcode == dns.NXDOMAIN:
+                asked = self._elsewhere(self._vpc_id, name, qtype)
+                if asked is not None:
+                    later.append(asked)
+            return found
+
+        said = reply(packet, answer, limit=limit)
+        return (None, _reply_later(packet, later[0], limit)) if later else (said, None)
+
+
+async def _reply_later(packet: bytes, later: Awaitable[dns.Answer], limit: int | None) -> bytes | None:
+    found = await later
+    return reply(packet, lambda name, qtype: found, limit=limit)
+
+
+class _Udp(asyncio.DatagramProtocol):
+    def __init__(self, names: _Names) -> None:
+        self._names = names
+        self._tasks: set[asyncio.Task[None]] = set()
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -76,16 +111,25 @@ class _Udp(asyncio.DatagramProtocol):
         self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str | None, int]) -> None:
-        said = reply(data, self._answer, limit=_PLAIN_UDP)
-        if said is not None and self._transport is not None:
+        said, later = self._names.reply(data, limit=_PLAIN_UDP)
+        if later is not None:
+            task = asyncio.ensure_future(self._send_later(later, addr))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif said is not None and self._transport is not None:
+            self._transport.sendto(said, addr)
+
+    async def _send_later(self, later: Awaitable[bytes | None], addr: tuple[str | None, int]) -> None:
+        said = await later
+        if said is not None and self._transport is not None and not self._transport.is_closing():
             self._transport.sendto(said, addr)
 
 
 class _Resolver:
     """The server of one VPC."""
 
-    def __init__(self, answer: Answerer) -> None:
-        self._answer = answer
+    def __init__(self, names: _Names) -> None:
+        self._names = names
         self._udp: list[asyncio.BaseTransport] = []
         self._tcp: list[asyncio.Server] = []
         self._connections: set[asyncio.StreamWriter] = set()
@@ -94,7 +138,7 @@ class _Resolver:
         loop = asyncio.get_running_loop()
         for one in sockets:
             if one.type == socket.SOCK_DGRAM:
-                transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(self._answer), sock=one)
+                transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(self._names), sock=one)
                 self._udp.append(transport)
             else:
                 self._tcp.append(await asyncio.start_server(self._serve, sock=one, limit=_MOST_TCP))
@@ -116,7 +160,9 @@ class _Resolver:
             while True:
                 async with asyncio.timeout(_IDLE):
                     (size,) = struct.unpack("!H", await reader.readexactly(2))
-                    said = reply(await reader.readexactly(size), self._answer)
+                    said, later = self._names.reply(await reader.readexactly(size))
+                    if later is not None:
+                        said = await later
                     if said is None:
                         return
                     writer.write(struct.pack("!H", len(said)) + said)
@@ -131,14 +177,23 @@ class _Resolver:
 class Resolvers(Servers[tuple[str, str]]):
     """One DNS server for each VPC with DNS support, by the VPC's id and its base + 2."""
 
-    def __init__(self, engine: Engine, fabric: Fabric, namespaces: Namespaces, *, region: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        fabric: Fabric,
+        namespaces: Namespaces,
+        *,
+        region: str,
+        elsewhere: Elsewhere = lambda vpc_id, name, qtype: None,
+    ) -> None:
         super().__init__("resolvers", engine, fabric, _wanted, self._open)
         self._namespaces = namespaces
+        self._elsewhere = elsewhere
         self._region = region
 
     async def _open(self, key: tuple[str, str]) -> Close:
         vpc_id, address = key
-        resolver = _Resolver(self._answerer(vpc_id))
+        resolver = _Resolver(_Names(vpc_id, self._answerer(vpc_id), self._elsewhere))
         await resolver.start(await asyncio.to_thread(self._sockets, vpc_id, address))
         return resolver.close
 

@@ -16,13 +16,15 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 from cloister.engine import Engine
 from cloister.fabric import Fabric
+from cloister.host_names import HostNames, is_public
 from cloister.kernel.netns import Namespaces
-from cloister.vpc.gateways import INTERNET, OUTSIDE
+from cloister.vpc import dns
+from cloister.vpc.gateways import INTERNET, OUTSIDE, of_vpc
 from cloister.vpc.model import ElasticIp, HostAddress, InternetGateway, NatGateway
 from cloister.world import World
 
@@ -91,6 +93,7 @@ class WayOut:
         self._namespaces = namespaces
         self._log_path = log_path
         self._enabled = enabled
+        self._names = HostNames()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._monitor: socket.socket | None = None
@@ -124,6 +127,13 @@ class WayOut:
             while self._monitor.recv(1 << 16):
                 pass
         self._wake.set()
+
+    def name_of_internet(self, vpc_id: str, name: str, qtype: int) -> Awaitable[dns.Answer] | None:
+        """Who answers for a name that does not exist inside of a VPC: the host's DNS servers, when the way
+        out is open and the VPC has an internet gateway, by which it could reach what the name stands for."""
+        if self.pid is None or not is_public(name) or of_vpc(self._engine.world, vpc_id) is None:
+            return None
+        return self._names.ask(name, qtype)
 
     # ---- what is wanted ------------------------------------------------------------------------
 

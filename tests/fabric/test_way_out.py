@@ -14,11 +14,15 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import dnslib
 import pytest
 from tests.fabric.lab import ANYWHERE, Lab, in_world
 
+from cloister import host_names
+from cloister.dns import Resolvers
 from cloister.ids import resource_id
 from cloister.kernel import syscalls
+from cloister.vpc import addresses as ip
 from cloister.vpc import nat_gateways
 from cloister.vpc.gateways import INTERNET
 from cloister.vpc.model import (
@@ -29,6 +33,7 @@ from cloister.vpc.model import (
     RouteTable,
     RouteTableAssociation,
     Subnet,
+    Vpc,
 )
 from cloister.way_out import WayOut, missing
 
@@ -197,6 +202,56 @@ async def test_the_way_out_ends_with_the_process_that_opened_it(lab: Lab) -> Non
         await _until(lambda: way_out.pid != pid)
         assert not os.path.exists(f"/proc/{pid}")
         os.open("/dev/null", os.O_RDONLY)  # the number that `stop` will close
+
+
+@in_world
+async def test_names_of_the_internet_resolve_where_the_internet_is_reached(lab: Lab) -> None:
+    _leave_the_host(lab)
+    _ip(f"route add default via {ROUTER}")
+    server = lab.socket("elsewhere", socket.SOCK_DGRAM)
+    server.bind((SOMEBODY, 53))
+    host_names.servers = lambda: ["192.0.2.77", SOMEBODY]  # type: ignore[assignment]  # the first is silent
+    host_names._SECONDS = 0.2
+    job, _ = await _natted(lab)
+    closed, _, _ = await lab.vpc("10.8.0.0/16")
+    lonely = await lab.interface(_subnet_of(lab, closed), await lab.group(closed, ANYWHERE))
+    async with _way_out(lab) as way_out:
+        await _until(lambda: way_out.pid is not None)
+        elsewhere = way_out.name_of_internet
+        resolvers = Resolvers(lab.engine, lab.fabric, lab.namespaces, region="us-east-1", elsewhere=elsewhere)
+        await resolvers.start()
+
+        async def asked(interface: NetworkInterface, name: str, *found: str) -> tuple[int, list[str]]:
+            vpc = lab.engine.world.get(Vpc, interface.vpc_id)
+            assert vpc is not None
+            client = lab.socket(interface.interface_id, socket.SOCK_DGRAM)
+            client.settimeout(5)
+            query = dnslib.DNSRecord.question(name)
+            client.sendto(bytes(query.pack()), (ip.resolver_address(vpc), 53))
+            if found:
+                server.settimeout(5)
+                packet, place = await asyncio.to_thread(server.recvfrom, 512)
+                said = dnslib.DNSRecord.parse(packet).reply()
+                for address in found:
+                    said.add_answer(dnslib.RR(name, rdata=dnslib.A(address), ttl=7))
+                server.sendto(bytes(said.pack()), place)
+            reply = dnslib.DNSRecord.parse(await asyncio.to_thread(client.recv, 512))
+            return reply.header.rcode, [str(rr.rdata) for rr in reply.rr]
+
+        assert await asked(job, "somebody.example.com", SOMEBODY) == (0, [SOMEBODY])
+        # an address that is not public is no answer
+        assert await asked(job, "inside.example.com", "192.168.0.1", "127.0.0.1") == (0, [])
+        # who has no way to the internet is told nothing of it, and what is ours is not asked about
+        assert await asked(lonely, "somebody.example.com") == (3, [])
+        assert await asked(job, "nothing.such.amazonaws.com") == (3, [])
+        server.close()
+        assert (await asked(job, "silence.example.com"))[0] == 2
+        await resolvers.stop()
+    assert way_out.name_of_internet(job.vpc_id, "somebody.example.com", 1) is None
+
+
+def _subnet_of(lab: Lab, vpc_id: str) -> str:
+    return next(subnet.subnet_id for subnet in lab.engine.world.where(Subnet, vpc_id=vpc_id))
 
 
 def _pipe(path: str) -> str:
