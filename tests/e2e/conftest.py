@@ -192,11 +192,11 @@ def cloister() -> Iterator[Cloister]:
     folder = Path(tempfile.mkdtemp(prefix="cloister-e2e-", dir="/var/tmp"))
     images = Path(tempfile.mkdtemp(prefix="cloister-e2e-images-", dir="/var/tmp"))
     found = Cloister(folder, free_port(), environ=podman_storage(images))
-    found.up()
     try:
+        found.up()
         yield found
     finally:
-        found.down()
+        found.command("down", check=False)
         end_podman(images)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(images, ignore_errors=True)

@@ -461,6 +461,10 @@ def test_inputs_that_cannot_be_staged_fail_the_job_with_their_name_and_leave_not
     manifest("one-prefix-only", json.dumps([prefix]), "No S3 objects found")
     manifest("both", json.dumps([prefix, "a", "a/b"]), f"{top}/a/b")
     nothing, missing = f"s3://{shared.bucket}/{top}/nothing/here/", f"s3://{fresh('no-such-bucket')}/x"
+    for key in ("a", "a/b"):
+        shared.put(f"{top}-tree/{key}", b"x")
+    needs = f"The key '{top}-tree/a' is a file, and '{top}-tree/a/b' needs a folder of that name"
+    cases["file-and-folder"] = (f"s3://{shared.bucket}/{top}-tree/", needs)
     cases["an-empty-prefix"] = (nothing, f'No S3 objects found under S3 URL "{nothing}"')
     cases["no-such-bucket"] = (missing, missing.split("/")[2])
     wrong = {}
