@@ -10,6 +10,7 @@ import pytest
 from tests.fabric.lab import ANYWHERE, Lab, in_world, rule
 
 from cloister.ids import resource_id
+from cloister.vpc import nat_gateways
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow
 from cloister.vpc.gateways import INTERNET
@@ -200,3 +201,47 @@ async def test_a_peering_leads_to_the_other_vpcs_interfaces_and_not_beyond(lab: 
     await lab.put(replace(peerings[0], status="deleted"))
     assert not lab.connects(ends[0], target, 5000)
     assert not _verdict(lab, ends[0], target, 5000)
+
+
+@in_world
+async def test_a_private_nat_gateway_stands_between_two_subnets(lab: Lab) -> None:
+    vpc, near, near_table = await lab.vpc()
+    middle, far = (
+        Subnet(
+            subnet_id=resource_id("subnet"),
+            vpc_id=vpc,
+            cidr=f"10.0.{n}.0/24",
+            zone="us-east-1a",
+            zone_id="use1-az1",
+        )
+        for n in (1, 2)
+    )
+    plain = RouteTable(
+        route_table_id=resource_id("rtb"),
+        vpc_id=vpc,
+        number=1001,
+        associations=(
+            RouteTableAssociation(association_id="a", subnet_id=middle.subnet_id),
+            RouteTableAssociation(association_id="b", subnet_id=far.subnet_id),
+        ),
+    )
+    await lab.put(middle, far, plain)
+    group = await lab.group(vpc, ANYWHERE)
+    await lab.put(replace(group, group_id=resource_id("sg"), name="default"))
+    with lab.engine.transaction() as tx:
+        nat = nat_gateways.create(tx, middle, now=0)
+    await lab.settle()
+    job, target = await lab.interface(near, group), await lab.interface(far.subnet_id, group)
+    address = target.addresses[0].address
+    served = lab.listen(target.interface_id, "0.0.0.0", 5000)
+    from_nat = rule(protocol="tcp", ports=(5000, 5000), cidr=f"{nat.private_ip}/32")
+    await lab.put(replace(group, rules=(ANYWHERE, from_nat)))
+    assert not lab.connects(job, address, 5000)
+    assert not _verdict(lab, job, address, 5000)
+    # a route for the far subnet's block is more specific than `local`
+    await _routes(lab, near_table, (far.cidr, nat.nat_gateway_id))
+    assert lab.connects(job, address, 5000)
+    assert _verdict(lab, job, address, 5000)
+    assert _seen(served) == nat.private_ip
+    assert not lab.connects(job, address, 5001)
+    assert not _verdict(lab, job, address, 5001)
