@@ -27,6 +27,7 @@ from tests.fabric.lab import Lab, in_world
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow
 from cloister.vpc.gateways import INTERNET, NAT_INTERFACE
+from cloister.vpc.interface_endpoints import ENDPOINT_INTERFACE
 from cloister.vpc.interfaces import create_interface
 from cloister.vpc.model import (
     AclEntry,
@@ -70,7 +71,7 @@ class Probe:
 
 probes = st.builds(
     Probe,
-    source=st.integers(0, 5),
+    source=st.integers(0, 7),
     target=st.integers(0, 30),
     protocol=one_of(["tcp", "tcp", "udp", "icmp"]),
     port=one_of([80, 443, 5000, 6001]),
@@ -248,6 +249,23 @@ def worlds(draw: st.DrawFn) -> World:
                     created=0,
                 )
             )
+        if draw(st.booleans()):
+            number = f"eni-00000{8 + vpc}0000000000{8 + vpc}"
+            groups = draw(st.lists(one_of(_ids("sg", vpc, 2)), min_size=1, max_size=2, unique=True))
+            _add_interface(tx, number, vpc, 1, groups, None, ENDPOINT_INTERFACE)
+            tx.put(
+                VpcEndpoint(
+                    endpoint_id=f"vpce-{vpc}0000000000000009",
+                    vpc_id=vpc_id,
+                    service_name=f"com.amazonaws.us-east-1.{draw(one_of(['s3', 'sts']))}",
+                    kind="Interface",
+                    policy="",
+                    created=0,
+                    subnet_ids=(_ids("subnet", vpc, 2)[1],),
+                    interface_ids=(number,),
+                    group_ids=tuple(groups),
+                )
+            )
     return tx.commit()
 
 
@@ -316,7 +334,7 @@ class Arena:
     def serve(self, world: World, stop: threading.Event) -> tuple[list[socket.socket], threading.Thread]:
         """TCP listeners and UDP echoes everywhere; what is in no namespace is not served."""
         places = [i.interface_id for i in world.all(NetworkInterface) if i.interface_type != NAT_INTERFACE]
-        places += [e.endpoint_id for e in world.all(VpcEndpoint)]
+        places += [e.endpoint_id for e in world.all(VpcEndpoint) if e.kind == "Gateway"]
         if any(gateway.vpc_id for gateway in world.all(InternetGateway)):
             places.append(INTERNET)
         opened: list[socket.socket] = []
@@ -353,7 +371,7 @@ class Arena:
         answered: set[socket.socket] = set()
         try:
             for probe in asked:
-                source = interfaces[probe.source]
+                source = interfaces[probe.source % len(interfaces)]
                 destination = targets[probe.target % len(targets)]
                 flow = Flow(
                     source=source.interface_id,
@@ -427,10 +445,15 @@ def _replied(one: socket.socket, flow: Flow) -> bool:
 
 def _connected(one: socket.socket, flow: Flow) -> bool:
     """A connection, or the other end's own refusal of a port nobody listens at."""
-    return flow.protocol != "tcp" or one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (
-        0,
-        errno.ECONNREFUSED,
-    )
+    if flow.protocol != "tcp":
+        return True
+    error = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error == 0:  # also of a socket whose connect was refused at once
+        try:
+            one.getpeername()
+        except OSError:
+            return False
+    return error in (0, errno.ECONNREFUSED)
 
 
 @in_world
