@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.conftest import Cloister, Lab, make_lab, strike, wait_until
+from tests.e2e.conftest import Cloister, Lab, daemon_pid, make_lab, strike, wait_until
 
+from cloister import way_out
 from cloister.demo import story
 
 pytestmark = pytest.mark.e2e
@@ -233,3 +237,37 @@ def test_a_job_behind_ones_own_nat_gateway_is_known_by_its_elastic_ip(
     finally:
         for undo in reversed(made):
             undo()
+
+
+@pytest.mark.skipif(
+    bool(way_out.missing()) or way_out.default_route() is None, reason="this host has no way out"
+)
+def test_the_way_out_comes_again_after_the_daemon_was_killed(cloister: Cloister, outside: Lab) -> None:
+    def running() -> list[int]:
+        return [
+            int(process.name)
+            for process in Path("/proc").glob("[0-9]*")
+            if _command(process).startswith(b"/")
+            and str(cloister.state).encode() in _command(process)
+            and way_out.PROGRAM.encode() in _command(process).split(b"\0")[0]
+        ]
+
+    def status() -> str:
+        done = json.loads(cloister.command("status", "--json", check=False) or "{}")
+        return str(done.get("way_out"))
+
+    request = asking(outside, f"third-{outside.on.mark}", "127.0.0.1", "127.0.0.1", "1")
+    assert outside.outcome(request)["ProcessingJobStatus"] == "Completed"
+    wait_until("the way out is open", lambda: status().startswith("by "))
+    before, daemon = running(), daemon_pid(cloister.state)
+    assert len(before) == 1
+    os.kill(daemon, signal.SIGKILL)
+    wait_until("it is open again", lambda: status().startswith("by ") and running() not in ([], before))
+    assert len(running()) == 1
+
+
+def _command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
