@@ -18,7 +18,6 @@ that go, links that come, routes, rules; inner ends go up last. Namespaces are d
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from errno import EEXIST
 from functools import partial
 
-from cloister.kernel import conntrack, rtnl, ruleset, settings
+from cloister.kernel import conntrack, rtnl, ruleset, seal, settings
 from cloister.kernel.netlink import Message, NetlinkError
 from cloister.kernel.netns import Namespaces
 from cloister.kernel.nft import Generation, Nft, NftError
@@ -43,15 +42,14 @@ from cloister.kernel.plan import (
     Veth,
     key,
 )
-from cloister.kernel.rtnl import Link, RouteEntry, Rtnl, RuleEntry
+from cloister.kernel.rtnl import Rtnl
 from cloister.kernel.ruleset import NftPart
 
 #: the most namespaces that have a netlink socket and a libnftables context open at one time
 _OPEN = 128
-_ALIAS = "cloister"
+_ALIAS = seal.ALIAS
 #: the next hop of an inner end that has no gateway; permanent neighbour with the outer end's MAC
 _PEER = "169.254.0.1"
-_MODULUS = 1 << 128
 _Change = tuple[Part | None, Part | None]
 
 
@@ -91,12 +89,6 @@ class _Handles:
         self.generation.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seal:
-    settings: str
-    total: int
-
-
 @dataclass(slots=True, kw_only=True)
 class _Pairs:
     """What happens to veth pairs in one `apply`."""
@@ -122,7 +114,7 @@ class Reconciler:
         #: namespaces whose nftables are rebuilt at the next occasion, as it is not known what they hold
         self._blind: set[str] = set()
         #: what the seals of blind namespaces say, as far as they hold
-        self._seals: dict[str, _Seal] = {}
+        self._seals: dict[str, seal.Seal] = {}
         #: sums of the digests of nftables parts; namespaces to be sealed at the end of this `apply`
         self._sums: defaultdict[str, int] = defaultdict(int)
         self._reseal: set[str] = set()
@@ -193,22 +185,22 @@ class Reconciler:
             for identity, part in plan.items():
                 if isinstance(part, NftPart) and part.netns in self._seals:
                     parts[part.netns].append((identity, part))
-            for name, seal in self._seals.items():
+            for name, found in self._seals.items():
                 netns = plan.get(("Netns", name))
                 if netns is None:
                     continue
-                if seal.settings == _digest(netns):
+                if found.settings == seal.digest(netns):
                     self._remember(("Netns", name), netns)
-                if seal.total == sum(_number(part) for _, part in parts[name]) % _MODULUS:
+                if found.total == seal.total(part for _, part in parts[name]):
                     self._blind.discard(name)
-                    self._sums[name] = seal.total
+                    self._sums[name] = found.total
                     for identity, part in parts[name]:
                         self._remember(identity, part)
             self._seals.clear()
 
     def _seal(self, name: str, netns: Part) -> None:
         here = self._handles(name)
-        alias = f"{_ALIAS} {_digest(netns)} {self._sums[name]:032x} {here.generation.read()}"
+        alias = seal.Seal(settings=seal.digest(netns), total=self._sums[name]).text(here.generation.read())
         here.rtnl.send([rtnl.set_alias(settings.LOOPBACK, alias)])
 
     def _differences(self, plan: Plan, keys: Iterable[Key]) -> dict[Key, _Change]:
@@ -221,7 +213,7 @@ class Reconciler:
                 continue
             new = self._wanted(plan, identity)
             old = self._have.get(identity)
-            if isinstance(old, _Adopted) and isinstance(new, Veth) and old.digest == _digest(new):
+            if isinstance(old, _Adopted) and isinstance(new, Veth) and old.digest == seal.digest(new):
                 self._remember(identity, new)
                 continue
             if old == new:
@@ -393,8 +385,7 @@ class Reconciler:
                 self._forget(identity)
                 if new is not None:
                     self._remember(identity, new)
-                change = (_number(new) if new else 0) - (_number(old) if old else 0)
-                self._sums[name] = (self._sums[name] + change) % _MODULUS
+                self._sums[name] = seal.follow(self._sums[name], old, new)
 
     def _whole_set(self, plan: Plan, netns: str, name: str) -> tuple[Set | None, list[Element]]:
         """A set and its elements as planned: of those it has, and new ones (which the change has as well)."""
@@ -556,17 +547,15 @@ class Reconciler:
         self._unknown = set()
 
     def _read(self, name: str) -> None:
-        links, routes, rules, generation = self.namespaces.call(name, _all_there_is)
+        links, routes, rules, generation = self.namespaces.call(name, seal.all_there_is)
         names = {link.index: link.name for link in links}
         behind: defaultdict[int, list[str]] = defaultdict(list)
         for entry in routes:
             if entry.protocol == rtnl.OWNED_PROTOCOL and entry.dev and entry.destination.endswith("/32"):
                 behind[entry.dev].append(entry.destination.removesuffix("/32"))
         for link in links:
-            if link.index == settings.LOOPBACK and len(words := link.alias.split(" ")) == 4:
-                _, digest, total, sealed = words
-                if sealed == str(generation):
-                    self._seals[name] = _Seal(settings=digest, total=int(total, 16))
+            if link.index == settings.LOOPBACK and (holds := seal.parse(link.alias, generation)):
+                self._seals[name] = holds
             if link.kind != "veth" or link.alias == _ALIAS:
                 continue
             digest, inner, inner_if = [*link.alias.removeprefix(_ALIAS + " ").split(" "), "", "", ""][:3]
@@ -629,26 +618,8 @@ def _amends(old: object, new: object) -> bool:
     return isinstance(old, Veth) and isinstance(new, Veth) and replace(old, addresses=new.addresses) == new
 
 
-def _all_there_is() -> tuple[list[Link], list[RouteEntry], list[RuleEntry], int]:
-    """In the namespace of this thread; the last is the generation of its ruleset."""
-    here, generation = Rtnl(), Generation()
-    try:
-        return here.links(), here.routes(), here.rules(), generation.read()
-    finally:
-        here.close()
-        generation.close()
-
-
-def _number(part: Part) -> int:
-    return int(_digest(part), 16)
-
-
-def _digest(part: Part) -> str:
-    return hashlib.sha256(repr(part).encode()).hexdigest()[:32]
-
-
 def _alias(pair: Veth) -> str:
-    return f"{_ALIAS} {_digest(pair)} {pair.inner} {pair.inner_if}"
+    return f"{_ALIAS} {seal.digest(pair)} {pair.inner} {pair.inner_if}"
 
 
 def _index(here: Rtnl, name: str) -> int:
