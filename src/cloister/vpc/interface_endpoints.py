@@ -192,6 +192,27 @@ def resolve_private(world: World, vpc: Vpc, name: str, region: str) -> tuple[str
     return None
 
 
+def command_for(world: World, interface: NetworkInterface, host: str, region: str) -> str | None:
+    """The next AWS CLI command towards `host`, a service's own name, reached from `interface` by an endpoint.
+    None: the service has no endpoints that answer by that name."""
+    service = next((one for one in SERVICES.values() if host in one.private_names(region)), None)
+    vpc = world.get(Vpc, interface.vpc_id)
+    if service is None or vpc is None:
+        return None
+    if not vpc.enable_dns_hostnames:
+        return f"aws ec2 modify-vpc-attribute --vpc-id {vpc.vpc_id} --enable-dns-hostnames"
+    for endpoint in world.where(VpcEndpoint, vpc_id=vpc.vpc_id):
+        if service_of(endpoint) is service:
+            return (
+                f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {endpoint.endpoint_id} --private-dns-enabled"
+            )
+    return (
+        f"aws ec2 create-vpc-endpoint --vpc-endpoint-type Interface --vpc-id {vpc.vpc_id} "
+        f"--service-name {service.name(region)} --subnet-ids {interface.subnet_id} "
+        f"--security-group-ids {' '.join(interface.group_ids)} --private-dns-enabled"
+    )
+
+
 def _subnets(world: World, endpoint: VpcEndpoint) -> list[Subnet]:
     found = (world.get(Subnet, subnet_id) for subnet_id in endpoint.subnet_ids)
     return [subnet for subnet in found if subnet is not None]

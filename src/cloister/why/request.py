@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from cloister.iam.collect import principal_tags
@@ -17,7 +18,7 @@ from cloister.s3 import actions
 from cloister.s3.address import decode_query, locate
 from cloister.s3.authorize import decide_need
 from cloister.s3.model import Bucket
-from cloister.vpc import dns
+from cloister.vpc import dns, interface_endpoints
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import NetworkInterface, Vpc, VpcEndpoint
@@ -98,7 +99,11 @@ def _steps(
     own = source or interface.addresses[0].address
     flow = Flow(source=own, destination=destination, protocol="tcp", port=port, vpc_id=interface.vpc_id)
     network = explain(world, flow)
-    yield from network.steps
+    for step in network.steps:
+        if step.gate == "route" and not step.allowed and not _is_s3(world, host):
+            command = interface_endpoints.command_for(world, interface, host, region)
+            step = replace(step, fix=command or step.fix)
+        yield step
     endpoint_id = _endpoint_of(world, interface.vpc_id, destination, network)
     outside = [step.becomes for step in network.steps if step.becomes is not None]
     if not _is_s3(world, host):
