@@ -270,3 +270,33 @@ def test_a_service_without_endpoint_or_way_out_is_unreachable() -> None:
     finding = _check(_world(), _request(), "sts")["service sts"]
     assert not finding.ok
     assert "no route" in finding.sentence
+
+
+def test_a_job_without_a_vpc_is_asked_about_in_the_services_network() -> None:
+    request = _request()
+    del request["NetworkConfig"]
+    world = _world()
+    findings = _check(world, request)
+    assert all(finding.ok for finding in findings.values()), findings
+    assert {"algo-1 to algo-2", "input in: read objects of s3://data/in/"} <= findings.keys()
+    assert "permissions" not in findings
+    assert not any(vpc.service_owned for vpc in world.all(Vpc))
+    # a bucket that wants the VPC refuses it
+    only_vpc = json.dumps(
+        {
+            "Version": "2012-10-17",
+            "Statement": [
+                {
+                    "Effect": "Deny",
+                    "Principal": "*",
+                    "Action": "s3:GetObject",
+                    "Resource": "arn:aws:s3:::data/*",
+                    "Condition": {"StringNotEquals": {"aws:SourceVpc": "vpc-1"}},
+                }
+            ],
+        }
+    )
+    bucket = Bucket(name="data", region=REGION, owner_account=ACCOUNT, created=0, policy=only_vpc)
+    refused = _check(_world(bucket), request)["input in: read objects of s3://data/in/"]
+    assert not refused.ok
+    assert "data" in refused.sentence

@@ -12,7 +12,7 @@ from cloister.services.ec2.parameters import exclusive, on, only, require
 from cloister.services.ec2.tags import tag_specifications
 from cloister.vpc import addresses
 from cloister.vpc.elastic_ips import associate, disassociate, free, taken
-from cloister.vpc.gateways import NAT_INTERFACE, PUBLIC_POOL, of_vpc
+from cloister.vpc.gateways import PUBLIC_POOL, of_vpc
 from cloister.vpc.model import ElasticIp, NetworkInterface
 from cloister.wire.errors import AwsError
 from cloister.world import World
@@ -39,8 +39,6 @@ def _shape(call: Call, elastic: ElasticIp) -> Params:
             "NetworkInterfaceOwnerId": call.account,
             "PrivateIpAddress": elastic.private_ip,
         }
-        if interface.interface_type == NAT_INTERFACE:
-            shape["ServiceManaged"] = "nat"
     return shape
 
 
