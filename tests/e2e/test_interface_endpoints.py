@@ -360,6 +360,14 @@ def test_every_side_service_does_its_work(endpoints: Endpoints) -> None:
     assert sns.publish(TopicArn=topic, Message="hello")["MessageId"]
     entry = {"Source": "lab", "DetailType": "t", "Detail": "{}"}
     assert events.put_events(Entries=[entry])["FailedEntryCount"] == 0
+    kinesis, metrics = endpoints.outside("kinesis"), endpoints.outside("cloudwatch")
+    kinesis.create_stream(StreamName=mark, ShardCount=1)
+    shard = kinesis.put_record(StreamName=mark, Data=b"data", PartitionKey="k")["ShardId"]
+    iterator = kinesis.get_shard_iterator(StreamName=mark, ShardId=shard, ShardIteratorType="TRIM_HORIZON")
+    records = kinesis.get_records(ShardIterator=iterator["ShardIterator"])["Records"]
+    assert [record["Data"] for record in records] == [b"data"]
+    metrics.put_metric_data(Namespace=mark, MetricData=[{"MetricName": "rows", "Value": 3}])
+    assert metrics.list_metrics(Namespace=mark)["Metrics"][0]["MetricName"] == "rows"
     ecr.create_repository(repositoryName=f"lab/{mark}")
     assert ecr.describe_repositories(repositoryNames=[f"lab/{mark}"])["repositories"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from cloister.side import actions
@@ -105,6 +107,11 @@ def needs(service: str, operation: str, **params: object) -> set[tuple[str, str]
             {("DescribeImages", f"arn:aws:ecr:{A}:repository/a/b")},
         ),
         ("ecr", "DescribeRepositories", {}, {("DescribeRepositories", "*")}),
+        (
+            "kinesis", "GetRecords", {"ShardIterator": base64.b64encode(b"st:shardId-0:1").decode()},
+            {("GetRecords", f"arn:aws:kinesis:{A}:stream/st")},
+        ),
+        ("cloudwatch", "PutMetricData", {"Namespace": "n"}, {("PutMetricData", "*")}),
     ],
 )  # fmt: skip
 def test_a_call_needs(service: str, operation: str, params: dict, needed: set[tuple[str, str]]) -> None:
@@ -126,6 +133,8 @@ def test_a_call_needs(service: str, operation: str, params: dict, needed: set[tu
         ("sns", "Publish", {"TopicArn": "arn:aws:sns:us-east-1:999999999999:t"}),
         ("sns", "Publish", {}),
         ("secretsmanager", "GetSecretValue", {"SecretId": "arn:aws:secretsmanager:us-east-1:9:secret:x"}),
+        ("kinesis", "PutRecord", {"StreamName": "st", "StreamARN": f"arn:aws:kinesis:{A}:stream/other"}),
+        ("kinesis", "GetRecords", {"ShardIterator": "no iterator"}),
         ("kms", "Decrypt", {"CiphertextBlob": b"\xff\xfe: not one of ours"}),
     ],
 )

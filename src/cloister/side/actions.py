@@ -11,6 +11,7 @@ caller of `needs` looks it up first: `lookups` says what.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -159,7 +160,7 @@ def _parameters(member: str) -> Resources:
         value = params.get(member)
         for text in value if isinstance(value, list) else [value or "/"]:
             # NAME:VERSION and NAME:LABEL are of NAME; the slash that begins a path is in no ARN
-            name = text.removeprefix(where.arn("parameter"))
+            name = text.removeprefix(where.arn("parameter/"))
             if not name.startswith("arn:"):
                 name = name.partition(":")[0].lstrip("/")
             yield where.name(name, "parameter/", _PARAMETER) if name else where.arn("parameter/")
@@ -202,7 +203,7 @@ def _transaction(params: Params, where: Where) -> Iterable[Need]:
             yield Need(action=f"dynamodb:{actions[kind]}", resource=_table(inner["TableName"], where))
 
 
-# --- sqs, sns, events, ecr -------------------------------------------------------------------------------
+# --- sqs, sns, events, kinesis, ecr ----------------------------------------------------------------------
 
 _QUEUE = r"[A-Za-z0-9_-]{1,80}(?:\.fifo)?"
 _TOPIC = r"[A-Za-z0-9_-]{1,256}(?:\.fifo)?"
@@ -223,6 +224,24 @@ def _topic(params: Params, where: Where) -> Iterable[str]:
 def _buses(params: Params, where: Where) -> Iterable[str]:
     for entry in params["Entries"]:
         yield where.name(entry.get("EventBusName") or "default", "event-bus/")
+
+
+def _stream(params: Params, where: Where) -> Iterable[str]:
+    named = [params[member] for member in ("StreamName", "StreamARN") if params.get(member)]
+    if len(named) != 1:
+        raise AwsError("ValidationException", "Exactly one of StreamName and StreamARN must be given.")
+    yield where.name(named[0], "stream/", r"[A-Za-z0-9_.-]{1,128}")
+
+
+def _iterated(params: Params, where: Where) -> Iterable[str]:
+    """The stream that a shard iterator of moto's names."""
+    try:
+        name = base64.decodebytes(params["ShardIterator"].encode()).decode().partition(":")[0]
+    except ValueError:
+        name = ""
+    if params.get("StreamARN"):
+        raise AwsError("NotImplemented", "Cloister does not implement StreamARN of GetRecords.", 501)
+    yield where.name(name, "stream/", r"[A-Za-z0-9_.-]{1,128}")
 
 
 _REPOSITORY = r"[a-z0-9/_.-]{2,256}"
@@ -320,6 +339,20 @@ OPERATIONS: dict[str, dict[str, Needs]] = {
         **_plain("events", _of_rule, "PutRule", "DescribeRule", "DeleteRule", "EnableRule", "DisableRule"),
         **_plain("events", _any, "ListRules", "ListEventBuses"),
     },
+    "kinesis": {
+        **_plain(
+            "kinesis", _stream,
+            "CreateStream", "DeleteStream", "DescribeStream", "DescribeStreamSummary", "PutRecord",
+            "PutRecords", "GetShardIterator",
+        ),
+        **_plain("kinesis", _iterated, "GetRecords"),
+        **_plain("kinesis", _any, "ListStreams"),
+    },
+    "cloudwatch": {
+        **_plain(
+            "cloudwatch", _any, "PutMetricData", "GetMetricData", "GetMetricStatistics", "ListMetrics"
+        ),
+    },
     "ecr": {
         **_plain(
             "ecr", _of_repository,
@@ -399,6 +432,8 @@ def context(service: str, params: Params) -> dict[str, Any]:
     removed = params.get("TagKeys") or params.get("tagKeys") or []
     if pairs or removed:
         keys["aws:tagkeys"] = [*pairs, *removed]
+    if service == "cloudwatch" and params.get("Namespace"):
+        keys["cloudwatch:namespace"] = params["Namespace"]
     if service == "dynamodb":
         for key in ("leadingkeys", "attributes"):
             keys[f"dynamodb:{key}"] = ["\N{REPLACEMENT CHARACTER} not known to Cloister"]

@@ -216,15 +216,15 @@ def _model(service: str) -> ServiceModel:
 
 def _content_type(service: str) -> str:
     """moto calls everything HTML."""
-    metadata = _model(service).metadata
-    is_json = metadata["protocol"] == "json"
-    return f"application/x-amz-json-{metadata.get('jsonVersion', '1.0')}" if is_json else "text/xml"
+    model = _model(service)
+    is_json = model.resolved_protocol == "json"
+    return f"application/x-amz-json-{model.metadata.get('jsonVersion', '1.0')}" if is_json else "text/xml"
 
 
 def _written(service: str, operation: str, params: Params, region: str) -> tuple[dict[str, str], bytes]:
     """Headers and body of a call as moto reads it. What tells service, account and Region is ours alone."""
     model = _model(service)
-    serializer = create_serializer(model.metadata["protocol"], include_validation=False)
+    serializer = create_serializer(model.resolved_protocol, include_validation=False)
     request = serializer.serialize_to_request(dict(params), model.operation_model(operation))
     body = request["body"]
     if isinstance(body, dict):

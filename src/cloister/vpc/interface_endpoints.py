@@ -59,6 +59,7 @@ _ALL = (
     InterfaceService(suffix="events", host="events", service="events"),
     InterfaceService(suffix="kinesis-streams", host="kinesis", service="kinesis"),
     InterfaceService(suffix="kms", host="kms", service="kms"),
+    InterfaceService(suffix="monitoring", host="monitoring", service="cloudwatch"),
     InterfaceService(suffix="secretsmanager", host="secretsmanager", service="secretsmanager"),
     InterfaceService(suffix="sns", host="sns", service="sns"),
     InterfaceService(suffix="sqs", host="sqs", service="sqs"),
