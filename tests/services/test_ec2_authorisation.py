@@ -39,6 +39,34 @@ def test_operations_are_authorised_on_the_resources_they_touch(call: Call) -> No
         ("DeleteSecurityGroup", {"GroupName": "nobody"}, ["security-group/*"]),
         ("DisassociateRouteTable", {"AssociationId": "rtbassoc-1"}, ["*"]),
         ("DisassociateVpcCidrBlock", {"AssociationId": "x"}, ["*"]),
+        (
+            "AttachInternetGateway",
+            {"InternetGatewayId": "igw-1", "VpcId": "vpc-1"},
+            ["internet-gateway/igw-1", "vpc/vpc-1"],
+        ),
+        (
+            "CreateNatGateway",
+            {"SubnetId": "subnet-1", "AllocationId": "eipalloc-1"},
+            ["natgateway/*", "subnet/subnet-1", "elastic-ip/eipalloc-1"],
+        ),
+        ("AllocateAddress", {}, ["elastic-ip/*"]),
+        (
+            "AssociateAddress",
+            {"AllocationId": "eipalloc-1", "NetworkInterfaceId": "eni-1"},
+            ["elastic-ip/eipalloc-1", "network-interface/eni-1"],
+        ),
+        ("DisassociateAddress", {"AssociationId": "eipassoc-1"}, ["*"]),
+        (
+            "CreateVpcPeeringConnection",
+            {"VpcId": "vpc-1", "PeerVpcId": "vpc-2"},
+            ["vpc/vpc-1", "vpc-peering-connection/*"],
+        ),
+        (
+            "DeleteVpcPeeringConnection",
+            {"VpcPeeringConnectionId": "pcx-1"},
+            ["vpc-peering-connection/pcx-1"],
+        ),
+        ("DescribeStaleSecurityGroups", {"VpcId": "vpc-1"}, ["vpc/vpc-1"]),
     ]:
         assert arns(call, operation, **params) == expected, operation
 
