@@ -2,9 +2,10 @@
 
     python scripts/compatibility.py            # write it; tests/test_pages.py fails when it is stale
 
-Operations are those that registered themselves (`services.api.OPERATIONS`) and the S3 door's table. What an
-EC2 operation takes is what its `only(params, …)` names; everything else of botocore's model is refused. The
-other refusals are the sentences of the source that say "Cloister does not implement" or "has no".
+Operations are those that registered themselves (`services.api.OPERATIONS`), the S3 door's and the side
+services' tables. What an EC2 operation takes is what its `only(params, …)` names; everything else of
+botocore's model is refused. The other refusals are the sentences of the source that say "Cloister does not
+implement" or "has no".
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 from cloister import services
 from cloister.s3 import actions
 from cloister.services.api import OPERATIONS
+from cloister.side import actions as side
 from cloister.wire import model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +37,7 @@ TITLES = {
     "logs": "CloudWatch Logs",
 }
 #: rooms whose refusals a user meets
-ROOMS = ("services", "jobs", "s3", "logs_pattern.py")
+ROOMS = ("services", "side", "jobs", "s3", "logs_pattern.py")
 SAID = ("Cloister does not", "Cloister has no", "is not there yet")
 
 
@@ -199,6 +201,7 @@ def render() -> str:
         out += [f"| `{name}` | {_columns(refused[name])} |" for name in names if refused[name]]
         out += [""]
     out += _s3()
+    out += _side()
     out += [
         "## Refused by name",
         "",
@@ -228,6 +231,20 @@ def _s3() -> list[str]:
         f"Known, and answered with 501 `NotImplemented`: {_columns(names - done)}",
         "",
     ]
+
+
+def _side() -> list[str]:
+    out = [
+        "## Side services, carried out by moto",
+        "",
+        "Behind the same signatures, identity policies and endpoint policies. Resource policies (of a secret,",
+        "a key, a queue …) are not evaluated, and so what would set one is refused. What these services keep",
+        "is in memory: it is gone after `cloister down`.",
+        "",
+    ]
+    for service in sorted(side.OPERATIONS):
+        out += [f"`{service}`: {_columns(side.OPERATIONS[service])}", ""]
+    return out
 
 
 def main() -> None:
