@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dnslib
 import pytest
 from hypothesis import given
@@ -82,6 +84,38 @@ def test_other_services_have_stand_in_addresses() -> None:
 
 def test_a_vpc_without_dns_support_is_refused() -> None:
     assert _answer("s3.us-east-1.amazonaws.com", vpc="vpc-off").rcode == dns.REFUSED
+
+
+def test_private_names_of_an_endpoint_hide_the_public_ones_and_all_below() -> None:
+    tx = WORLD.begin()
+    tx.put(replace(WORLD.get(Vpc, "vpc-1"), enable_dns_hostnames=True))
+    tx.put(SecurityGroup(group_id="sg-1", vpc_id="vpc-1", name="default", description=""))
+    where = {"cidr": "10.0.0.0/24", "zone": "us-east-1a", "zone_id": "use1-az1"}
+    tx.put(Subnet(subnet_id="subnet-1", vpc_id="vpc-1", **where))
+    interface = create_interface(tx, subnet_id="subnet-1", now=0, addresses=["10.0.0.9"])
+    tx.put(
+        VpcEndpoint(
+            endpoint_id="vpce-0123456789abcdef0",
+            vpc_id="vpc-1",
+            service_name="com.amazonaws.us-east-1.kms",
+            kind="Interface",
+            policy="",
+            created=0,
+            interface_ids=(interface.interface_id,),
+            private_dns_enabled=True,
+        )
+    )
+    world = tx.commit()
+
+    def asked(name: str, qtype: int) -> dns.Answer:
+        return dns.answer(world, "vpc-1", name, qtype, region="us-east-1")
+
+    said = reply(bytes(dnslib.DNSRecord.question("KMS.us-east-1.amazonaws.com").pack()), asked)
+    assert said is not None
+    assert [str(record.rdata) for record in dnslib.DNSRecord.parse(said).rr] == ["10.0.0.9"]
+    assert asked("kms.us-east-1.amazonaws.com", dns.AAAA) == dns.Answer(rcode=dns.NOERROR)
+    assert asked("x.kms.us-east-1.amazonaws.com", dns.A).rcode == dns.NXDOMAIN
+    assert asked("kms.eu-west-1.amazonaws.com", dns.A).records[0].startswith("203.0.113.")
 
 
 def test_the_case_of_a_question_comes_back_as_it_was() -> None:
