@@ -237,9 +237,9 @@ def _side() -> list[str]:
     out = [
         "## Side services, carried out by moto",
         "",
-        "Behind the same signatures, identity policies and endpoint policies. Resource policies (of a secret,",
-        "a key, a queue …) are not evaluated, and so what would set one is refused. What these services keep",
-        "is in memory: it is gone after `cloister down`.",
+        "Behind the same signatures, identity policies and endpoint policies. Resource policies (of a",
+        "secret, a key, a queue …) are not evaluated, and so what would set one is refused. What these",
+        "services keep is in memory: it is gone after `cloister down`.",
         "",
     ]
     for service in sorted(side.OPERATIONS):

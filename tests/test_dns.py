@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from cloister.dns import reply
 from cloister.s3.model import Bucket
 from cloister.vpc import dns
-from cloister.vpc.model import NetworkInterface, PrivateAddress, Vpc, VpcPeering
+from cloister.vpc.interfaces import create_interface
+from cloister.vpc.model import (
+    NetworkInterface,
+    PrivateAddress,
+    SecurityGroup,
+    Subnet,
+    Vpc,
+    VpcEndpoint,
+    VpcPeering,
+)
 from cloister.world import World
 
 WORLD = World.of(
