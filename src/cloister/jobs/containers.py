@@ -290,7 +290,7 @@ class Containers:
             try:
                 monitor = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                    pass_fds=(writing,), start_new_session=True,
+                    pass_fds=(writing,), start_new_session=True, cwd=own,  # where it writes its file `oom`
                     env={**_path(), "_OCI_SYNCPIPE": str(writing)},
                 )  # fmt: skip
             finally:
@@ -332,7 +332,7 @@ class Containers:
 
     def _exit(self, record: _Record) -> Exit:
         file = record.own / "exit" / record.id
-        oom = cgroups.oom_kills(record.cgroup) > 0
+        oom = cgroups.oom_kills(record.cgroup) > 0 or (record.own / "oom").exists()
         try:
             code, ended = int(file.read_text()), file.stat().st_mtime
         except (OSError, ValueError):
