@@ -77,7 +77,7 @@ class InterfaceDoors:
             close = await self._serve(endpoint, service, listeners)
             stack.pop_all()
         self._open_now.add(key)
-        self._applied(self._engine.world)
+        self._applied(self._fabric.applied_world)
 
         async def close_and_forget() -> None:
             self._open_now.discard(key)
@@ -103,25 +103,26 @@ class InterfaceDoors:
         return runner.cleanup
 
     def _applied(self, world: World) -> None:
-        """Endpoints of which everything is there become available."""
+        """Endpoints of which the kernel holds and we serve everything become available."""
         ready = [
             endpoint.endpoint_id
             for endpoint in self._engine.world.all(VpcEndpoint)
             if endpoint.kind == "Interface"
             and endpoint.state == "pending"
-            and self._fabric.applied >= 0
-            and all(self._served(endpoint, interface_id) for interface_id in endpoint.interface_ids)
+            and world.get(VpcEndpoint, endpoint.endpoint_id) is not None
+            and all(
+                world.get(NetworkInterface, interface_id) is not None
+                and (endpoint.endpoint_id, interface_id) in self._open_now
+                for interface_id in endpoint.interface_ids
+            )
         ]
-        if not ready or self._fabric.applied < self._engine.world.revision:
+        if not ready:
             return
         with self._engine.transaction() as tx:
             for endpoint_id in ready:
                 endpoint = tx.get(VpcEndpoint, endpoint_id)
                 assert endpoint is not None
                 tx.put(replace(endpoint, state="available"))
-
-    def _served(self, endpoint: VpcEndpoint, interface_id: str) -> bool:
-        return (endpoint.endpoint_id, interface_id) in self._open_now
 
 
 def _wanted(world: World) -> set[Key]:
