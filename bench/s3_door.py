@@ -1,0 +1,189 @@
+"""GET and PUT through the S3 door from a job's network namespace, against the same client straight to SeaweedFS.
+
+The client is curl for 1 GiB (its own clock, the body to /dev/null) and wrk for 4 KiB (4 connections that stay
+open): both cost little, so that on few cores the door shows and not the client. The peer runs them in the
+backend's namespace over plain HTTP, for our HTTPS too. "signed": the payload's SHA-256 is in the signature
+(the peer gets the same header, and checks it as well).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from ipaddress import ip_network
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bench import cloister_up, measure
+from bench.cloister_up import Network, Up
+from cloister.s3.backend import NAMESPACE
+from cloister.wire import sigv4
+from cloister.wire.http import HttpRequest
+
+LARGE, SMALL = 1 << 30, 4096
+SECONDS = 2.0
+CONNECTIONS = 4
+IMAGE = "cloister/host"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """A place to ask from, and whom: `url` without a path; `address` is where its name is."""
+
+    up: Up
+    netns: Path
+    url: str
+    address: str
+    access_key: str
+    secret: str
+    bucket: str
+
+    def command(self, *argv: str) -> list[str]:
+        inside = ["nsenter", f"--net={self.netns}", *argv]
+        return [sys.executable, "-m", "cloister.kernel.holder", "--enter", str(self.up.state), "--", *inside]
+
+    def headers(self, method: str, key: str, payload: str = sigv4.UNSIGNED_PAYLOAD) -> list[str]:
+        request = HttpRequest(
+            method=method,
+            path=f"/{self.bucket}/{key}",
+            query="",
+            headers=(("Host", urlsplit(self.url).netloc),),
+        )
+        signed = sigv4.sign(
+            request, access_key=self.access_key, secret=self.secret, region=self.up.running.region,
+            service="s3", now=time.time(), payload_hash=payload,
+        )  # fmt: skip
+        return [word for name, value in signed for word in ("-H", f"{name}: {value}")]
+
+    def curl(self, key: str, *options: str, payload: str = sigv4.UNSIGNED_PAYLOAD) -> float:
+        """MiB/s of one transfer."""
+        method = "PUT" if "-T" in options else "GET"
+        command = self.command(
+            "curl", "-sSk", "--noproxy", "*", "-o", "/dev/null", "-w", "%{http_code} %{time_total}",
+            "--connect-to", f"::{self.address}:", "-H", "Expect:", *options,
+            *self.headers(method, key, payload), f"{self.url}/{self.bucket}/{key}",
+        )  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        status, seconds = done.stdout.split()
+        if status != "200":
+            raise RuntimeError(f"{method} {self.url}: {status}")
+        return LARGE / float(seconds) / (1 << 20)
+
+    def wrk(self, key: str, script: Path | None = None) -> float:
+        """Requests/s that succeed."""
+        parts = urlsplit(self.url)
+        port = f":{parts.port}" if parts.port else ""
+        command = self.command(
+            "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS:.0f}s", *(["-s", str(script)] if script else []),
+            *self.headers("PUT" if script else "GET", key),
+            f"{parts.scheme}://{self.address}{port}/{self.bucket}/{key}",
+        )  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        if "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
+            raise RuntimeError(f"wrk {self.url}: {done.stdout}")
+        found = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
+        assert found is not None, done.stdout
+        return float(found[1])
+
+
+def _namespace(up: Up, net: Network) -> Path:
+    """The network namespace of a job that only sleeps."""
+    name = f"s3-{up.stage.mark}"
+    cloister_up.create_job(up, net, name, image=IMAGE, entrypoint=["sleep", "600"])
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        job = up.stage.sagemaker.describe_processing_job(ProcessingJobName=name)
+        if job["ProcessingJobStatus"] != "InProgress":
+            raise RuntimeError(f"the job ended: {job.get('FailureReason')}")
+        found = up.stage.ec2.describe_network_interfaces(
+            Filters=[{"Name": "subnet-id", "Values": [net.subnet]}]
+        )["NetworkInterfaces"]
+        if found:  # the namespace is pinned where only the daemon's own mount namespace sees it
+            netns = up.state / "run" / "netns" / found[0]["NetworkInterfaceId"]
+            inside = ["--enter", str(up.state), "--", "nsenter", f"--net={netns}", "true"]
+            command = [sys.executable, "-m", "cloister.kernel.holder", *inside]
+            if subprocess.run(command, check=False, capture_output=True, timeout=30).returncode == 0:
+                return netns
+        time.sleep(0.1)
+    raise RuntimeError("the job has no interface after 30 s")
+
+
+def _sides(up: Up, net: Network) -> dict[str, Side]:
+    netns = up.state / "run" / "netns"
+    job = _namespace(up, net)
+    lists = up.stage.ec2.describe_prefix_lists()["PrefixLists"]
+    cidr = next(each for each in lists if each["PrefixListName"].endswith(".s3"))["Cidrs"][0]
+    root = {
+        "access_key": up.environment["AWS_ACCESS_KEY_ID"],
+        "secret": up.environment["AWS_SECRET_ACCESS_KEY"],
+    }
+    keys = json.loads((up.state / "objects" / "s3.json").read_text())["identities"][0]["credentials"][0]
+    sides = {
+        scheme: Side(
+            up=up,
+            netns=job,
+            url=f"{scheme}://s3.{up.running.region}.amazonaws.com",
+            address=str(ip_network(cidr)[1]),
+            bucket=net.bucket,
+            **root,
+        )
+        for scheme in ("http", "https")
+    }
+    # wrk resolves the URL's host and sends our Host header, so `address` serves both clients
+    sides["peer"] = Side(
+        up=up, netns=netns / NAMESPACE, url="http://127.0.0.1:8333", address="127.0.0.1",
+        access_key=keys["accessKey"], secret=keys["secretKey"], bucket=net.bucket,
+    )  # fmt: skip
+    return sides
+
+
+def run(rounds: int) -> list[measure.Row]:
+    for program in ("curl", "wrk"):
+        if shutil.which(program) is None:
+            raise RuntimeError(f"{program} is not installed (Debian package {program})")
+    rows: list[measure.Row] = []
+    with cloister_up.cloister() as up:
+        net = cloister_up.network(up)
+        sides = _sides(up, net)
+        large, small, script = up.state / "large", up.state / "small", up.state / "put.lua"
+        with large.open("wb") as file:
+            file.truncate(LARGE)
+        small.write_bytes(b"x" * SMALL)
+        script.write_text(f'wrk.method = "PUT"\nwrk.body = string.rep("x", {SMALL})\n')
+        with large.open("rb") as file:
+            digest = file_digest(file, sha256).hexdigest()
+        peer = sides["peer"]
+        peer.curl("large", "-T", str(large))
+
+        def compare(what: str, unit: str, act: Callable[[Side], float], limits: dict[str, float]) -> None:
+            for scheme, limit in limits.items():
+                side = sides[scheme]
+                act(side), act(peer)
+                samples = measure.interleave(lambda: act(side), lambda: act(peer), rounds)
+                label = f"s3 door: {what}, {scheme.upper()}"
+                rows.append(measure.row(label, unit, *samples, at_least=limit))
+                print(measure.table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+
+        bulk = {"http": 0.9, "https": 0.7}
+        compare("GET 1 GiB", "MiB/s", lambda side: side.curl("large"), bulk)
+        compare("PUT 1 GiB", "MiB/s", lambda side: side.curl("put", "-T", str(large)), bulk)
+        compare(
+            "PUT 1 GiB signed", "MiB/s",
+            lambda side: side.curl("put", "-T", str(large), payload=digest), bulk,
+        )  # fmt: skip
+        few = {"http": 0.4, "https": 0.4}
+        subprocess.run(
+            peer.command("curl", "-sS", "-T", str(small), *peer.headers("PUT", "small"),
+                         f"{peer.url}/{peer.bucket}/small"),
+            check=True, timeout=30, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        compare("GET 4 KiB", "/s", lambda side: side.wrk("small"), few)
+        compare("PUT 4 KiB", "/s", lambda side: side.wrk("put-small", script), few)
+    return rows
