@@ -26,6 +26,16 @@ def test_operations_are_authorised_on_the_resources_they_touch(call: Call) -> No
         ("CreateSubnet", {"VpcId": "vpc-1"}, ["subnet/*", "vpc/vpc-1"]),
         ("CreateVpcEndpoint", {"VpcId": "vpc-1"}, ["vpc-endpoint/*", "vpc/vpc-1"]),
         (
+            "CreateVpcEndpoint",
+            {
+                "VpcId": "vpc-1",
+                "SubnetIds": ["subnet-1"],
+                "SubnetConfigurations": [{"SubnetId": "subnet-2"}],
+                "SecurityGroupIds": ["sg-1"],
+            },
+            ["vpc-endpoint/*", "vpc/vpc-1", "subnet/subnet-1", "subnet/subnet-2", "security-group/sg-1"],
+        ),
+        (
             "ModifyVpcEndpoint",
             {"VpcEndpointId": "vpce-1", "AddRouteTableIds": ["rtb-1"], "RemoveRouteTableIds": ["rtb-2"]},
             ["vpc-endpoint/vpce-1", "route-table/rtb-1", "route-table/rtb-2"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from cloister.iam.policy import parse as parse_policy
@@ -114,14 +114,25 @@ def _check_free(call: Call, endpoint: VpcEndpoint, table: RouteTable) -> None:
             )
 
 
+def _on(**resources: str | tuple[str, ...]) -> Callable[[Call, Params], list[str]]:
+    """`on`, where SubnetConfigurations stands for the subnets that it names."""
+    arns = on(**resources)
+
+    def with_configured(call: Call, params: Params) -> list[str]:
+        subnet_ids = [each.get("SubnetId") for each in params.get("SubnetConfigurations", ())]
+        return arns(call, {**params, "SubnetConfigurations": [one for one in subnet_ids if one]})
+
+    return with_configured
+
+
 @operation(
     "ec2",
     "CreateVpcEndpoint",
-    resources=on(
+    resources=_on(
         vpc_endpoint="*",
         vpc="VpcId",
         route_table="RouteTableIds",
-        subnet="SubnetIds",
+        subnet=("SubnetIds", "SubnetConfigurations"),
         security_group="SecurityGroupIds",
     ),
     context=lambda call, params: {
@@ -219,10 +230,10 @@ def describe_vpc_endpoints(call: Call, params: Params) -> Params:
 @operation(
     "ec2",
     "ModifyVpcEndpoint",
-    resources=on(
+    resources=_on(
         vpc_endpoint="VpcEndpointId",
         route_table=("AddRouteTableIds", "RemoveRouteTableIds"),
-        subnet=("AddSubnetIds", "RemoveSubnetIds"),
+        subnet=("AddSubnetIds", "RemoveSubnetIds", "SubnetConfigurations"),
         security_group=("AddSecurityGroupIds", "RemoveSecurityGroupIds"),
     ),
 )
