@@ -150,7 +150,7 @@ class Dispatcher:
             decision = decide_call(world, asked, endpoint_id=origin.endpoint_id)
             if not decision.allowed:
                 raise denied(service, decision.sentence())
-        answer = await side.call(service, target.operation, params)
+        answer = await side.call(service, target.operation, params, target.protocol)
         if answer.header("x-amzn-requestid") is None:
             headers = (*answer.headers, ("x-amzn-RequestId", request_id))
             answer = HttpResponse(answer.status, headers, answer.body)

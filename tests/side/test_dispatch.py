@@ -35,7 +35,7 @@ class Recorded(SideServices):
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, dict[str, Any]]] = []
 
-    async def call(self, service: str, operation: str, params: Any) -> HttpResponse:
+    async def call(self, service: str, operation: str, params: Any, protocol: str = "json") -> HttpResponse:
         self.calls.append((service, operation, dict(params)))
         return HttpResponse(200, (("Content-Type", "application/x-amz-json-1.1"),), b'{"SecretString": "s"}')
 

@@ -45,7 +45,8 @@ def refused(request: HttpRequest) -> AwsError:
     [
         (form("ec2", b"Action=DescribeVpcs&Version=2016-11-15"), "ec2:DescribeVpcs"),
         (form("ec2", b"", "Action=DescribeVpcs&Version=2016-11-15", "GET"), "ec2:DescribeVpcs"),
-        (form("monitoring", b"Action=ListMetrics", ""), None),
+        (form("monitoring", b"Action=ListMetrics", ""), "cloudwatch:ListMetrics"),
+        (form("sqs", b"Action=ListQueues", ""), None),
         (
             form("elasticloadbalancing", b"Action=DescribeLoadBalancers&Version=2012-06-01"),
             "elb:DescribeLoadBalancers",

@@ -82,9 +82,12 @@ class SideServices:
                 process.kill()  # it has nothing to save
             await process.wait()
 
-    async def call(self, service: str, operation: str, params: Params) -> HttpResponse:
-        """The answer of moto, an error or not. Raises NotImplemented, ServiceUnavailable."""
-        headers, body = _written(service, operation, params, self.region)
+    async def call(
+        self, service: str, operation: str, params: Params, protocol: str = "json"
+    ) -> HttpResponse:
+        """The answer of moto, an error or not, in a protocol that the service speaks.
+        Raises NotImplemented, ServiceUnavailable."""
+        headers, body = _written(service, operation, params, self.region, protocol)
         status, answered, text = await self._send(headers, body)
         if status >= 500 and not text.lstrip().startswith((b"{", b"<ErrorResponse")):
             # moto writes a page for what it does not have, and for what it stumbled over
@@ -95,7 +98,7 @@ class SideServices:
             host = f"{_HOSTS[service]}.{self.region}.amazonaws.com".encode()
             text = text.replace(b"http://" + host, b"https://" + host)
         passed = [(name, answered[name]) for name in _PASSED if name in answered]
-        return HttpResponse(status, (("Content-Type", _content_type(service)), *passed), text)
+        return HttpResponse(status, (("Content-Type", _content_type(service, protocol)), *passed), text)
 
     async def arns(self, service: str, names: list[str]) -> dict[str, str]:
         """The ARNs of secrets or keys by what a caller calls them; one that does not exist has none."""
@@ -214,17 +217,18 @@ def _model(service: str) -> ServiceModel:
     return botocore.session.get_session().get_service_model(service)
 
 
-def _content_type(service: str) -> str:
+def _content_type(service: str, protocol: str) -> str:
     """moto calls everything HTML."""
-    model = _model(service)
-    is_json = model.resolved_protocol == "json"
-    return f"application/x-amz-json-{model.metadata.get('jsonVersion', '1.0')}" if is_json else "text/xml"
+    version = _model(service).metadata.get("jsonVersion", "1.0")
+    return f"application/x-amz-json-{version}" if protocol == "json" else "text/xml"
 
 
-def _written(service: str, operation: str, params: Params, region: str) -> tuple[dict[str, str], bytes]:
+def _written(
+    service: str, operation: str, params: Params, region: str, protocol: str
+) -> tuple[dict[str, str], bytes]:
     """Headers and body of a call as moto reads it. What tells service, account and Region is ours alone."""
     model = _model(service)
-    serializer = create_serializer(model.resolved_protocol, include_validation=False)
+    serializer = create_serializer(protocol, include_validation=False)
     request = serializer.serialize_to_request(dict(params), model.operation_model(operation))
     body = request["body"]
     if isinstance(body, dict):

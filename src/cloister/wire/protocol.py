@@ -161,11 +161,13 @@ def _identify_query(services: list[Service], pairs: list[tuple[str, str]]) -> Ta
     if not action:
         raise AwsError("MissingAction", "The request must contain the parameter Action")
     for found in services:
-        if found.protocol in ("ec2", "query") and action in found.operation_names:
+        # Some services (cloudwatch) speak the query protocol beside the one that their model names first.
+        spoken = "query" if "query" in found.metadata.get("protocols", ()) else found.protocol
+        if spoken in ("ec2", "query") and action in found.operation_names:
             # Several services may sign with one name (elb, elbv2); the version tells them apart.
             if len(services) > 1 and version != found.version:
                 continue
-            return Target(service=found.name, operation=action, protocol=found.protocol)
+            return Target(service=found.name, operation=action, protocol=spoken)
     if services and services[0].protocol == "query":
         message = f"Could not find operation {action[:200]} for version {version or 'NO_VERSION_SPECIFIED'}"
     else:
