@@ -1,4 +1,4 @@
-"""GET and PUT through the S3 door from a job's network namespace, against the same client straight to SeaweedFS.
+"""GET and PUT through the S3 door from a job's network namespace, against SeaweedFS asked by the same client.
 
 The client is curl for 1 GiB (its own clock, the body to /dev/null) and wrk for 4 KiB (4 connections that stay
 open): both cost little, so that on few cores the door shows and not the client. The peer runs them in the
@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import file_digest, sha256
 from ipaddress import ip_network
 from pathlib import Path
@@ -106,7 +107,7 @@ def _namespace(up: Up, net: Network) -> Path:
             Filters=[{"Name": "subnet-id", "Values": [net.subnet]}]
         )["NetworkInterfaces"]
         if found:  # the namespace is pinned where only the daemon's own mount namespace sees it
-            netns = up.state / "run" / "netns" / found[0]["NetworkInterfaceId"]
+            netns = up.state / "run" / "netns" / str(found[0]["NetworkInterfaceId"])
             inside = ["--enter", str(up.state), "--", "nsenter", f"--net={netns}", "true"]
             command = [sys.executable, "-m", "cloister.kernel.holder", *inside]
             if subprocess.run(command, check=False, capture_output=True, timeout=30).returncode == 0:
@@ -157,8 +158,8 @@ def run(rounds: int) -> list[measure.Row]:
             file.truncate(LARGE)
         small.write_bytes(b"x" * SMALL)
         script.write_text(f'wrk.method = "PUT"\nwrk.body = string.rep("x", {SMALL})\n')
-        with large.open("rb") as file:
-            digest = file_digest(file, sha256).hexdigest()
+        with large.open("rb") as body:
+            digest = file_digest(body, sha256).hexdigest()
         peer = sides["peer"]
         peer.curl("large", "-T", str(large))
 
@@ -166,7 +167,7 @@ def run(rounds: int) -> list[measure.Row]:
             for scheme, limit in limits.items():
                 side = sides[scheme]
                 act(side), act(peer)
-                samples = measure.interleave(lambda: act(side), lambda: act(peer), rounds)
+                samples = measure.interleave(partial(act, side), partial(act, peer), rounds)
                 label = f"s3 door: {what}, {scheme.upper()}"
                 rows.append(measure.row(label, unit, *samples, at_least=limit))
                 print(measure.table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)

@@ -30,7 +30,7 @@ from cloister.iam.collect import identity_policies, principal_tags
 from cloister.iam.context import global_keys
 from cloister.iam.decide import Decision, Request, decide
 from cloister.iam.model import Principal
-from cloister.s3 import actions, address, buckets, passing
+from cloister.s3 import actions, address, buckets, passing, splice
 from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
 from cloister.services.api import Origin
@@ -412,9 +412,17 @@ class Door:
         if "Content-Length" in answer.headers:
             response.content_length = int(answer.headers["Content-Length"])
         await response.prepare(request)
-        if asked.head.method != "HEAD":
-            async for piece in answer.content.iter_any():
-                await response.write(piece)
+        whole = int(answer.headers.get("Content-Length", "0"))
+        is_head = asked.head.method == "HEAD"
+        if not (is_head or await splice.send(request, response, answer, whole)):
+            try:
+                async for piece in answer.content.iter_any():
+                    await response.write(piece)
+            except aiohttp.ClientError as error:
+                # The head promised more bytes: an error's answer must not be taken for them.
+                if request.transport is not None:
+                    request.transport.abort()
+                raise ConnectionResetError("the object store broke off") from error
         await response.write_eof()
         return response
 
