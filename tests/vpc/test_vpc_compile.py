@@ -12,6 +12,7 @@ from cloister.vpc.interfaces import create_interface
 from cloister.vpc.model import (
     AclEntry,
     GroupRule,
+    HostAddress,
     InternetGateway,
     NatGateway,
     NetworkAcl,
@@ -68,7 +69,7 @@ def rules(draw: st.DrawFn, n: int = 0) -> GroupRule:
 @st.composite
 def documents(draw: st.DrawFn) -> object:
     vpc_id = draw(one_of(VPCS))
-    match draw(st.integers(0, 10)):
+    match draw(st.integers(0, 11)):
         case 0:
             return Vpc(
                 vpc_id=vpc_id,
@@ -92,6 +93,8 @@ def documents(draw: st.DrawFn) -> object:
             return InternetGateway(
                 internet_gateway_id=GATEWAYS[number], vpc_id=draw(one_of([None, VPCS[number]]))
             )
+        case 11:
+            return HostAddress(address=draw(one_of(["192.0.2.2", "127.0.0.1"])))
         case 9:
             return NatGateway(
                 nat_gateway_id="nat-00000000000000001",
@@ -234,6 +237,10 @@ def test_an_updated_plan_is_the_plan_compiled_afresh(
                 VpcEndpoint,
                 PrefixList,
                 NetworkInterface,
+                InternetGateway,
+                NatGateway,
+                VpcPeering,
+                HostAddress,
             )
             docs = [doc for cls in classes for doc in tx.all(cls)]
             if place < len(docs):
