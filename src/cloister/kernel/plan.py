@@ -78,13 +78,15 @@ class PolicyRule:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Set:
     """An nftables set, or a map when `data` is given. `type` is the key's type
-    ("inet_proto . inet_service . ipv4_addr"), `data` e.g. "verdict" or "mark"."""
+    ("inet_proto . inet_service . ipv4_addr"), `data` e.g. "verdict" or "mark". A `dynamic` set takes its
+    elements from rules, at most so many; they are not the plan's, and live until somebody flushes it."""
 
     netns: str
     name: str
     type: str
     interval: bool = False
     data: str | None = None
+    dynamic: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,6 +118,8 @@ class Reconciler:
         #: sums of the digests of nftables parts; namespaces to be sealed at the end of this `apply`
         self._sums: defaultdict[str, int] = defaultdict(int)
         self._reseal: set[str] = set()
+        #: at which generation of its ruleset a namespace was sealed, or its seal was believed
+        self._sealed: dict[str, int] = {}
         #: inner end -> key of its pair; (namespace, link) -> keys of the routes by it
         self._inner: dict[tuple[str, str], Key] = {}
         self._by_netns: defaultdict[str, set[Key]] = defaultdict(set)
@@ -137,6 +139,7 @@ class Reconciler:
         self._by_netns.clear()
         self._blind.clear()
         self._seals.clear()
+        self._sealed.clear()
         self._unknown = set(self.namespaces.list()) - self._foreign
         self._full = True
         self._reread()
@@ -200,8 +203,21 @@ class Reconciler:
 
     def _seal(self, name: str, netns: Part) -> None:
         here = self._handles(name)
-        alias = seal.Seal(settings=seal.digest(netns), total=self._sums[name]).text(here.generation.read())
+        generation = here.generation.read()
+        alias = seal.Seal(settings=seal.digest(netns), total=self._sums[name]).text(generation)
         here.rtnl.send([rtnl.set_alias(settings.LOOPBACK, alias)])
+        self._sealed[name] = generation
+
+    def steer(self, netns: str, commands: str) -> None:
+        """Run nft commands on what is no plan's business, such as elements of dynamic sets; one transaction.
+        A namespace that was sealed stays so. Not while `apply` runs. Raises NftError, LookupError."""
+        here = self._handles(netns)
+        before = here.generation.read()
+        here.nft.run(commands)
+        part = self._have.get(("Netns", netns))
+        sealed = self._sealed.get(netns) == before and netns not in self._blind
+        if sealed and isinstance(part, Netns) and here.generation.read() == before + 1:
+            self._seal(netns, part)
 
     def _differences(self, plan: Plan, keys: Iterable[Key]) -> dict[Key, _Change]:
         """Key -> (what there is, what shall be). Parts of a namespace that the plan lacks shall not be."""
@@ -556,6 +572,7 @@ class Reconciler:
         for link in links:
             if link.index == settings.LOOPBACK and (holds := seal.parse(link.alias, generation)):
                 self._seals[name] = holds
+                self._sealed[name] = generation
             if link.kind != "veth" or link.alias == _ALIAS:
                 continue
             digest, inner, inner_if = [*link.alias.removeprefix(_ALIAS + " ").split(" "), "", "", ""][:3]

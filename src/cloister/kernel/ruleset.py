@@ -315,6 +315,8 @@ def _word(part: Set) -> str:
 def _add_set(part: Set) -> str:
     data = f" : {part.data}" if part.data else ""
     flags = " flags interval;" if part.interval else ""
+    if part.dynamic:
+        flags = f" size {part.dynamic}; flags dynamic;"
     return f"add {_word(part)} {_T} {part.name} {{ type {part.type}{data};{flags} }}"
 
 

@@ -11,6 +11,7 @@ The router namespace of a VPC judges a packet in this order (hook, priority):
     forward       2  acl_out     the network ACL of the sender's subnet
     forward       8  acl_in      the network ACL of the receiver's subnet
     forward      10  ingress     a tracked connection; or a rule of the receiver's groups; or an endpoint
+                 5, 12           flow logs count (`vpc.flow_logs`), where there are any
     input         0  input       DNS to the resolver's addresses, nothing else
     output        0  output      the resolver's replies, nothing else
 
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Veth, key
 from cloister.vpc import addresses as ip
-from cloister.vpc import gateways, interface_endpoints, network_acls, route_tables, security_groups
+from cloister.vpc import flow_logs, gateways, interface_endpoints, network_acls, route_tables, security_groups
 from cloister.vpc.endpoints import outer_if, prefix_list_of
 from cloister.vpc.gateways import GATES, link_address, link_mac
 from cloister.vpc.model import (
@@ -142,6 +143,12 @@ def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
                     yield from _public(before, after, doc.vpc_id)
         elif isinstance(doc, HostAddress):
             yield ("internet",)
+        elif isinstance(doc, flow_logs.FlowLog):
+            if born_or_gone:
+                yield ("vpc", doc.vpc_id)
+                for world in (before, after):
+                    for interface in world.where(NetworkInterface, vpc_id=doc.vpc_id):
+                        yield ("interface", interface.interface_id)
         elif isinstance(doc, NatGateway):
             yield from _tables_of(before, after, doc.vpc_id)
         elif isinstance(doc, VpcPeering):
@@ -279,7 +286,9 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
     for gate in GATES:
         yield Set(netns=vpc_id, name=gate, type="ifname", data="verdict")
     for refused in (REFUSED_OUT, REFUSED_IN):
-        yield Chain(netns=vpc_id, name=refused, rules=(Rule(text="drop"),))
+        counted = flow_logs.refusals(world, vpc_id, refused)
+        yield Chain(netns=vpc_id, name=refused, rules=(*counted, Rule(text="drop")))
+    yield from flow_logs.vpc_parts(world, vpc_id)
     yield Chain(
         netns=vpc_id,
         name="source",
@@ -301,7 +310,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         hook="type filter hook forward priority 0; policy drop;",
         rules=(
             *_tracked(_AT_SENDER),
-            _INVALID,
+            Rule(text=f"ct state invalid goto {REFUSED_OUT}", comment=_INVALID.comment),
             Rule(text="iifname vmap @egress_groups", comment="the sender's groups"),
         ),
     )
@@ -396,6 +405,8 @@ def _groups(world: World, vpc_id: str, *group_ids: str) -> Iterator[Part]:
     else:
         candidates = world.where(NetworkInterface, vpc_id=vpc_id)
     for interface in candidates:
+        if interface.interface_type == gateways.NAT_INTERFACE:
+            continue
         same = interface.vpc_id == vpc_id and tuple(sorted(interface.group_ids)) == group_ids
         if same and any(_attached(world, interface)):
             yield from security_groups.shared_parts(world, vpc_id, group_ids)
@@ -431,6 +442,7 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
             gateway=ip.router_address(subnet),
         )
         port = f'"{name}"'
+        yield from flow_logs.port_parts(world, interface, port)
         for way in ("out", "in"):
             border = network_acls.subnet_chain(subnet.subnet_id, egress=way == "out")
             yield _element(router, f"acls_{way}", port, subnet.subnet_id, f"jump {border}")
