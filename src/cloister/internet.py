@@ -46,7 +46,7 @@ class InternetDoors:
         self._front = front
         self._door = door
         self._context = authority.server_context()
-        self._servers: Servers[str] = Servers("internet doors", engine, fabric, _wanted, self._open)
+        self._servers: Servers[int] = Servers("internet doors", engine, fabric, self._wanted, self._open)
 
     async def start(self) -> None:
         await self._servers.start()
@@ -54,11 +54,20 @@ class InternetDoors:
     async def stop(self) -> None:
         await self._servers.stop()
 
-    async def _open(self, netns: str) -> Close:
+    def _wanted(self, world: World) -> set[int]:
+        """The namespace `INTERNET` that is there, by its number: it goes with the last gateway and comes with
+        the next one, and sockets stay in the one they were made in. 0: it is still to come."""
+        if not any(gateway.vpc_id for gateway in world.all(InternetGateway)):
+            return set()
+        return {self._namespaces.number(INTERNET) or 0}
+
+    async def _open(self, number: int) -> Close:
+        if number == 0 or self._namespaces.number(INTERNET) != number:
+            raise LookupError(INTERNET)
         with contextlib.ExitStack() as stack:
             listeners = []
             for port in (HTTP, HTTPS):
-                made = self._namespaces.socket(netns, socket.AF_INET, socket.SOCK_STREAM)
+                made = self._namespaces.socket(INTERNET, socket.AF_INET, socket.SOCK_STREAM)
                 stack.enter_context(made)
                 made.setblocking(False)
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -86,7 +95,3 @@ def _is_stand_in(request: web.BaseRequest) -> bool:
     transport = request.transport
     called = transport.get_extra_info("sockname") if transport is not None else None
     return called is None or IPv4Address(called[0]) in STAND_IN
-
-
-def _wanted(world: World) -> set[str]:
-    return {INTERNET} if any(gateway.vpc_id for gateway in world.all(InternetGateway)) else set()

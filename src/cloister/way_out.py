@@ -202,10 +202,7 @@ class WayOut:
 
     def _namespace(self) -> int | None:
         """Which namespace `INTERNET` is now: it may go and come again."""
-        try:
-            return os.stat(self._namespaces.path(INTERNET)).st_ino
-        except FileNotFoundError:
-            return None
+        return self._namespaces.number(INTERNET)
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[asyncio.subprocess.Process]:

@@ -65,6 +65,15 @@ class Namespaces:
         except FileNotFoundError:
             return False
 
+    def number(self, name: str) -> int | None:
+        """Which namespace has this name now: the kernel's number for it, None when there is none. One that is
+        made anew under the same name has another number while anything keeps the old one."""
+        try:
+            found = os.stat(self.path(name))
+        except FileNotFoundError:
+            return None
+        return found.st_ino if found.st_dev != self._device else None
+
     def list(self) -> list[str]:
         return sorted(entry.name for entry in os.scandir(self.run_dir) if self.exists(entry.name))
 
