@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(podman conmon runc nftables libnftables1 uidmap iproute2 ca-certificates busybox-static
+packages=(podman conmon runc nftables libnftables1 uidmap iproute2 slirp4netns ca-certificates busybox-static
   dnf createrepo-c rpm procps postgresql)
 # Some releases have no such package; the tests use it where it is.
 if [ ! -x /usr/bin/aws ] && apt-cache show awscli >/dev/null 2>&1; then
