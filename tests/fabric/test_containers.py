@@ -470,3 +470,14 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def test_what_a_crash_left_of_the_cgroups_is_removed(tmp_path: Path) -> None:
+    parent = cgroups.default_parent(tmp_path)
+    folders = [Path(f"/sys/fs/cgroup/{kind}{parent}") for kind in ("memory", "pids")]
+    if not parent or not all(folder.parent.is_dir() for folder in folders):
+        pytest.skip("no version 1 cgroups that can be written")
+    for folder in folders:
+        (folder / "job-algo-1" / "inner").mkdir(parents=True)
+    assert cgroups.remove_all(tmp_path) == []
+    assert not any(folder.exists() for folder in folders)

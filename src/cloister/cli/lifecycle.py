@@ -19,6 +19,7 @@ import msgspec
 from cloister import options as options_file
 from cloister.cli.main import json_option
 from cloister.cli.paths import Running, ask, read_running
+from cloister.jobs import cgroups
 from cloister.kernel import holder
 from cloister.options import Options
 
@@ -139,6 +140,8 @@ def down(state: Path, /, as_json: bool) -> None:
         cloister down && cloister up        start afresh with everything that there was
     """
     was_up = holder.stop(state, 30)
+    if left := cgroups.remove_all(state):
+        click.echo(f"These cgroups could not be removed: {', '.join(left)}", err=True)
     (state / "daemon.json").unlink(missing_ok=True)
     if as_json:
         click.echo(json.dumps({"was_up": was_up}))
@@ -239,4 +242,5 @@ def collect_garbage(state: Path, *, dry_run: bool) -> list[str]:
     if not dry_run:
         shutil.rmtree(state / "run", ignore_errors=True)
         (state / "daemon.json").unlink(missing_ok=True)
+        cgroups.remove_all(state)
     return removed

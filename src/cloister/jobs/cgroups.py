@@ -6,6 +6,7 @@ The runtime makes it and writes the limits; here is what remains to be done arou
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,13 +54,20 @@ def remove(cgroup: str) -> None:
             folder.parent.rmdir()
 
 
-def remove_all(state: Path) -> None:
-    """All groups of this state's containers, when none runs any more: what `cloister down` does last."""
-    parent = default_parent(state)
-    for folder in _folders(parent) if parent else []:
-        if folder.is_dir():
-            for child in (entry for entry in folder.iterdir() if entry.is_dir()):
+def remove_all(state: Path, timeout: float = 2.0) -> list[str]:
+    """All groups of this state's containers, when none runs any more: what `cloister down` and `gc` do
+    last. Waits up to `timeout` seconds for processes that are just ending; returns the folders left."""
+    parent = default_parent(state) if state.is_dir() else ""
+    folders = [folder for folder in _folders(parent) if folder.is_dir()] if parent else []
+    deadline = time.monotonic() + timeout
+    while folders:
+        for folder in folders:
+            for inner, _, _ in os.walk(folder, topdown=False):
                 with suppress(OSError):
-                    child.rmdir()
-            with suppress(OSError):
-                folder.rmdir()
+                    os.rmdir(inner)
+        folders = [folder for folder in folders if folder.is_dir()]
+        if time.monotonic() > deadline:
+            break
+        if folders:
+            time.sleep(0.02)
+    return [str(folder) for folder in folders]
