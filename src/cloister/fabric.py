@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cloister.engine import Engine
 from cloister.kernel.netns import Namespaces
@@ -21,6 +21,8 @@ from cloister.vpc.compile import compile, update
 from cloister.world import Change, World
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds
 
@@ -78,6 +80,10 @@ class Fabric:
             return
         async with self._progress:
             await self._progress.wait_for(lambda: self.applied >= wanted)
+
+    async def in_turn(self, function: Callable[[], T]) -> T:
+        """Call `function` in the worker thread: never while a change is being applied."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function)
 
     def follow(self, follower: Callable[[World], None]) -> None:
         """Call `follower(world)` in the loop's thread each time a World has been applied."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Iterable
 
 from cloister.kernel.netlink import Netlink, NetlinkError, attribute, attributes
 from cloister.kernel.plan import TABLE
 
 #: linux/netfilter/nf_tables.h: NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_…
-_GET_TABLE, _GET_ELEMENTS = 10 << 8 | 1, 10 << 8 | 13
+_GET_TABLE, _GET_RULES, _GET_ELEMENTS = 10 << 8 | 1, 10 << 8 | 7, 10 << 8 | 13
 _HEAD = struct.pack("=BBH", socket.AF_INET, 0, 0)
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _ELEMENT_KEY, _ELEMENT_EXPRESSION, _DATA_VALUE = 1, 7, 1
@@ -45,6 +46,12 @@ class Counts:
                 return None
             raise
         return int.from_bytes(attributes(answer, len(_HEAD))[_TABLE_HANDLE], "big")
+
+    def leads_to(self, chain: str, candidates: Iterable[str]) -> str | None:
+        """Which of these chains the rules of `chain` name."""
+        body = attribute(1, TABLE.encode() + b"\0") + attribute(2, chain.encode() + b"\0")
+        rules = b"".join(self._netlink.dump(_GET_RULES, _HEAD + body))
+        return next((name for name in candidates if name.encode() + b"\0" in rules), None)
 
     def read(self, name: str) -> list[Count]:
         """A set's elements; none when there is no such set. Read it while no rule leads to it."""

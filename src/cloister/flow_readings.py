@@ -1,0 +1,307 @@
+"""What the kernel counted for flow logs, read and kept until every log has had it.
+
+A reading is what one VPC's sets held between two moments. It is durable before the kernel's sets are emptied:
+
+    1. lead the packets to the other generation of sets       (one transaction)
+    2. wait until no packet is under way in the old one
+    3. read it; write the reading, "not flushed"              (durable)
+    4. empty the old generation; note "flushed"               (one transaction)
+
+After a crash between 1 and 3 the old generation is found filled, and read; between 3 and 4 it is found noted,
+and only emptied: nothing is counted twice or lost. A table that was built anew has lost its counts, which its
+handle tells: the reading then says so, and SKIPDATA is recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from socket import inet_ntoa
+
+from cloister.fabric import Fabric
+from cloister.kernel.flows import Counts
+from cloister.kernel.netns import Namespaces
+from cloister.kernel.plan import TABLE
+from cloister.kernel.reconcile import Reconciler
+from cloister.vpc.flow_logs import GENERATIONS, POINTS, Point, counting, dispatch, set_name
+from cloister.vpc.flow_records import Counted, Key, Logged, tcp_flags
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS reading (
+    id INTEGER PRIMARY KEY,
+    vpc TEXT NOT NULL,
+    generation TEXT NOT NULL,
+    table_handle INTEGER NOT NULL,
+    flushed INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    "end" INTEGER NOT NULL,
+    lost INTEGER NOT NULL,
+    skipped TEXT NOT NULL,
+    interfaces TEXT NOT NULL,
+    flows BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS reading_end ON reading (vpc, "end");
+CREATE TABLE IF NOT EXISTS vpc (id TEXT PRIMARY KEY, table_handle INTEGER NOT NULL, read_at INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS delivered (flow_log TEXT PRIMARY KEY, until INTEGER NOT NULL);
+"""
+#: seconds; a packet is through the hooks of its namespace within microseconds
+GRACE = 0.05
+#: point, whether it is of flags, port, addresses, protocol, flags, ports, packets, bytes
+_FLOW = struct.Struct(">BB16s4s4sBBHHQQ")
+_PORTS = struct.Struct(">16s4s4sB3xH2xH2x")
+_NO_PORTS = struct.Struct(">16s4s4sB3x")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """`skipped` are ports (the router's ends) some packets of which were not told apart; `lost`: of all.
+    `interfaces` are those of the ports in `flows`."""
+
+    start: int
+    end: int
+    lost: bool
+    skipped: tuple[str, ...]
+    interfaces: dict[str, Logged]
+    flows: bytes
+
+
+class Readings:
+    """The file, and the kernel's side of reading. Used from the loop's thread."""
+
+    def __init__(
+        self, path: Path | str, fabric: Fabric, reconciler: Reconciler, namespaces: Namespaces
+    ) -> None:
+        self._fabric = fabric
+        self._reconciler = reconciler
+        self._namespaces = namespaces
+        # Readings of 100,000 flows are written by another thread; calls never overlap.
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        if str(path) != ":memory:":
+            Path(path).chmod(0o600)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        self._db.close()
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    async def read(self, vpc_id: str, interface_of: Callable[[str], Logged | None], now: int) -> None:
+        """Take what the kernel counted of a VPC until `now`. Raises LookupError, OSError, NftError."""
+        # Opened in the namespace, read from anywhere: others need the thread that enters namespaces.
+        counts = await asyncio.to_thread(self._namespaces.call, vpc_id, Counts)
+        try:
+            await self._read(counts, vpc_id, interface_of, now)
+        finally:
+            counts.close()
+
+    async def _read(
+        self, counts: Counts, vpc_id: str, interface_of: Callable[[str], Logged | None], now: int
+    ) -> None:
+        table, active = counts.table(), _active(counts)
+        if table is None or active is None:
+            return
+        known = self._db.execute("SELECT table_handle, read_at FROM vpc WHERE id = ?", (vpc_id,)).fetchone()
+        since = known[1] if known else now
+        lost = known is not None and known[0] != table
+        idle = GENERATIONS[1 - GENERATIONS.index(active)]
+        keep = partial(self._keep, counts, vpc_id, table, interface_of, since, now)
+        noted = self._db.execute(
+            "SELECT 1 FROM reading WHERE vpc = ? AND table_handle = ? AND generation = ? AND NOT flushed",
+            (vpc_id, table, idle),
+        ).fetchone()
+        if noted or await asyncio.to_thread(keep, idle, False):
+            await self._flush(vpc_id, idle)
+        switch = "\n".join(
+            f"flush chain ip {TABLE} {dispatch(point)}\n"
+            f"add rule ip {TABLE} {dispatch(point)} goto {counting(point, idle)}"
+            for point in POINTS
+        )
+        await self._fabric.in_turn(partial(self._reconciler.steer, vpc_id, switch))
+        await asyncio.sleep(GRACE)
+        if await asyncio.to_thread(keep, active, lost):
+            await self._flush(vpc_id, active)
+        self._db.execute("INSERT OR REPLACE INTO vpc VALUES (?, ?, ?)", (vpc_id, table, now))
+
+    def _keep(
+        self,
+        counts: Counts,
+        vpc_id: str,
+        table: int,
+        interface_of: Callable[[str], Logged | None],
+        since: int,
+        now: int,
+        generation: str,
+        lost: bool,
+    ) -> bool:
+        """Read a generation and write it down; whether there was anything."""
+        flows, skipped, ports = _dump(counts, generation)
+        if not flows and not skipped and not lost:
+            return False
+        interfaces = {port: asdict(found) for port in ports if (found := interface_of(port)) is not None}
+        self._db.execute(
+            "INSERT INTO reading VALUES (NULL, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?)",
+            (vpc_id, generation, table, min(since, now), now, lost, json.dumps(skipped),
+             json.dumps(interfaces), flows),
+        )  # fmt: skip
+        return True
+
+    async def _flush(self, vpc_id: str, generation: str) -> None:
+        names = (set_name(kind, point, generation) for point in POINTS for kind in KINDS)
+        commands = "\n".join(f"flush set ip {TABLE} {name}" for name in names)
+        await self._fabric.in_turn(partial(self._reconciler.steer, vpc_id, commands))
+        self._db.execute(
+            "UPDATE reading SET flushed = 1 WHERE vpc = ? AND generation = ?", (vpc_id, generation)
+        )
+
+    # --- what was read -----------------------------------------------------------------------------------
+
+    def between(self, vpc_id: str, after: int, until: int) -> list[Reading]:
+        """The readings that ended in (after, until]."""
+        rows = self._db.execute(
+            'SELECT start, "end", lost, skipped, interfaces, flows FROM reading'
+            ' WHERE vpc = ? AND "end" > ? AND "end" <= ? ORDER BY id',
+            (vpc_id, after, until),
+        )
+        return [
+            Reading(
+                start=start,
+                end=end,
+                lost=bool(lost),
+                skipped=tuple(json.loads(skipped)),
+                interfaces={
+                    port: Logged(**{**each, "addresses": tuple(each["addresses"])})
+                    for port, each in json.loads(interfaces).items()
+                },
+                flows=flows,
+            )
+            for start, end, lost, skipped, interfaces, flows in rows
+        ]
+
+    def ends(self, vpc_id: str, after: int) -> list[int]:
+        """When the readings after a moment ended."""
+        rows = self._db.execute(
+            'SELECT DISTINCT "end" FROM reading WHERE vpc = ? AND "end" > ?', (vpc_id, after)
+        )
+        return [end for (end,) in rows]
+
+    def delivered(self, flow_log_id: str) -> int | None:
+        found = self._db.execute("SELECT until FROM delivered WHERE flow_log = ?", (flow_log_id,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def set_delivered(self, flow_log_id: str, until: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO delivered VALUES (?, ?)", (flow_log_id, until))
+
+    def forget(self, vpc_id: str, before: int) -> None:
+        """Readings that every log has had."""
+        self._db.execute('DELETE FROM reading WHERE flushed AND vpc = ? AND "end" <= ?', (vpc_id, before))
+
+
+KINDS = ("flows", "others", "flags", "overflow")
+
+
+def _active(counts: Counts) -> str | None:
+    """The generation that counts now."""
+    candidates = {counting(POINTS[0], generation): generation for generation in GENERATIONS}
+    leads_to = counts.leads_to(dispatch(POINTS[0]), candidates)
+    return candidates[leads_to] if leads_to else None
+
+
+def _dump(counts: Counts, generation: str) -> tuple[bytes, list[str], set[str]]:
+    """The flows of a generation, the ports of which some were not told apart, and all ports."""
+    out: list[bytes] = []
+    skipped: set[str] = set()
+    ports: set[bytes] = set()
+    for number, point in enumerate(POINTS):
+        for kind in KINDS:
+            elements = counts.read(set_name(kind, point, generation))
+            # A walk may come by an element twice.
+            found = {key: (packets, size) for key, packets, size in elements}
+            if kind == "overflow":
+                skipped.update(_text(key[:16]) for key in found)
+                continue
+            out += _packed(number, kind, found.items())
+            ports.update(key[:16] for key in found)
+    return b"".join(out), sorted(skipped), {_text(port) for port in ports} | skipped
+
+
+def _packed(number: int, kind: str, found: Iterable[tuple[bytes, tuple[int, int]]]) -> Iterator[bytes]:
+    pack = _FLOW.pack
+    if kind == "others":
+        for key, (packets, size) in found:
+            port, source, destination, protocol = _NO_PORTS.unpack(key)
+            yield pack(number, 0, port, source, destination, protocol, 0, 0, 0, packets, size)
+        return
+    flags = kind == "flags"
+    for key, (packets, size) in found:
+        port, source, destination, which, source_port, destination_port = _PORTS.unpack(key)
+        yield pack(
+            number, flags, port, source, destination, 6 if flags else which, which if flags else 0,
+            source_port, destination_port, packets, size,
+        )  # fmt: skip
+
+
+def _text(port: bytes) -> str:
+    return port.rstrip(b"\0").decode()
+
+
+# --- from readings to flows ------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class Traffic:
+    """What an interface had in an interval."""
+
+    logged: Logged
+    flows: dict[Key, Counted] = field(default_factory=dict)
+    skipped: bool = False
+
+
+def aggregate(
+    readings: Iterable[Reading], covered: Callable[[Logged], bool], points: Iterable[Point] = POINTS
+) -> dict[str, Traffic]:
+    """The traffic of the covered interfaces, by id."""
+    wanted = {number for number, point in enumerate(POINTS) if point in points}
+    found: dict[str, Traffic] = {}
+    for reading in readings:
+        traffic: dict[bytes, Traffic] = {}
+        for port, logged in reading.interfaces.items():
+            if covered(logged):
+                its = found.setdefault(logged.interface_id, Traffic(logged=logged))
+                its.skipped = its.skipped or port in reading.skipped
+                traffic[port.encode().ljust(16, b"\0")] = its
+        for (
+            number, of_flags, port_bytes, source, destination, protocol, flags, source_port, destination_port,
+            packets, size,
+        ) in _FLOW.iter_unpack(reading.flows):  # fmt: skip
+            here = traffic.get(port_bytes)
+            if here is None or number not in wanted:
+                continue
+            point = POINTS[number]
+            key = Key(
+                source=inet_ntoa(source),
+                destination=inet_ntoa(destination),
+                source_port=source_port,
+                destination_port=destination_port,
+                protocol=protocol,
+                egress=point.egress,
+                accept=point.accept,
+            )
+            counted = here.flows.get(key)
+            if of_flags:
+                if counted is not None:
+                    counted.flags |= tcp_flags(flags)
+                continue
+            if counted is None:
+                counted = here.flows[key] = Counted(start=reading.start)
+            counted.packets += packets
+            counted.bytes += size
+            counted.end = reading.end
+    return found
