@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -29,8 +31,11 @@ from cloister.kernel.flows import Counts
 from cloister.kernel.netns import Namespaces
 from cloister.kernel.plan import TABLE
 from cloister.kernel.reconcile import Reconciler
-from cloister.vpc.flow_logs import GENERATIONS, POINTS, Point, counting, dispatch, set_name
+from cloister.kernel.ruleset import refill
+from cloister.vpc.flow_logs import GENERATIONS, POINTS, Point, counting, counting_chain, dispatch, set_name
 from cloister.vpc.flow_records import Counted, Key, Logged, tcp_flags
+
+log = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS reading (
@@ -52,6 +57,8 @@ CREATE TABLE IF NOT EXISTS delivered (flow_log TEXT PRIMARY KEY, until INTEGER N
 """
 #: seconds; a packet is through the hooks of its namespace within microseconds
 GRACE = 0.05
+#: until sets that do not add up are read again
+_PAUSES = (0.05, 0.2, 1.0)
 #: point, whether it is of flags, port, addresses, protocol, flags, ports, packets, bytes
 _FLOW = struct.Struct(">BB16s4s4sBBHHQQ")
 _PORTS = struct.Struct(">16s4s4sB3xH2xH2x")
@@ -142,7 +149,8 @@ class Readings:
         lost: bool,
     ) -> bool:
         """Read a generation and write it down; whether there was anything."""
-        flows, skipped, ports = _dump(counts, generation)
+        flows, skipped, ports, complete = _dump(counts, generation)
+        lost = lost or not complete
         if not flows and not skipped and not lost:
             return False
         interfaces = {port: asdict(found) for port in ports if (found := interface_of(port)) is not None}
@@ -155,7 +163,10 @@ class Readings:
 
     async def _flush(self, vpc_id: str, generation: str) -> None:
         names = (set_name(kind, point, generation) for point in POINTS for kind in KINDS)
-        commands = "\n".join(f"flush set ip {TABLE} {name}" for name in names)
+        lines = [f"flush set ip {TABLE} {name}" for name in names]
+        for point in POINTS:
+            lines += refill(counting_chain(vpc_id, point, generation))
+        commands = "\n".join(lines)
         await self._fabric.in_turn(partial(self._reconciler.steer, vpc_id, commands))
         self._db.execute(
             "UPDATE reading SET flushed = 1 WHERE vpc = ? AND generation = ?", (vpc_id, generation)
@@ -214,22 +225,44 @@ def _active(counts: Counts) -> str | None:
     return candidates[leads_to] if leads_to else None
 
 
-def _dump(counts: Counts, generation: str) -> tuple[bytes, list[str], set[str]]:
-    """The flows of a generation, the ports of which some were not told apart, and all ports."""
+def _dump(counts: Counts, generation: str) -> tuple[bytes, list[str], set[str], bool]:
+    """The flows of a generation, the ports of which some were not told apart, all ports; and whether that is
+    every packet there was."""
     out: list[bytes] = []
     skipped: set[str] = set()
     ports: set[bytes] = set()
+    complete = True
     for number, point in enumerate(POINTS):
-        for kind in KINDS:
-            elements = counts.read(set_name(kind, point, generation))
-            # A walk may come by an element twice.
-            found = {key: (packets, size) for key, packets, size in elements}
+        found, whole = _settled(counts, point, generation)
+        complete = complete and whole
+        for kind, elements in found.items():
             if kind == "overflow":
-                skipped.update(_text(key[:16]) for key in found)
+                skipped.update(_text(key[:16]) for key in elements)
                 continue
-            out += _packed(number, kind, found.items())
-            ports.update(key[:16] for key in found)
-    return b"".join(out), sorted(skipped), {_text(port) for port in ports} | skipped
+            out += _packed(number, kind, elements.items())
+            ports.update(key[:16] for key in elements)
+    return b"".join(out), sorted(skipped), {_text(port) for port in ports} | skipped, complete
+
+
+Elements = dict[bytes, tuple[int, int]]
+
+
+def _settled(counts: Counts, point: Point, generation: str) -> tuple[dict[str, Elements], bool]:
+    """The sets of a point, and whether they add up to the packets it saw. The kernel's hash tables grow in
+    the background: a walk meanwhile may miss an element, or come by one twice."""
+    seen = counts.packets(counting(point, generation))
+    for pause in (*_PAUSES, 0.0):
+        found: dict[str, Elements] = {}
+        for kind in KINDS if seen else ():
+            elements = counts.read(set_name(kind, point, generation))
+            found[kind] = {key: (packets, size) for key, packets, size in elements}
+        told = sum(packets for kind in found if kind != "flags" for packets, _ in found[kind].values())
+        if told == seen:
+            return found, True
+        time.sleep(pause)
+        seen = counts.packets(counting(point, generation))
+    log.warning("%s of %s packets are told of %s", told, seen, point.name)
+    return found, False
 
 
 def _packed(number: int, kind: str, found: Iterable[tuple[bytes, tuple[int, int]]]) -> Iterator[bytes]:

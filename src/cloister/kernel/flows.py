@@ -23,6 +23,7 @@ _ELEMENT_KEY, _ELEMENT_EXPRESSION, _DATA_VALUE = 1, 7, 1
 _EXPRESSION_DATA, _BYTES, _PACKETS = 2, 1, 2
 _NETFILTER = 12  # the netlink protocol
 _TABLE_HANDLE = 4
+_RULE_EXPRESSIONS, _LIST_ELEMENT = 4, 1
 
 Count = tuple[bytes, int, int]
 
@@ -52,6 +53,16 @@ class Counts:
         body = attribute(1, TABLE.encode() + b"\0") + attribute(2, chain.encode() + b"\0")
         rules = b"".join(self._netlink.dump(_GET_RULES, _HEAD + body))
         return next((name for name in candidates if name.encode() + b"\0" in rules), None)
+
+    def packets(self, chain: str) -> int | None:
+        """How many packets the counter in the first rule of a chain has seen."""
+        body = attribute(1, TABLE.encode() + b"\0") + attribute(2, chain.encode() + b"\0")
+        for rule in self._netlink.dump(_GET_RULES, _HEAD + body):
+            expressions = attributes(rule, len(_HEAD)).get(_RULE_EXPRESSIONS, b"")
+            first = attributes(attributes(expressions, 0).get(_LIST_ELEMENT, b""), 0)
+            counter = attributes(first.get(_EXPRESSION_DATA, b""), 0)
+            return int.from_bytes(counter[_PACKETS], "big") if _PACKETS in counter else None
+        return None
 
     def read(self, name: str) -> list[Count]:
         """A set's elements; none when there is no such set. Read it while no rule leads to it."""

@@ -308,6 +308,14 @@ def _changes(old: Mapping[Key, _Any], new: Mapping[Key, _Any]) -> list[str]:
     return lines
 
 
+def refill(chain: Chain) -> list[str]:
+    """The chain's rules again in place of themselves: they count from zero."""
+    return [
+        f"flush chain {_T} {chain.name}",
+        *(f"add rule {_T} {chain.name} {_rule(r)}" for r in chain.rules),
+    ]
+
+
 def _word(part: Set) -> str:
     return "map" if part.data else "set"
 

@@ -148,15 +148,21 @@ _TYPES = {
 
 
 def _generation(vpc_id: str, point: Point, generation: str) -> Iterator[Part]:
-    names = {kind: set_name(kind, point, generation) for kind in _TYPES}
     for kind, its_type in _TYPES.items():
-        yield Set(netns=vpc_id, name=names[kind], type=its_type, dynamic=SIZE)
+        yield Set(netns=vpc_id, name=set_name(kind, point, generation), type=its_type, dynamic=SIZE)
+    yield counting_chain(vpc_id, point, generation)
+
+
+def counting_chain(vpc_id: str, point: Point, generation: str) -> Chain:
+    """Its first rule counts every packet: what the sets have must add up to it."""
+    names = {kind: set_name(kind, point, generation) for kind in _TYPES}
     ends = f"{point.port} . ip saddr . ip daddr"
     # `update` in a full set ends the rule, so what follows `return` is only reached then.
-    yield Chain(
+    return Chain(
         netns=vpc_id,
         name=counting(point, generation),
         rules=(
+            Rule(text="counter"),
             Rule(
                 text=f"{point.port} @{FLAG_PORTS} tcp flags & (fin | syn | rst) != 0x0 "
                 f"update @{names['flags']} {{ {ends} . tcp flags . th sport . th dport counter }}"
