@@ -29,6 +29,7 @@ from cloister.dispatch import Dispatcher
 from cloister.dns import Resolvers
 from cloister.engine import Engine
 from cloister.fabric import Fabric
+from cloister.flowlog import FlowLogs
 from cloister.front import Front
 from cloister.interface_endpoints import InterfaceDoors
 from cloister.internet import InternetDoors
@@ -82,13 +83,29 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     authority = Authority(state)
     logs = LogStore(state / "logs.sqlite")
     stack.callback(logs.close)
+    expiry = asyncio.create_task(_expire(logs, engine.clock), name="log retention")
+    stack.callback(expiry.cancel)
     namespaces = stack.enter_context(Namespaces(state / "run" / "netns"))
-    fabric = Fabric(engine, namespaces, Reconciler(namespaces, foreign=(NAMESPACE, SIDE_NAMESPACE)))
+    reconciler = Reconciler(namespaces, foreign=(NAMESPACE, SIDE_NAMESPACE))
+    fabric = Fabric(engine, namespaces, reconciler)
     await fabric.start()
     stack.push_async_callback(fabric.stop)
     backend = make_backend(state, options, namespaces)
     await backend.start()
     stack.push_async_callback(backend.stop)
+    flow_logs = FlowLogs(
+        state / "flows.sqlite",
+        engine,
+        fabric,
+        reconciler,
+        namespaces,
+        logs,
+        backend,
+        account=options.account,
+        region=options.region,
+    )
+    await flow_logs.start()
+    stack.push_async_callback(flow_logs.stop)
     door = Door(engine, credentials, backend, region=options.region, account=options.account)
     stack.push_async_callback(door.close)
     doors = EndpointDoors(engine, fabric, namespaces, door, authority)
@@ -169,6 +186,13 @@ def make_backend(state: Path, options: Options, namespaces: Namespaces) -> Backe
     return Backend(
         options.s3_backend, options.s3_backend_access_key or "", options.s3_backend_secret_key or ""
     )
+
+
+async def _expire(logs: LogStore, clock: Callable[[], float]) -> None:
+    """Every hour, what is older than its log group keeps."""
+    while True:
+        await asyncio.to_thread(logs.expire, int(clock() * 1000))
+        await asyncio.sleep(3600)
 
 
 async def _serve_control(state: Path, control: Control, stack: AsyncExitStack) -> None:

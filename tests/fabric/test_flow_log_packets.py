@@ -6,7 +6,6 @@ accepted or refused; of what it shall receive, what is accepted is what it gets.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -141,7 +140,7 @@ async def test_records_are_what_the_interfaces_counters_say(lab: Lab) -> None:
         its = found[each.interface_id]
         sent = _less(after[each.interface_id][0], before[each.interface_id][0])
         got = _less(after[each.interface_id][1], before[each.interface_id][1])
-        assert sent[0] > 20 and got[0] > 20
+        assert min(sent[0], got[0]) > 20
         assert _total(its, lambda key: key.egress) == sent
         assert _total(its, lambda key: not key.egress and key.accept) == got
     at_one, at_two = found[one.interface_id], found[two.interface_id]
