@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ def make_backend(state: Path, options: Options, namespaces: Namespaces) -> Backe
 async def _expire(logs: LogStore, clock: Callable[[], float]) -> None:
     """Every hour, what is older than its log group keeps."""
     while True:
-        await asyncio.to_thread(logs.expire, int(clock() * 1000))
+        logs.expire(int(clock() * 1000))
         await asyncio.sleep(3600)
 
 

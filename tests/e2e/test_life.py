@@ -50,6 +50,8 @@ def test_down_leaves_no_process_mount_or_cgroup_and_up_keeps_every_resource(own:
     if os.geteuid() == 0:
         wait_until("the job is in a cgroup", lambda: cgroups_of(own.state) != [])
     story.wait_for(on, "first")
+    lab.run("import time; print('here', flush=True); time.sleep(300)", name="running", wait=False)
+    wait_until("the second job runs", lambda: "here" in own.command("logs", "running", check=False))
     before = json.dumps(on.ec2.describe_vpcs()["Vpcs"]) + json.dumps(
         on.ec2.describe_route_tables()["RouteTables"]
     )
@@ -64,7 +66,7 @@ def test_down_leaves_no_process_mount_or_cgroup_and_up_keeps_every_resource(own:
         on.ec2.describe_route_tables()["RouteTables"]
     )
     assert after == before
-    assert on.s3.list_objects_v2(Bucket=lab.bucket)["KeyCount"] == 1
+    assert on.s3.list_objects_v2(Bucket=lab.bucket)["KeyCount"] == 2
     lab.on = on
     assert lab.run("print('again')")["ProcessingJobStatus"] == "Completed"
     strike(on)

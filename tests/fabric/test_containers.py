@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cloister.jobs import bundle, cgroups, rootfs
+from cloister.jobs import bundle, cgroups, containers, rootfs
 from cloister.jobs.bundle import Limits
 from cloister.jobs.containers import ContainerError, Containers, ContainerSpec, Exit, Mount
 from cloister.jobs.images import Image, ImageNotFound, Images
@@ -234,6 +234,21 @@ async def test_lines_of_both_streams_come_whole_and_in_order(lab: Lab) -> None:
     assert [line.text for line in lines if line.stream == "stdout"] == ["a" * 30000, "no end"]
     assert [line.text for line in lines if line.stream == "stderr"] == ["\ufffd bad"]
     assert all(abs(line.time / 1e9 - time.time()) < 60 for line in lines)
+
+
+@in_world
+async def test_output_without_end_fills_neither_the_disk_nor_the_log(lab: Lab) -> None:
+    containers.MAX_LOG = 4 << 20
+    spec = lab.spec(await lab.host(), "/bin/sh", "-c", "yes 0123456789012345678901234567 | head -c 40000000")
+    await lab.containers.start(spec)
+    lines = await lab.lines(spec.id)
+    assert lines[-1].text == "[Cloister keeps the first 4 MiB of a container's log: the rest is not kept]"
+    assert sum(len(line.text) for line in lines) < 5 << 20
+    on_disk = spec.log_path.stat()
+    assert on_disk.st_size > 40_000_000
+    assert on_disk.st_blocks * 512 < 8 << 20
+    assert (await lab.containers.wait(spec.id)).code == 0
+    await lab.containers.remove(spec.id)
 
 
 @in_world

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cloister.jobs import rootfs
+from cloister.kernel.cgroups import parent_name
 
 
 def default_parent(state: Path) -> str:
@@ -18,7 +19,7 @@ def default_parent(state: Path) -> str:
     namespace the host's cgroups are not ours."""
     if rootfs.in_user_namespace() or not os.access("/sys/fs/cgroup", os.W_OK):
         return ""
-    return f"/cloister-{state.stat().st_ino:x}"
+    return f"/{parent_name(state)}"
 
 
 def _folders(cgroup: str) -> list[Path]:
@@ -57,7 +58,7 @@ def remove(cgroup: str) -> None:
 def remove_all(state: Path, timeout: float = 2.0) -> list[str]:
     """All groups of this state's containers, when none runs any more: what `cloister down` and `gc` do
     last. Waits up to `timeout` seconds for processes that are just ending; returns the folders left."""
-    parent = default_parent(state) if state.is_dir() else ""
+    parent = default_parent(state)
     folders = [folder for folder in _folders(parent) if folder.is_dir()] if parent else []
     deadline = time.monotonic() + timeout
     while folders:

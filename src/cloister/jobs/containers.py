@@ -31,12 +31,17 @@ from cloister.jobs.bundle import Bind, Limits
 from cloister.jobs.images import Image
 from cloister.jobs.logfile import LogLine, LogPosition, LogReader
 from cloister.jobs.processes import NOBODY, Process, command_of, ended, in_thread, join, started_for
+from cloister.kernel import syscalls
 
 T = TypeVar("T")
 
 _SECCOMP_PROFILES = ("/usr/share/containers/seccomp.json", "/etc/containers/seccomp.json")
 _CREATE_SECONDS = 60.0
 _POLL_SECONDS = 0.1
+#: bytes of a container's log that are kept
+MAX_LOG = 256 << 20
+#: further than any log is read: its end was told
+_FULL = 1 << 50
 _LOG_CHUNK = 1 << 20
 _OOM_SCORE = 200
 
@@ -174,14 +179,18 @@ class Containers:
         self, container: str, position: LogPosition | None = None
     ) -> AsyncGenerator[tuple[list[LogLine], LogPosition], None]:
         """The container's lines from `position` on as they come, in batches, each with the position after
-        it; ends when the container has ended and all is read."""
+        it; ends when the container has ended and all is read. What was taken is given back to the file
+        system; of a log beyond `MAX_LOG` a line says that it is not kept."""
         record = self._read(container)
         if record is None:
             raise LookupError(f"there is no container {container}")
         reader = LogReader(position=position or LogPosition())
         at = reader.position.offset
+        given_back = min(at, MAX_LOG)
         while True:
             alive = record.monitor.alive  # asked before reading: what follows its end is complete
+            if at >= MAX_LOG:
+                break
             data = await asyncio.to_thread(_read_from, record.log, at)
             at += len(data)
             lines = reader.feed(data)
@@ -189,9 +198,27 @@ class Containers:
                 lines += reader.finish()
             if lines:
                 yield lines, reader.position
+            if reader.position.offset - given_back >= _LOG_CHUNK:
+                await asyncio.to_thread(_give_back, record.log, given_back, reader.position.offset)
+                given_back = reader.position.offset
             if not data:
                 if not alive:
                     return
+                await asyncio.sleep(_POLL_SECONDS)
+        if reader.position.offset < MAX_LOG + _FULL:
+            text = (
+                f"[Cloister keeps the first {MAX_LOG >> 20} MiB of a container's log: the rest is not kept]"
+            )
+            told = LogPosition(offset=MAX_LOG + _FULL, seen=MAX_LOG + _FULL)
+            yield [LogLine(time=time.time_ns(), stream="stderr", text=text)], told
+        alive = True
+        while alive:
+            alive = record.monitor.alive
+            size = await asyncio.to_thread(_size, record.log)
+            if size > given_back:
+                await asyncio.to_thread(_give_back, record.log, given_back, size)
+                given_back = size
+            if alive:
                 await asyncio.sleep(_POLL_SECONDS)
 
     # ---- starting --------------------------------------------------------------------------------
@@ -475,6 +502,18 @@ def _read_from(path: str, offset: int) -> bytes:
             return file.read(_LOG_CHUNK)
     except FileNotFoundError:
         return b""
+
+
+def _size(path: str) -> int:
+    with suppress(OSError):
+        return os.stat(path).st_size
+    return 0
+
+
+def _give_back(path: str, start: int, end: int) -> None:
+    """Free the disk under what was read. Where the file system cannot, the file just stays."""
+    with suppress(OSError), open(path, "r+b") as file:
+        syscalls.punch_hole(file.fileno(), start, end - start)
 
 
 def _remove_tree(folder: Path) -> None:

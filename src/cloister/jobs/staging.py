@@ -18,11 +18,15 @@ from pathlib import Path
 from cloister.credentials import SessionKeys
 from cloister.jobs import contract
 from cloister.jobs.agent import Channel, Spec, tree
+from cloister.jobs.bundle import Limits
 from cloister.jobs.containers import ContainerSpec, Mount
 from cloister.jobs.images import Image
+from cloister.jobs.instance_types import instance_type
 from cloister.jobs.model import CONFIG_PATH, OUTPUT_PATH, Instance, ProcessingJob
 
 GIB = 1 << 30
+#: processes and threads of a container; AWS tells no limit, one machine has to have one
+_PIDS = 32768
 
 
 def folder(jobs: Path, job: ProcessingJob, instance: Instance) -> Path:
@@ -88,10 +92,20 @@ def container_spec(
         entrypoint=tuple(app.get("ContainerEntrypoint") or ()),
         arguments=tuple(app.get("ContainerArguments") or ()),
         env=contract.environment(job, region),
+        limits=limits(job.request["ProcessingResources"]["ClusterConfig"].get("InstanceType", "")),
         mounts=tuple(mounts),
         hosts={each.host: each.address for each in job.instances if each.address},
         resolv_conf=contract.resolv_conf(resolver),
     )
+
+
+def limits(type_name: str) -> Limits:
+    """What a container of this instance type may use: what the type has, as far as this host has it."""
+    known = instance_type(type_name)
+    if known is None:
+        return Limits()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Limits(cpus=min(known.vcpus, os.cpu_count() or 1), memory=min(known.memory, memory), pids=_PIDS)
 
 
 def download_spec(

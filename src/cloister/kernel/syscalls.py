@@ -25,6 +25,9 @@ MS_SLAVE = 0x80000
 
 MNT_DETACH = 0x2
 
+FALLOC_FL_KEEP_SIZE = 0x1
+FALLOC_FL_PUNCH_HOLE = 0x2
+
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
@@ -63,6 +66,7 @@ _libc.syscall.restype = ctypes.c_long
 _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.unshare.argtypes = [ctypes.c_int]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 
 
@@ -110,6 +114,11 @@ def mount(
 
 def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
     _check(_libc.umount2(_path(target), flags), f"cannot unmount {os.fspath(target)}")
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give a part of a file back to the file system; it reads as zeros, and the file stays as long as it is."""
+    _check(_libc.fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length), "fallocate")
 
 
 def prctl(option: int, value: int) -> None:
