@@ -13,6 +13,7 @@ from cloister.s3.model import Bucket
 from cloister.services.api import Call
 from cloister.vpc.flow_logs import FlowLog
 from cloister.vpc.flow_records import DEFAULT_FORMAT, object_key
+from cloister.wire.errors import AwsError
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/flow"
 TO_LOGS = {"LogGroupName": "flows", "DeliverLogsPermissionArn": ROLE, "TrafficType": "ALL"}
@@ -146,6 +147,8 @@ def test_a_caller_who_may_not_change_the_buckets_policy_makes_no_log_to_it(call:
         arn=f"arn:aws:sts::{ACCOUNT}:assumed-role/r/s", account=ACCOUNT, user_id="AROA1:s",
         access_key_id="ASIA", role_name="r", session_name="s",
     )  # fmt: skip
+    with pytest.raises(AwsError, match="iam:PassRole"):
+        ec2(call, "CreateFlowLogs", ResourceIds=[vpc_id], ResourceType="VPC", **TO_LOGS)
     made = ec2(call, "CreateFlowLogs", ResourceIds=[vpc_id], ResourceType="VPC", **TO_S3)
     assert made["FlowLogIds"] == []
     assert "Access Denied for LogDestination: logs" in made["Unsuccessful"][0]["Error"]["Message"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from cloister.authorize import decide_call
-from cloister.flow_delivery import may_put, with_delivery
+from cloister.authorize import decide_call, denied
+from cloister.flow_delivery import SERVICE, may_put, with_delivery
 from cloister.iam.decide import Request
 from cloister.ids import resource_id
 from cloister.s3.model import Bucket
@@ -188,6 +188,15 @@ def _destination(call: Call, params: Params) -> dict[str, Any]:
             )
         if not role.startswith(f"arn:{call.partition}:iam::{call.account}:role/"):
             raise _invalid(f"Invalid DeliverLogsPermissionArn: {role}")
+        passing = Request(
+            principal=call.principal,
+            action="iam:PassRole",
+            resource=role,
+            context={"iam:PassedToService": SERVICE},
+        )
+        decision = decide_call(call.tx, passing, endpoint_id=None)
+        if not decision.allowed:
+            raise denied("ec2", decision.sentence())
         return {"destination_type": CLOUDWATCH, "destination": group, "role_arn": role}
     if kind != S3:
         raise AwsError(
