@@ -117,7 +117,7 @@ def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
-    """Give a part of a file back to the file system; it reads as zeros, and the file stays as long as it is."""
+    """Give a part of a file back to the file system; it reads as zeros, the length stays."""
     _check(_libc.fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length), "fallocate")
 
 
