@@ -17,6 +17,7 @@ from cloister.services.ec2 import (
     dhcp_options,
     elastic_ips,
     endpoints,
+    flow_logs,
     internet_gateways,
     nat_gateways,
     network_acls,
@@ -39,6 +40,7 @@ DESCRIBED: dict[str, describe.Resource[Any]] = {
     "DescribeSecurityGroups": security_groups.GROUPS,
     "DescribeSecurityGroupRules": security_group_rules.RULES,
     "DescribeRouteTables": route_tables.TABLES,
+    "DescribeFlowLogs": flow_logs.FLOW_LOGS,
     "DescribeNetworkAcls": network_acls.ACLS,
     "DescribeNetworkInsightsPaths": network_insights.PATHS,
     "DescribeNetworkInsightsAnalyses": network_insights.ANALYSES,
@@ -59,7 +61,7 @@ DESCRIBED: dict[str, describe.Resource[Any]] = {
 
 
 def member(operation: str) -> str:
-    return "Filter" if operation == "DescribeNatGateways" else "Filters"
+    return "Filter" if operation in ("DescribeNatGateways", "DescribeFlowLogs") else "Filters"
 
 
 def test_every_operation_with_filters_is_in_the_table_above() -> None:
