@@ -294,3 +294,16 @@ def test_a_gzip_body_is_stored_as_it_was_sent(site: Site, bucket: Make) -> None:
     got = site.client().get_object(Bucket=name, Key="z")
     assert got["ContentEncoding"] == "gzip"
     assert got["Body"].read() == packed
+
+
+def test_a_storage_class_that_is_not_kept_is_refused_and_nothing_is_stored(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    assert (
+        code(lambda: s3.put_object(Bucket=name, Key="k", Body=b"x", StorageClass="GLACIER"))
+        == "NotImplemented"
+    )
+    assert code(lambda: s3.head_object(Bucket=name, Key="k")) == "404"
+    s3.put_object(Bucket=name, Key="k", Body=b"x", StorageClass="STANDARD")
+    status, _, body = raw(site, "PUT", f"/{name}/k", b"y", headers=(("x-amz-made-up", "1"),))
+    assert (status, b"x-amz-made-up" in body) == (501, True)
+    assert s3.get_object(Bucket=name, Key="k")["Body"].read() == b"x"

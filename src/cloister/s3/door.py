@@ -16,7 +16,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -25,16 +25,15 @@ from aiohttp import web
 
 from cloister.credentials import Credentials
 from cloister.engine import Engine
-from cloister.iam import policy as iam_policy
-from cloister.iam.collect import identity_policies, principal_tags
+from cloister.iam.collect import principal_tags
 from cloister.iam.context import global_keys
-from cloister.iam.decide import Decision, Request, decide
+from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
 from cloister.s3 import actions, address, buckets, passing, splice
+from cloister.s3.authorize import decide_need
 from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
 from cloister.services.api import Origin
-from cloister.vpc.model import VpcEndpoint
 from cloister.wire import sigv4
 from cloister.wire.denials import of_key
 from cloister.wire.errors import AwsError
@@ -183,36 +182,14 @@ class Door:
     # -- may they -----------------------------------------------------------------------------------
 
     def _decide(self, asked: _Asked, need: actions.Need) -> Decision:
-        bucket = asked.world.get(Bucket, need.bucket)
-        owner = bucket.owner_account if bucket else self._account
-        context = {**asked.context, "aws:ResourceAccount": owner, "s3:ResourceAccount": owner}
-        if need.action.startswith("s3:GetObject"):
-            context.pop("s3:prefix", None)
-        policies = identity_policies(asked.world, asked.principal)
-        if bucket is not None and bucket.policy is not None:
-            policies = replace(
-                policies,
-                resource=((f"bucket policy of {bucket.name}", iam_policy.parse(bucket.policy, "resource")),),
-            )
-        if asked.origin.endpoint_id is not None:
-            policies = replace(policies, endpoint=(self._endpoint_policy(asked),))
-        return decide(
-            Request(
-                principal=asked.principal,
-                action=need.action,
-                resource=need.resource,
-                context=context,
-                resource_account=owner,
-            ),
-            policies,
+        return decide_need(
+            asked.world,
+            asked.principal,
+            need,
+            asked.context,
+            endpoint_id=asked.origin.endpoint_id,
+            account=self._account,
         )
-
-    def _endpoint_policy(self, asked: _Asked) -> tuple[str, iam_policy.Policy]:
-        name = asked.origin.endpoint_id or ""
-        endpoint = asked.world.get(VpcEndpoint, name)
-        if endpoint is None:  # it was deleted while its door still held a connection: nothing passes
-            return name, iam_policy.Policy(kind="endpoint", version="2012-10-17", statements=())
-        return name, iam_policy.parse(endpoint.policy, "endpoint")
 
     def _authorize(self, asked: _Asked) -> None:
         for need in asked.operation.needs:
@@ -247,12 +224,8 @@ class Door:
         return self._check_headers(asked)
 
     def _check_headers(self, asked: _Asked) -> None:
-        for name in asked.headers:
-            if name in passing.REFUSED:
-                raise _not_implemented(name)
-        encryption = asked.headers.get("x-amz-server-side-encryption", "AES256")
-        if encryption != "AES256":
-            raise _not_implemented(f"x-amz-server-side-encryption: {encryption[:50]}")
+        if (header := passing.refused(asked.headers)) is not None:
+            raise _not_implemented(header)
         acl = asked.headers.get("x-amz-acl", "private")
         grants = any(name.startswith("x-amz-grant-") for name in asked.headers)
         if asked.key and (grants or acl not in ("private", "bucket-owner-full-control")):

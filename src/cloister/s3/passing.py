@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 #: request headers that the backend gets, beside x-amz-meta-* and x-amz-copy-source-if-*
 UP = frozenset(
     {
@@ -11,15 +13,26 @@ UP = frozenset(
         *("x-amz-copy-source-range", "x-amz-website-redirect-location"),
     }
 )
-#: request headers that change what happens and that we do not do: refused by name
-REFUSED = frozenset(
+#: x-amz-* request headers that the door itself reads, or that change nothing here: the rest is refused
+HARMLESS = frozenset(
     {
-        *("x-amz-server-side-encryption-customer-algorithm", "x-amz-server-side-encryption-aws-kms-key-id"),
-        *("x-amz-object-lock-mode", "x-amz-object-lock-legal-hold", "x-amz-object-lock-retain-until-date"),
-        *("x-amz-copy-source-server-side-encryption-customer-algorithm", "x-amz-write-offset-bytes"),
-        "x-amz-mfa",
+        *("x-amz-date", "x-amz-content-sha256", "x-amz-security-token", "x-amz-user-agent"),
+        *("x-amz-decoded-content-length", "x-amz-trailer", "x-amz-api-version"),
+        *("x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner", "x-amz-request-payer"),
+        *("x-amz-copy-source", "x-amz-acl", "x-amz-bucket-object-lock-enabled"),
+        # AWS asks for the first to lock oneself out; the second only adds to a listing what no object has.
+        *("x-amz-confirm-remove-self-bucket-access", "x-amz-optional-object-attributes"),
     }
 )
+#: beginnings of such names. Of x-amz-copy-source-*, only the conditions: its keys for encryption are refused
+HARMLESS_FAMILIES = ("x-amz-meta-", "x-amz-checksum-", "x-amz-sdk-", "x-amz-grant-", "x-amz-copy-source-if-")
+#: headers that are done as they say with one value only, which is also what happens without them
+ONLY = {
+    "x-amz-server-side-encryption": "AES256",
+    "x-amz-server-side-encryption-bucket-key-enabled": "false",
+    "x-amz-storage-class": "STANDARD",
+    "x-amz-object-ownership": "BucketOwnerEnforced",
+}
 #: response headers that are the backend's own affair
 DOWN_DROPPED = frozenset(
     {
@@ -43,3 +56,17 @@ UNSENT_QUERY = frozenset(
         *("X-Amz-Signature", "X-Amz-Security-Token", "X-Amz-Content-Sha256", "x-id", "versionId"),
     }
 )
+
+
+def refused(headers: Mapping[str, str]) -> str | None:
+    """The first header that asks for what is not done here, as the answer names it: nothing that changes what
+    happens is dropped in silence."""
+    for name, value in headers.items():
+        if not name.startswith("x-amz-"):
+            continue
+        if name in ONLY:
+            if value != ONLY[name]:
+                return f"{name}: {value[:50]}"
+        elif name not in HARMLESS and name not in UP and not name.startswith(HARMLESS_FAMILIES):
+            return name[:100]
+    return None
