@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench import measure
 
-GROUPS = ("job_start", "s3_door", "network", "api", "scale")
+GROUPS = ("job_start", "s3_door", "network", "flow_logs", "api", "scale")
 
 
 def main() -> int:
