@@ -12,7 +12,6 @@ from cloister.jobs.lifecycle import render_mermaid
 
 ROOT = Path(__file__).resolve().parent.parent
 #: `make bench` is followed by writing it
-BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -35,10 +34,10 @@ def test_a_pages_links_and_paths_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if "://" not in target:
             path = (page.parent / target).resolve()
-            assert path.exists() or path == BENCHMARKS, f"{page.name} links to {target}"
+            assert path.exists(), f"{page.name} links to {target}"
     for name in re.findall(r"`((?:src|tests|scripts|bench|docs)/[\w/.-]+)`", text):
         path = ROOT / name
-        assert path.exists() or path == BENCHMARKS, f"{page.name} names {name}"
+        assert path.exists(), f"{page.name} names {name}"
     # In these pages `vpc/model.py` is src/cloister/vpc/model.py.
     for name in re.findall(r"`([a-z_0-9]+(?:/[a-z_0-9]+)*\.py)`", text):
         if not name.startswith(("src/", "tests/", "scripts/", "bench/")):

@@ -20,6 +20,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 
 from cloister.kernel.plan import Chain, Element, Part, Rule, Set
@@ -57,13 +58,15 @@ class Match:
     def origin(self) -> str:
         return f"{self.group_id}/{self.rule.rule_id}"
 
-    def covers(self, protocol: str, port: int | None) -> bool:
-        """Whether it admits this protocol and port (for icmp: type * 256 + code; None: any)."""
-        if self.protocol == ALL:
-            return True
-        if self.protocol != protocol:
-            return False
-        return self.low is None or self.high is None or port is None or self.low <= port <= self.high
+
+def _covers(covered: str, low: int | None, high: int | None, protocol: str, port: int | None) -> bool:
+    """Whether a rule's protocol and interval admit this protocol and port (for icmp: type * 256 + code;
+    None: any)."""
+    if covered == ALL:
+        return True
+    if covered != protocol:
+        return False
+    return low is None or high is None or port is None or low <= port <= high
 
 
 def normal_protocol(protocol: str) -> str:
@@ -81,39 +84,50 @@ def axis(protocol: str, low: int | None, high: int | None) -> tuple[int | None, 
     return None, None
 
 
+@lru_cache(maxsize=65536)
+def _block(cidr: str) -> IPv4Network:
+    return IPv4Network(cidr, strict=False)
+
+
 def matches(world: World, group: SecurityGroup, *, egress: bool) -> list[Match]:
     """The group's rules of one direction, prefix lists replaced by their blocks. A rule that names a group
     or list that is not there (AWS: a stale rule) admits nobody."""
-    found: list[Match] = []
-    for rule in group.rules:
-        if rule.egress is not egress:
-            continue
-        protocol = normal_protocol(rule.protocol)
-        low, high = axis(protocol, rule.from_port, rule.to_port)
-        blocks: list[IPv4Network | None] = []
-        if rule.cidr is not None:
-            blocks = [IPv4Network(rule.cidr, strict=False)]
-        elif rule.prefix_list_id is not None:
-            listed = prefix_list(world, rule.prefix_list_id)
-            blocks = [IPv4Network(cidr) for cidr in listed.entries] if listed else []
-        elif rule.group_id is not None:
-            named = world.get(SecurityGroup, rule.group_id)
-            blocks = (
-                [None] if named is not None and named.vpc_id in gateways.reach(world, group.vpc_id) else []
-            )
-        found += [
-            Match(
-                protocol=protocol,
-                low=low,
-                high=high,
-                cidr=block,
-                member_of=rule.group_id if block is None else None,
-                group_id=group.group_id,
-                rule=rule,
-            )
-            for block in blocks
-        ]
-    return found
+    return [
+        match
+        for rule in group.rules
+        if rule.egress is egress
+        for match in _rule_matches(world, group, rule, *_span(rule))
+    ]
+
+
+def _span(rule: GroupRule) -> tuple[str, int | None, int | None]:
+    """A rule's protocol and its interval on the protocol's axis."""
+    protocol = normal_protocol(rule.protocol)
+    return protocol, *axis(protocol, rule.from_port, rule.to_port)
+
+
+def _rule_matches(
+    world: World, group: SecurityGroup, rule: GroupRule, protocol: str, low: int | None, high: int | None
+) -> Iterator[Match]:
+    blocks: list[IPv4Network | None] = []
+    if rule.cidr is not None:
+        blocks = [_block(rule.cidr)]
+    elif rule.prefix_list_id is not None:
+        listed = prefix_list(world, rule.prefix_list_id)
+        blocks = [_block(cidr) for cidr in listed.entries] if listed else []
+    elif rule.group_id is not None:
+        named = world.get(SecurityGroup, rule.group_id)
+        blocks = [None] if named is not None and named.vpc_id in gateways.reach(world, group.vpc_id) else []
+    for block in blocks:
+        yield Match(
+            protocol=protocol,
+            low=low,
+            high=high,
+            cidr=block,
+            member_of=rule.group_id if block is None else None,
+            group_id=group.group_id,
+            rule=rule,
+        )
 
 
 def is_member(world: World, group_id: str, address: str) -> bool:
@@ -130,16 +144,21 @@ def admits(
     """The first match of these groups that admits `peer`, or None: refused."""
     address = IPv4Address(peer)
     protocol = normal_protocol(protocol)
-    for group_id in group_ids:
-        group = world.get(SecurityGroup, group_id)
-        for match in matches(world, group, egress=egress) if group else ():
-            if not match.covers(protocol, port):
+    groups = [group for group_id in group_ids if (group := world.get(SecurityGroup, group_id)) is not None]
+    for group in groups:
+        for rule in group.rules:
+            # What is about another protocol or port is most of a large group: it is not looked at closely.
+            if rule.egress is not egress:
                 continue
-            if match.cidr is not None:
-                if address in match.cidr:
+            covered, low, high = _span(rule)
+            if not _covers(covered, low, high, protocol, port):
+                continue
+            for match in _rule_matches(world, group, rule, covered, low, high):
+                if match.cidr is not None:
+                    if address in match.cidr:
+                        return match
+                elif match.member_of is not None and is_member(world, match.member_of, peer):
                     return match
-            elif match.member_of is not None and is_member(world, match.member_of, peer):
-                return match
     return None
 
 
