@@ -34,8 +34,12 @@ def inside(rounds: int) -> list[measure.Row]:
     with tempfile.TemporaryDirectory() as folder, Namespaces(Path(folder) / "netns") as namespaces:
         off = Pair(namespaces, World(), "1")
         on = Pair(namespaces, off.world, "2")
-        tx = on.world.begin()
-        tx.put(FlowLog(flow_log_id="fl-1", resource_id=on.vpc, vpc_id=on.vpc, log_format=_FORMAT, created=0))
+        fresh = Pair(namespaces, on.world, "3")
+        tx = fresh.world.begin()
+        for vpc in (on.vpc, fresh.vpc):
+            tx.put(
+                FlowLog(flow_log_id=f"fl-{vpc}", resource_id=vpc, vpc_id=vpc, log_format=_FORMAT, created=0)
+            )
         reconciler = Reconciler(namespaces)
         servers = []
         try:
@@ -53,7 +57,7 @@ def inside(rounds: int) -> list[measure.Row]:
                 rows.append(
                     measure.row(f"flow logs: {what}, on : off", unit, scaled[0], scaled[1], at_least=0.9)
                 )
-            return [*rows, _reading(namespaces, on)]
+            return [*rows, _reading(namespaces, fresh)]
         finally:
             for server in servers:
                 server.communicate()

@@ -19,6 +19,7 @@ import json
 import logging
 import sqlite3
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -33,7 +34,7 @@ from cloister.kernel.plan import TABLE
 from cloister.kernel.reconcile import Reconciler
 from cloister.kernel.ruleset import refill
 from cloister.vpc.flow_logs import GENERATIONS, POINTS, Point, counting, counting_chain, dispatch, set_name
-from cloister.vpc.flow_records import Counted, Key, Logged, tcp_flags
+from cloister.vpc.flow_records import TCP, UDP, Counted, Key, Logged, tcp_flags
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +216,9 @@ class Readings:
         self._db.execute('DELETE FROM reading WHERE flushed AND vpc = ? AND "end" <= ?', (vpc_id, before))
 
 
-KINDS = ("flows", "others", "flags", "overflow")
+#: those whose elements count packets; the flags of those are counted among the flows
+_COUNTING = ("flows", "others")
+KINDS = ("flows", "late_tcp", "late_udp", "others", "flags", "overflow")
 
 
 def _active(counts: Counts) -> str | None:
@@ -256,13 +259,25 @@ def _settled(counts: Counts, point: Point, generation: str) -> tuple[dict[str, E
         for kind in KINDS if seen else ():
             elements = counts.read(set_name(kind, point, generation))
             found[kind] = {key: (packets, size) for key, packets, size in elements}
-        told = sum(packets for kind in found if kind != "flags" for packets, _ in found[kind].values())
+        for protocol, kind in ((TCP, "late_tcp"), (UDP, "late_udp")):
+            _merge(found.get("flows", {}), found.pop(kind, {}), protocol)
+        told = sum(packets for kind in found if kind in _COUNTING for packets, _ in found[kind].values())
         if told == seen:
             return found, True
         time.sleep(pause)
         seen = counts.packets(counting(point, generation))
     log.warning("%s of %s packets are told of %s", told, seen, point.name)
-    return found, False
+    # Of which interfaces is known when a set was full.
+    return found, bool(found.get("overflow"))
+
+
+def _merge(flows: Elements, late: Elements, protocol: int) -> None:
+    """Packets that had no counter: each is a flow's key without the protocol, and its length in the machine's
+    byte order."""
+    for one in late:
+        key = one[:24] + bytes([protocol, 0, 0, 0]) + one[24:-4]
+        packets, size = flows.get(key, (0, 0))
+        flows[key] = (packets + 1, size + int.from_bytes(one[-4:], sys.byteorder))
 
 
 def _packed(number: int, kind: str, found: Iterable[tuple[bytes, tuple[int, int]]]) -> Iterator[bytes]:

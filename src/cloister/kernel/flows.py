@@ -1,8 +1,8 @@
 """Reads sets whose elements count (`Set.dynamic`): netlink's own form, because libnftables takes 30 times as
 long, and as much memory, for 100,000 elements.
 
-An element is (its key's bytes, packets, bytes). A key's parts are in the order of the set's type, each
-filled up to a multiple of four bytes; addresses and ports are in network order.
+An element is (its key's bytes, packets, bytes), without a counter (key, 0, 0). A key's parts are in the
+order of the set's type, each filled up to a multiple of four bytes; addresses and ports are in network order.
 """
 
 from __future__ import annotations
@@ -86,36 +86,41 @@ def parse(elements: bytes) -> list[Count]:
         return []
     length = struct.unpack_from("=H", elements)[0]
     size = (length + 3) & ~3
-    first = _element(elements[4:length])
+    first = _places(elements[:length])
     if first is not None and len(elements) % size == 0:
-        key, key_at, counts_at = first
-        heads = elements[:4]
-        # Before the key and before the counters there are headers, the same in every element.
-        middle = counts_at - key_at - len(key)
-        layout = struct.Struct(f">4s{key_at}s{len(key)}s{middle}sQ4xQ{size - 4 - counts_at - 20}x")
-        before, between = elements[4 : 4 + key_at], elements[4 + key_at + len(key) : 4 + counts_at]
+        key_at, key_size, counts_at = first
+        key_end = key_at + key_size
+        if counts_at is None:
+            bare = struct.Struct(f"{key_at}s{key_size}s{size - key_end}s")
+            before, after = elements[:key_at], elements[key_end:size]
+            keys = list(bare.iter_unpack(elements))
+            if all(one[0] == before and one[2] == after for one in keys):
+                return [(key, 0, 0) for _, key, _ in keys]
+            return _slowly(elements)
+        # The bytes (8), a header (4), the packets (8).
+        layout = struct.Struct(f">{key_at}s{key_size}s{counts_at - key_end}sQ4xQ{size - counts_at - 20}x")
+        before, between = elements[:key_at], elements[key_end:counts_at]
         found = list(layout.iter_unpack(elements))
-        if all(one[0] == heads and one[1] == before and one[3] == between for one in found):
-            return [(key, packets, size) for _, _, key, _, size, packets in found]
+        if all(one[0] == before and one[2] == between for one in found):
+            return [(key, packets, total) for _, key, _, total, packets in found]
     return _slowly(elements)
 
 
-def _element(element: bytes) -> tuple[bytes, int, int] | None:
-    """(key, where it is, where the counter's bytes are, with the packets 12 further) of one element."""
-    key = attributes(attributes(element, 0).get(_ELEMENT_KEY, b""), 0).get(_DATA_VALUE)
-    slow = _counter(element)
-    if key is None or slow is None:
+def _places(element: bytes) -> tuple[int, int, int | None] | None:
+    """Where the key is in an element, how long it is, and where its counter's bytes are, if it has one."""
+    (found,) = _slowly(element) or [None]
+    if found is None:
         return None
-    size, packets = slow
-    both = struct.pack("=HH", 12, _BYTES) + size + struct.pack("=HH", 12, _PACKETS) + packets
-    key_at, at = element.find(struct.pack("=HH", len(key) + 4, _DATA_VALUE) + key), element.find(both)
-    return (key, key_at + 4, at + 4) if 0 <= key_at < at else None
-
-
-def _counter(element: bytes) -> tuple[bytes, bytes] | None:
-    expression = attributes(attributes(element, 0).get(_ELEMENT_EXPRESSION, b""), 0)
-    counter = attributes(expression.get(_EXPRESSION_DATA, b""), 0)
-    return (counter[_BYTES], counter[_PACKETS]) if _BYTES in counter and _PACKETS in counter else None
+    key, packets, size = found
+    key_at = element.find(struct.pack("=HH", len(key) + 4, _DATA_VALUE) + key)
+    if key_at < 0:
+        return None
+    if _ELEMENT_EXPRESSION not in attributes(element, 4):
+        return key_at + 4, len(key), None
+    head = struct.Struct("=HH")
+    counter = head.pack(12, _BYTES) + size.to_bytes(8, "big") + head.pack(12, _PACKETS)
+    at = element.find(counter + packets.to_bytes(8, "big"), key_at)
+    return (key_at + 4, len(key), at + 4) if at >= 0 else None
 
 
 def _slowly(elements: bytes) -> list[Count]:
@@ -123,11 +128,12 @@ def _slowly(elements: bytes) -> list[Count]:
     offset = 0
     while offset + 4 <= len(elements):
         length = struct.unpack_from("=H", elements, offset)[0]
-        element = elements[offset + 4 : offset + length]
-        key = attributes(attributes(element, 0).get(_ELEMENT_KEY, b""), 0).get(_DATA_VALUE)
-        counter = _counter(element)
-        if key is not None and counter is not None:
-            size, packets = counter
+        element = attributes(elements[offset + 4 : offset + length], 0)
+        key = attributes(element.get(_ELEMENT_KEY, b""), 0).get(_DATA_VALUE)
+        expression = attributes(element.get(_ELEMENT_EXPRESSION, b""), 0)
+        counter = attributes(expression.get(_EXPRESSION_DATA, b""), 0)
+        if key is not None:
+            packets, size = counter.get(_PACKETS, b""), counter.get(_BYTES, b"")
             found.append((key, int.from_bytes(packets, "big"), int.from_bytes(size, "big")))
         offset += (length + 3) & ~3
     return found

@@ -9,8 +9,12 @@ The kernel counts every packet of a logged interface once, at the gate that deci
 
 Each point has a set of flows with a counter each (`Point`), in two generations, "a" and "b". A chain per
 point leads to the generation that counts now. Who reads leads it to the other one, waits until no packet is
-under way in the old one, reads that and empties it: nothing is counted twice, nothing is lost. A flow that a
-full set does not take is counted in `overflow_…`, by interface. VPCs without flow logs have nothing of this.
+under way in the old one, reads that and empties it: nothing is counted twice, nothing is lost.
+
+In a burst (60,000 new flows in a second) the kernel runs out of per-CPU memory for new counters for some
+milliseconds. The packets it has no counter for are noted in `late_…`, whose elements have none: a flow and
+the length of a packet. What a full set does not take either names its interface in `overflow_…`. VPCs
+without flow logs have nothing of all this.
 
 AWS: VPC guide, "Logging IP traffic using VPC Flow Logs".
 """
@@ -93,7 +97,7 @@ def is_logged(world: World, vpc_id: str) -> bool:
 
 
 def set_name(kind: str, point: Point, generation: str) -> str:
-    """`kind` is "flows" (with ports), "others" (without), "flags" or "overflow"."""
+    """`kind` is "flows" (with ports), "late_…" (their packets), "others" (no ports), "flags", "overflow"."""
     return f"{kind}_{point.name}_{generation}"
 
 
@@ -141,6 +145,10 @@ def _logged(point: Point) -> Rule:
 #: kind of set -> its key's type
 _TYPES = {
     "flows": "ifname . ipv4_addr . ipv4_addr . inet_proto . inet_service . inet_service",
+    # A key with the protocol as well is too long for nftables 1.0.6, which crashes.
+    **dict.fromkeys(
+        ("late_tcp", "late_udp"), "ifname . ipv4_addr . ipv4_addr . inet_service . inet_service . mark"
+    ),
     "others": "ifname . ipv4_addr . ipv4_addr . inet_proto",
     "flags": "ifname . ipv4_addr . ipv4_addr . tcp_flag . inet_service . inet_service",
     "overflow": "ifname",
@@ -157,7 +165,7 @@ def counting_chain(vpc_id: str, point: Point, generation: str) -> Chain:
     """Its first rule counts every packet: what the sets have must add up to it."""
     names = {kind: set_name(kind, point, generation) for kind in _TYPES}
     ends = f"{point.port} . ip saddr . ip daddr"
-    # `update` in a full set ends the rule, so what follows `return` is only reached then.
+    # `update` that fails ends the rule, so what follows `return` is only reached then.
     return Chain(
         netns=vpc_id,
         name=counting(point, generation),
@@ -165,17 +173,26 @@ def counting_chain(vpc_id: str, point: Point, generation: str) -> Chain:
             Rule(text="counter"),
             Rule(
                 text=f"{point.port} @{FLAG_PORTS} tcp flags & (fin | syn | rst) != 0x0 "
-                f"update @{names['flags']} {{ {ends} . tcp flags . th sport . th dport counter }}"
+                f"update @{names['flags']} {{ {ends} . tcp flags . th sport . th dport }}"
             ),
             Rule(
                 text=f"meta l4proto {{ tcp, udp }} update @{names['flows']} "
                 f"{{ {ends} . meta l4proto . th sport . th dport counter }} return"
             ),
+            # Sets have no type for a length but that of a mark, which has done its work: the route is chosen.
+            *(
+                Rule(
+                    text=f"meta l4proto {protocol} meta mark set meta length "
+                    f"update @{names[f'late_{protocol}']} "
+                    f"{{ {ends} . th sport . th dport . meta mark }} return"
+                )
+                for protocol in ("tcp", "udp")
+            ),
             Rule(
                 text=f"meta l4proto != {{ tcp, udp }} update @{names['others']} "
                 f"{{ {ends} . meta l4proto counter }} return"
             ),
-            Rule(text=f"update @{names['overflow']} {{ {point.port} counter }}", comment="a full set"),
+            Rule(text=f"update @{names['overflow']} {{ {point.port} }}", comment="a full set"),
         ),
     )
 
