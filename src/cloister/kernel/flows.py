@@ -108,10 +108,10 @@ def parse(elements: bytes) -> list[Count]:
 
 def _places(element: bytes) -> tuple[int, int, int | None] | None:
     """Where the key is in an element, how long it is, and where its counter's bytes are, if it has one."""
-    (found,) = _slowly(element) or [None]
-    if found is None:
+    found = _slowly(element)
+    if not found:
         return None
-    key, packets, size = found
+    key, packets, size = found[0]
     key_at = element.find(struct.pack("=HH", len(key) + 4, _DATA_VALUE) + key)
     if key_at < 0:
         return None
