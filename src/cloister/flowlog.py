@@ -45,7 +45,7 @@ from cloister.vpc.flow_records import (
     stream_name,
     text_file,
 )
-from cloister.vpc.model import NetworkInterface, Subnet
+from cloister.vpc.model import NetworkInterface, Subnet, Vpc
 from cloister.wire.errors import AwsError
 from cloister.world import Change, World
 
@@ -116,6 +116,8 @@ class FlowLogs:
         world = self._fabric.applied_world
         ports: dict[str, dict[str, Logged]] = {}
         for vpc_id in sorted({flow_log.vpc_id for flow_log in world.all(FlowLog)}):
+            if world.get(Vpc, vpc_id) is None:  # gone, and its logs were left
+                continue
             here = ports.setdefault(vpc_id, self._ports(world, vpc_id))
             try:
                 await self.readings.read(vpc_id, here.get, now)
