@@ -237,13 +237,17 @@ class SeaweedFS(Backend):
             *("-s3.autoCreateBucket=false", "-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"),
         ]
         if self._namespaces is not None:
-            # SeaweedFS puts sockets with fixed names into /tmp: it gets one of its own; and its folder at a
-            # place that is still there when the state folder is below the /tmp that this hides.
+            # SeaweedFS puts sockets with fixed names into /tmp: it gets one of its own; and its folder and
+            # itself at places that are still there when they are below the /tmp that this hides.
             (self._folder / "tmp").mkdir(exist_ok=True)
+            (self._folder / "weed").touch()
             where = str(self._namespaces.path(NAMESPACE))
-            script = 'mount --bind . /mnt && mount --bind /mnt/tmp /tmp && cd /mnt && exec "$@"'
+            script = (
+                'mount --bind . /mnt && mount --bind "$0" /mnt/weed && mount --bind /mnt/tmp /tmp '
+                '&& cd /mnt && exec ./weed "$@"'
+            )
             alone = ["nsenter", f"--net={where}", "unshare", "--mount", "--propagation=private"]
-            argv = [*alone, "sh", "-c", script, "sh", *argv]
+            argv = [*alone, "sh", "-c", script, *argv]
         log_file = os.open(
             self._folder / "weed.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
         )
