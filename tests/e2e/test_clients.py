@@ -683,7 +683,6 @@ NOT_YET: dict[str, dict[str, Any]] = {
         "cluster": {"InstanceType": None, "InstancePreferences": [{"InstanceType": "ml.m5.large"}]}
     },
     "EnableInterContainerTrafficEncryption": {"network": {"EnableInterContainerTrafficEncryption": True}},
-    "EnableNetworkIsolation": {"network": {"EnableNetworkIsolation": True}},
 }
 
 

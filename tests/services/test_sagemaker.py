@@ -108,7 +108,6 @@ NOT_YET: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
         "S3UploadMode Continuous (output out)",
         lambda g: g["ProcessingOutputConfig"]["Outputs"][0]["S3Output"].update(S3UploadMode="Continuous"),
     ),
-    ("EnableNetworkIsolation", lambda g: g["NetworkConfig"].update(EnableNetworkIsolation=True)),
     (
         "EnableInterContainerTrafficEncryption",
         lambda g: g["NetworkConfig"].update(EnableInterContainerTrafficEncryption=True),

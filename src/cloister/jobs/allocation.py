@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cloister.jobs.lifecycle import InstanceEvent, instance_after
-from cloister.jobs.model import ProcessingJob
+from cloister.jobs.model import Instance, ProcessingJob
 from cloister.vpc import addresses, service_network
 from cloister.vpc.interfaces import AGENT, CONTAINER, create_interface, release
 from cloister.vpc.model import NetworkInterface, Subnet
@@ -53,7 +53,23 @@ def allocate(tx: Transaction, job: ProcessingJob, *, clock: float, region: str) 
                 log_stream=f"{job.name}/{each.host}-{int(clock)}",
             )
         )
+    if job.isolated or job.encrypts:
+        _acquaint(tx, job, instances)
     return replace(job, instances=tuple(instances), subnet_id=subnet.subnet_id, zone=subnet.zone)
+
+
+def _acquaint(tx: Transaction, job: ProcessingJob, instances: Sequence[Instance]) -> None:
+    """Tell each container's address which are the others'."""
+    for each in instances:
+        interface = tx.get(NetworkInterface, each.interface_id)
+        assert interface is not None
+        peers = tuple(one.address for one in instances if one.address and one is not each)
+        own = replace(
+            interface.addresses[0],
+            only=peers if job.isolated else None,
+            encrypted_with=peers if job.encrypts else (),
+        )
+        tx.put(replace(interface, addresses=(own, *interface.addresses[1:])))
 
 
 def give_back(tx: Transaction, job: ProcessingJob) -> None:

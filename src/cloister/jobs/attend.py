@@ -50,7 +50,9 @@ class Attendants:
             await endpoint.close()
 
     async def serve(self, job: ProcessingJob) -> None:
-        """The credentials endpoint of every container, once."""
+        """The credentials endpoint of every container, once; with network isolation, none."""
+        if job.isolated:
+            return
         for each in job.instances:
             key = container_id(job, each)
             if key in self._endpoints or each.netns is None:

@@ -106,8 +106,9 @@ def config_files(job: ProcessingJob, instance: Instance) -> dict[str, bytes]:
 
 def environment(job: ProcessingJob, region: str) -> dict[str, str]:
     """The job's own variables win over ours: a user may bring a different bundle or region."""
+    credentials = {} if job.isolated else {"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": job.credentials_path}
     ours = {
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": job.credentials_path,
+        **credentials,
         "AWS_REGION": region,
         "AWS_DEFAULT_REGION": region,
         **dict.fromkeys(_CA_VARIABLES, CA_BUNDLE_PATH),

@@ -59,6 +59,8 @@ class ProcessingJob:
     modified: float
     started: float | None = None
     ended: float | None = None
+    #: hex, shared by the tunnels of a job that encrypts; no container ever sees it
+    traffic_key: str = ""
     #: when the containers were told to stop, for the grace before SIGKILL
     stop_sent: float | None = None
     failure_reason: str | None = None
@@ -85,6 +87,17 @@ class ProcessingJob:
     def vpc_config(self) -> dict[str, Any] | None:
         """None: the job runs in the service's own network."""
         return (self.request.get("NetworkConfig") or {}).get("VpcConfig")
+
+    @property
+    def isolated(self) -> bool:
+        """EnableNetworkIsolation."""
+        return bool((self.request.get("NetworkConfig") or {}).get("EnableNetworkIsolation"))
+
+    @property
+    def encrypts(self) -> bool:
+        """EnableInterContainerTrafficEncryption, where there is traffic between containers."""
+        asked = (self.request.get("NetworkConfig") or {}).get("EnableInterContainerTrafficEncryption")
+        return bool(asked) and len(self.instances) > 1
 
     @property
     def security_group_ids(self) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def container_spec(
         limits=limits(job.request["ProcessingResources"]["ClusterConfig"].get("InstanceType", "")),
         mounts=tuple(mounts),
         hosts={each.host: each.address for each in job.instances if each.address},
-        resolv_conf=contract.resolv_conf(resolver),
+        resolv_conf="" if job.isolated else contract.resolv_conf(resolver),
     )
 
 

@@ -5,7 +5,8 @@ change of their parts: `update` compiles what changed, before and after, and nev
 
 The router namespace of a VPC judges a packet in this order (hook, priority):
 
-    prerouting -300  source      it carries an address of the port it came by, else dropped
+    prerouting -300  source      it carries an address of the port it came by, else dropped; of an isolated
+                                 port it is for one of its peers
     prerouting -150  routes      the port's mark chooses the Linux routing table of its subnet's route table
     forward       0  forward     a tracked connection; or a rule of the sender's groups
     forward       2  acl_out     the network ACL of the sender's subnet
@@ -26,7 +27,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Veth, key
 from cloister.vpc import addresses as ip
-from cloister.vpc import flow_logs, gateways, interface_endpoints, network_acls, route_tables, security_groups
+from cloister.vpc import (
+    flow_logs,
+    gateways,
+    interface_endpoints,
+    isolation,
+    network_acls,
+    route_tables,
+    security_groups,
+)
 from cloister.vpc.endpoints import outer_if, prefix_list_of
 from cloister.vpc.gateways import GATES, link_address, link_mac
 from cloister.vpc.model import (
@@ -281,6 +290,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
     resolver = (ip.resolver_address(vpc), ip.LINK_LOCAL_RESOLVER) if vpc.enable_dns_support else ()
     yield Netns(name=vpc_id, forward=True, loopback=tuple(f"{address}/32" for address in resolver))
     yield Set(netns=vpc_id, name="sources", type="ifname . ipv4_addr")
+    yield Set(netns=vpc_id, name="peer_sources", type="ifname . ipv4_addr . ipv4_addr")
     yield Set(netns=vpc_id, name="endpoint_sources", type="ifname . ipv4_addr", interval=True)
     yield Set(netns=vpc_id, name="marks", type="ifname", data="mark")
     for gate in GATES:
@@ -296,6 +306,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         rules=(
             Rule(text="iifname . ip saddr @sources accept", comment="an address of the port"),
             Rule(text="iifname . ip saddr @endpoint_sources accept", comment="a service behind an endpoint"),
+            Rule(text="iifname . ip saddr . ip daddr @peer_sources accept", comment="to a peer in isolation"),
         ),
     )
     yield Chain(
@@ -414,13 +425,13 @@ def _groups(world: World, vpc_id: str, *group_ids: str) -> Iterator[Part]:
 
 
 def _attached(world: World, interface: NetworkInterface) -> Iterator[tuple[str, PrivateAddress, Subnet]]:
-    """Port name, address and subnet of each address that is in a namespace."""
+    """Port name, address and subnet of each address that is in a namespace and reaches anybody."""
     subnet = world.get(Subnet, interface.subnet_id)
     if subnet is None or subnet.vpc_id != interface.vpc_id:
         return
     if world.get(Vpc, interface.vpc_id) is not None:
         for index, held in enumerate(interface.addresses):
-            if held.netns is not None:
+            if held.netns is not None and not isolation.cut_off(held):
                 yield ip.port(interface.interface_id, index), held, subnet
 
 
@@ -429,6 +440,10 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
     if interface is None:
         return
     router = interface.vpc_id
+    for held in filter(isolation.cut_off, interface.addresses):
+        if held.netns is not None:
+            yield Netns(name=held.netns)
+            yield from _instance_chains(held.netns)
     for name, held, subnet in _attached(world, interface):
         assert held.netns is not None
         yield Veth(
@@ -457,22 +472,25 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
                 ports = interface_endpoints.ports_of(world, interface)
                 yield from interface_endpoints.chains(held.netns, ports)
             else:
-                credentials = (f"{CREDENTIALS_ADDRESS}/32",) if held.netns == interface_id else ()
+                served = held.netns == interface_id and held.only is None
+                credentials = (f"{CREDENTIALS_ADDRESS}/32",) if served else ()
                 yield Netns(name=held.netns, loopback=credentials)
                 yield from _instance_chains(held.netns)
-            yield _element(router, "sources", f"{port} . {held.address}", interface_id)
-            yield from _members(world, interface, port, held)
+                yield from isolation.tunnel_parts(router, held)
+            yield from isolation.source_elements(interface, held, port)
+            yield from isolation.gate_parts(router, interface.group_ids, held, name)
+            yield from _members(world, interface, name, held)
         gateway = gateways.of_vpc(world, router)
         if gateway is not None and held.public_ip is not None:
             yield from gateways.public_parts(gateway, held.address, held.public_ip, interface_id)
 
 
-def _members(world: World, interface: NetworkInterface, port: str, held: PrivateAddress) -> Iterator[Element]:
+def _members(world: World, interface: NetworkInterface, name: str, held: PrivateAddress) -> Iterator[Element]:
     """What the groups of an interface mean for one of its addresses."""
     router = interface.vpc_id
     for direction in ("egress", "ingress"):
-        chain = security_groups.shared_chain(interface.group_ids, egress=direction == "egress")
-        yield _element(router, f"{direction}_groups", port, interface.interface_id, f"jump {chain}")
+        chain = isolation.gate(interface.group_ids, held, name, egress=direction == "egress")
+        yield _element(router, f"{direction}_groups", f'"{name}"', interface.interface_id, f"jump {chain}")
     for group_id in interface.group_ids:
         group = world.get(SecurityGroup, group_id)
         if group is not None and group.vpc_id == router:

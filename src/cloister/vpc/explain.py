@@ -11,13 +11,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cloister.vpc import addresses as ip
-from cloister.vpc import gateways, interface_endpoints, network_acls, route_tables, security_groups
+from cloister.vpc import (
+    gateways,
+    interface_endpoints,
+    isolation,
+    network_acls,
+    route_tables,
+    security_groups,
+)
 from cloister.vpc.endpoints import prefix_list_of, s3_prefix_list, s3_service_name
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import (
     NatGateway,
     NetworkAcl,
     NetworkInterface,
+    PrivateAddress,
     RouteTable,
     SecurityGroup,
     Subnet,
@@ -36,6 +44,11 @@ class _End:
 
     interface: NetworkInterface
     address: str
+
+    @property
+    def held(self) -> PrivateAddress | None:
+        """None where `address` is a public one."""
+        return next((held for held in self.interface.addresses if held.address == self.address), None)
 
 
 def explain(world: World, flow: Flow) -> Verdict:
@@ -75,12 +88,37 @@ def _flow_steps(world: World, flow: Flow) -> Iterator[Step]:
     if destination == source.address:
         yield _allowed("interface", sender.interface_id, f"{destination} is its own: nothing leaves it.")
         return
+    isolated = _isolation_step(source, target, destination)
+    if isolated is not None:
+        yield isolated
+        return
     if destination in (ip.resolver_address(vpc), ip.LINK_LOCAL_RESOLVER):
         yield _resolver_step(vpc, flow)
         return
     if target is None:
         target = _public_end(world, destination)
-    yield from _path(world, source, target, destination, flow)
+    for carried in _carried(source, destination, flow):
+        yield from _path(world, source, target, destination, carried)
+
+
+def _isolation_step(source: _End, target: _End | None, destination: str) -> Step | None:
+    """The refusal of network isolation, at either end."""
+    for end, other in ((source, destination), (target, source.address)):
+        only = end.held.only if end is not None and end.held is not None else None
+        if end is None or only is None or other in only:
+            continue
+        whom = f"only {', '.join(only)}, the other instances of its job" if only else "nobody"
+        sentence = f"{end.address} ({end.interface.interface_id}) has network isolation: it reaches {whom}."
+        return _refused("interface", end.interface.interface_id, sentence)
+    return None
+
+
+def _carried(source: _End, destination: str, flow: Flow) -> tuple[Flow, ...]:
+    """The flows by which a flow travels: between instances that encrypt, keys and IPsec."""
+    if source.held is None or destination not in source.held.encrypted_with:
+        return (flow,)
+    keys = replace(flow, protocol="udp", port=isolation.KEY_PORT, source_port=isolation.KEY_PORT)
+    return keys, replace(flow, protocol=isolation.ESP, port=None, source_port=None)
 
 
 def _path(
@@ -562,6 +600,8 @@ def _permission(flow: Flow) -> str:
 def _what(flow: Flow) -> str:
     if flow.protocol == security_groups.ALL:
         return "everything"
+    if flow.protocol == isolation.ESP:
+        return "protocol 50 (ESP)"
     return flow.protocol if flow.port is None else f"{flow.protocol} port {flow.port}"
 
 

@@ -179,6 +179,10 @@ class PrivateAddress:
     netns: str | None = None
     #: the public address that an internet gateway translates it to, one to one
     public_ip: str | None = None
+    #: what it may reach at all: None for whatever its groups allow, else these addresses (network isolation)
+    only: tuple[str, ...] | None = None
+    #: the addresses that it speaks with by IPsec only
+    encrypted_with: tuple[str, ...] = ()
 
 
 @document("network-interface", key="interface_id", index=("vpc_id", "subnet_id", "group_ids"), prefix="eni")

@@ -61,8 +61,6 @@ def check_implemented(params: Params) -> None:
         if (each.get("S3Output") or {}).get("S3UploadMode") == "Continuous":
             raise _not_yet(f"S3UploadMode Continuous (output {name})")
     network = params.get("NetworkConfig") or {}
-    if network.get("EnableNetworkIsolation"):
-        raise _not_yet("EnableNetworkIsolation")
     if network.get("EnableInterContainerTrafficEncryption"):
         raise _not_yet("EnableInterContainerTrafficEncryption")
 
