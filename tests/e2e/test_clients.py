@@ -682,19 +682,17 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "ClusterConfig.InstancePreferences": {
         "cluster": {"InstanceType": None, "InstancePreferences": [{"InstanceType": "ml.m5.large"}]}
     },
-    "EnableInterContainerTrafficEncryption": {"network": {"EnableInterContainerTrafficEncryption": True}},
 }
 
 
 def test_what_cloister_does_not_do_yet_is_refused_by_name_and_never_ignored(shared: Lab) -> None:
     for what, changes in NOT_YET.items():
         request = shared.request(fresh("not-yet"), "true")
-        request |= {name: value for name, value in changes.items() if name not in ("cluster", "network")}
-        cluster = request["ProcessingResources"]["ClusterConfig"]
-        for part, name in ((cluster, "cluster"), (request["NetworkConfig"], "network")):
-            part |= changes.get(name, {})
-            for member in [member for member, value in part.items() if value is None]:
-                del part[member]
+        request |= {name: value for name, value in changes.items() if name != "cluster"}
+        cluster = request["ProcessingResources"]["ClusterConfig"] | changes.get("cluster", {})
+        request["ProcessingResources"]["ClusterConfig"] = {
+            member: value for member, value in cluster.items() if value is not None
+        }
         with pytest.raises(botocore.exceptions.ClientError) as refused:
             shared.on.sagemaker.create_processing_job(**request)
         error = refused.value.response["Error"]

@@ -50,7 +50,9 @@ class Lab:
         self.namespaces = Namespaces(folder / "netns")
         self.reconciler = Reconciler(self.namespaces)
         self.fabric = Fabric(self.engine, self.namespaces, self.reconciler)
+        self.folder = folder
         self.open: list[socket.socket] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
 
     async def vpc(self, cidr: str = "10.0.0.0/16", **more: Any) -> tuple[str, str, str]:
         """A VPC with one subnet and a main route table: their ids."""
@@ -181,6 +183,9 @@ def _closing(lab: Lab) -> Iterator[None]:
     try:
         yield
     finally:
+        for process in lab.processes:
+            process.kill()
+            process.wait()
         for one in lab.open:
             one.close()
         for netns in lab.namespaces.list():

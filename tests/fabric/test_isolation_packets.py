@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 from tests.fabric.lab import ANYWHERE, QUIET, Lab, in_world, rule
 
+from cloister.jobs.tunnel import Spec, ready_path
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow
+from cloister.vpc.isolation import tunnel_netns
 from cloister.vpc.model import NetworkInterface
 
 pytestmark = pytest.mark.fabric
@@ -104,3 +111,109 @@ async def test_instances_that_encrypt_send_each_other_nothing_in_the_clear(lab: 
             assert arrives
         except TimeoutError:
             assert not arrives
+
+
+def _tunnel(lab: Lab, own: NetworkInterface, *peers: NetworkInterface) -> subprocess.Popen[bytes]:
+    spec = lab.folder / f"{own.interface_id}.json"
+    spec.write_text(
+        Spec(
+            address=_address(own),
+            peers=tuple(_address(each) for each in peers),
+            netns=str(lab.namespaces.path(own.interface_id)),
+            tunnel_netns=str(lab.namespaces.path(tunnel_netns(own.interface_id))),
+            secret="ab" * 32,
+        ).to_json()
+    )
+    ready_path(spec).unlink(missing_ok=True)
+    process = subprocess.Popen([sys.executable, "-m", "cloister.jobs.tunnel", str(spec)])
+    lab.processes.append(process)
+    deadline = time.monotonic() + 20
+    while not ready_path(spec).exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def _exchange(lab: Lab, source: NetworkInterface, target: NetworkInterface, data: bytes) -> bool:
+    """Send `data` over TCP, and have it back."""
+    listener = lab.listen(target.interface_id, _address(target), 7000)
+    listener.settimeout(4)
+
+    def echo() -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                left = len(data)
+                while left and (piece := connection.recv(65536)):
+                    connection.sendall(piece)
+                    left -= len(piece)
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    client = lab.socket(source.interface_id)
+    client.settimeout(3)
+    received = b""
+    try:
+        client.connect((_address(target), 7000))
+        sender = threading.Thread(target=lambda: client.sendall(data))
+        sender.start()
+        while len(received) < len(data) and (piece := client.recv(65536)):
+            received += piece
+        sender.join()
+    except OSError:
+        pass
+    finally:
+        client.close()
+        listener.close()
+        thread.join()
+    return received == data
+
+
+@in_world
+async def test_traffic_between_instances_is_ipsec_on_the_wire_and_needs_its_two_rules(lab: Lab) -> None:
+    vpc, subnet, _ = await lab.vpc()
+    group = await lab.group(vpc)
+    one, two = [await lab.interface(subnet, group) for _ in range(2)]
+    one = _primary(one, encrypted_with=(_address(two),))
+    two = _primary(two, encrypted_with=(_address(one),))
+    await lab.put(one, two)
+    _tunnel(lab, one, two)
+    second = _tunnel(lab, two, one)
+    ways = [
+        (rule(egress=True, protocol=protocol, ports=ports, group_id=group.group_id),
+         rule(protocol=protocol, ports=ports, group_id=group.group_id))
+        for protocol, ports in (("udp", (500, 500)), ("50", None), ("tcp", (7000, 7000)))
+    ]  # fmt: skip
+    flow = Flow(source=one.interface_id, destination=two.interface_id, protocol="tcp", port=7000)
+    for allowed in ([ways[1], ways[2]], [ways[0], ways[2]]):  # without keys first: those once made stay
+        await lab.put(replace(group, rules=tuple(each for pair in allowed for each in pair)))
+        assert not _exchange(lab, one, two, b"x")
+        verdict = explain(lab.engine.world, flow)
+        assert ("ESP" if allowed[0] is ways[0] else "udp port 500") in verdict.reason
+    # what the groups say of the port itself does not matter: nobody outside sees it
+    await lab.put(replace(group, rules=(*ways[0], *ways[1])))
+    assert explain(lab.engine.world, flow).allowed
+
+    wire = lab.namespaces.call(
+        vpc, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+    )
+    wire.setblocking(False)
+    lab.open.append(wire)
+    secret = b"a secret that nobody may read on the wire" * 5000
+    assert _exchange(lab, one, two, secret)
+    captured = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            captured.append(wire.recv(65536))
+    assert {packet[9] for packet in captured} <= {50, 17}
+    assert any(packet[9] == 50 for packet in captured)
+    assert all(packet[22:24] == b"\x01\xf4" for packet in captured if packet[9] == 17)
+    assert not any(b"secret" in packet for packet in captured)
+
+    # A tunnel that dies takes the connection's packets with it, none is sent otherwise; the next one goes on.
+    second.kill()
+    second.wait()
+    assert not _exchange(lab, one, two, b"x")
+    _tunnel(lab, two, one)
+    assert _exchange(lab, one, two, b"x")

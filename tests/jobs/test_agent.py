@@ -244,7 +244,7 @@ async def test_a_failure_met_while_no_daemon_stood_at_the_door_is_tried_again(
         if not agent.result_path(at).exists():
             agent.result_path(at).write_text(json.dumps(asdict(agent.Result(ok=True))))
 
-    monkeypatch.setattr(agent_process, "_run", run)
+    monkeypatch.setattr(agent_process, "run", run)
     spec = agent.Spec(
         task="download",
         channels=(),

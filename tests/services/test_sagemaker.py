@@ -108,10 +108,6 @@ NOT_YET: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
         "S3UploadMode Continuous (output out)",
         lambda g: g["ProcessingOutputConfig"]["Outputs"][0]["S3Output"].update(S3UploadMode="Continuous"),
     ),
-    (
-        "EnableInterContainerTrafficEncryption",
-        lambda g: g["NetworkConfig"].update(EnableInterContainerTrafficEncryption=True),
-    ),
     ("ExperimentConfig", lambda g: g.update(ExperimentConfig={"ExperimentName": "e"})),
     ("ProcessingOutputConfig.KmsKeyId", lambda g: g["ProcessingOutputConfig"].update(KmsKeyId="k")),
     (

@@ -29,7 +29,7 @@ async def perform(spec: Spec, path: Path) -> Result:
     A task begun by an earlier daemon may have failed because nobody stood at the door while that daemon was
     gone. Its failure says nothing of the VPC, so the task, which may be repeated, is done again."""
     if path.exists():
-        await _run(path)
+        await run(path)
         result = read_result(path)
         if result is not None and (result.ok or result.reason == ENDED):
             return result
@@ -40,8 +40,8 @@ async def perform(spec: Spec, path: Path) -> Result:
         if result is not None:
             return result
         if not path.exists():
-            _write_private(path, spec.to_json())
-        await _run(path)
+            write_private(path, spec.to_json())
+        await run(path)
     return read_result(path) or Result(
         ok=False, reason="InternalServerError: the platform's agent ended without a result, three times"
     )
@@ -60,7 +60,7 @@ def end(path: Path) -> None:
         return
     if not result_path(path).exists():
         try:
-            _write_private(result_path(path), json.dumps(asdict(Result(ok=False, reason=ENDED))))
+            write_private(result_path(path), json.dumps(asdict(Result(ok=False, reason=ENDED))))
         except OSError:  # a full disk must not keep a job from ending; a task without its spec does nothing
             path.unlink(missing_ok=True)
     try:
@@ -75,7 +75,7 @@ def end(path: Path) -> None:
         pass
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
@@ -87,11 +87,12 @@ def _write_private(path: Path, text: str) -> None:
 _left: list[subprocess.Popen[bytes]] = []
 
 
-async def _run(path: Path) -> None:
+async def run(path: Path, module: str = "cloister.jobs.agent") -> None:
+    """Run a module of this package on a task to its end. Cancelling leaves the process alone."""
     _left[:] = [process for process in _left if process.poll() is None]
     with open(path.with_suffix(".log"), "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "cloister.jobs.agent", str(path)],
+            [sys.executable, "-I", "-m", module, str(path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

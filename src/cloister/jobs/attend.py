@@ -1,6 +1,7 @@
-"""What attends a running container: its credentials endpoint and the follower of its log.
+"""What attends a running container: its credentials endpoint, the follower of its log, and its tunnel.
 
-Both live in the daemon and end with it; the next daemon begins them again.
+The first two live in the daemon and end with it; the next daemon begins them again. A tunnel
+(`jobs/tunnel.py`) is a process that goes on.
 """
 
 from __future__ import annotations
@@ -9,17 +10,22 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from cloister.credentials import SessionKeys
-from cloister.jobs import contract
+from cloister.jobs import agent_process, contract, staging, tunnel
 from cloister.jobs.credentials_endpoint import CredentialsEndpoint
 from cloister.jobs.effects import Containers, Engine, Namespaces
 from cloister.jobs.logfile import LogPosition
 from cloister.jobs.model import LOG_GROUP, Instance, ProcessingJob
 from cloister.jobs.staging import container_id
 from cloister.logs import LogStore
+from cloister.vpc.isolation import tunnel_netns
 
 log = logging.getLogger(__name__)
+
+#: seconds until a tunnel that was started has to take packets, and between two starts
+_TUNNEL_SECONDS, _AGAIN_SECONDS = 20.0, 1.0
 
 
 class Attendants:
@@ -32,20 +38,23 @@ class Attendants:
         logs: LogStore,
         namespaces: Namespaces,
         keys: Callable[[ProcessingJob], SessionKeys | None],
+        jobs: Path,
     ) -> None:
         self._engine = engine
         self._containers = containers
         self._logs = logs
         self._namespaces = namespaces
         self._keys = keys
+        self._jobs = jobs
         self._endpoints: dict[str, CredentialsEndpoint] = {}
         self._followers: dict[str, asyncio.Task[None]] = {}
+        self._tunnels: dict[str, asyncio.Task[None]] = {}
 
     async def close(self) -> None:
-        followers = list(self._followers.values())
-        for task in followers:
+        tasks = [*self._followers.values(), *self._tunnels.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*followers, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for endpoint in self._endpoints.values():
             await endpoint.close()
 
@@ -63,6 +72,39 @@ class Attendants:
             listener = await asyncio.to_thread(self._listen, each.netns)
             self._endpoints[key] = endpoint
             await endpoint.start(listener)
+
+    async def encrypt(self, job: ProcessingJob) -> None:
+        """The tunnel of every container of a job that encrypts, once; they take packets when this returns."""
+        if not job.encrypts:
+            return
+        ready = []
+        for each in job.instances:
+            key = container_id(job, each)
+            if key not in self._tunnels and each.netns is not None and each.address is not None:
+                path = self._tunnel_path(job, each)
+                spec = tunnel.Spec(
+                    address=each.address,
+                    peers=tuple(one.address for one in job.instances if one.address and one is not each),
+                    netns=str(self._namespaces.path(each.netns)),
+                    tunnel_netns=str(self._namespaces.path(tunnel_netns(each.netns))),
+                    secret=job.traffic_key,
+                )
+                self._tunnels[key] = asyncio.create_task(self._keep_tunnel(path, spec), name=f"tunnel {key}")
+                ready.append(tunnel.ready_path(path))
+        async with asyncio.timeout(_TUNNEL_SECONDS):
+            while not all(path.exists() for path in ready):
+                await asyncio.sleep(0.02)
+
+    async def _keep_tunnel(self, path: Path, spec: tunnel.Spec) -> None:
+        """Have a tunnel until it is told to end: `finish` leaves a result."""
+        if not path.exists():
+            agent_process.write_private(path, spec.to_json())
+        while agent_process.read_result(path) is None:
+            await agent_process.run(path, "cloister.jobs.tunnel")
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    def _tunnel_path(self, job: ProcessingJob, instance: Instance) -> Path:
+        return staging.folder(self._jobs, job, instance) / "tunnel.json"
 
     def _listen(self, netns: str) -> socket.socket:
         listener = self._namespaces.socket(netns, socket.AF_INET, socket.SOCK_STREAM)
@@ -96,8 +138,13 @@ class Attendants:
                 )
 
     async def finish(self, job: ProcessingJob, instance: Instance) -> None:
-        """The container has ended: its log is complete in its stream, its endpoint is closed."""
+        """The container has ended: its log is complete in its stream, the others are gone."""
         key = container_id(job, instance)
+        agent_process.end(self._tunnel_path(job, instance))
+        keeper = self._tunnels.pop(key, None)
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
         follower = self._followers.get(key)
         if follower is not None:
             await asyncio.gather(asyncio.shield(follower), return_exceptions=True)

@@ -99,7 +99,7 @@ class Supervisor:
         self._changed: dict[str, asyncio.Event] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._attendants = Attendants(
-            engine, containers, logs, namespaces, lambda job: self._keys(job, SESSION_SECONDS)
+            engine, containers, logs, namespaces, lambda job: self._keys(job, SESSION_SECONDS), self._jobs
         )
         self._closing = False
         self._steps: dict[JobState, Callable[[ProcessingJob], Coroutine[Any, Any, Outcome]]] = {
@@ -297,6 +297,7 @@ class Supervisor:
             self._fabric.settled(self._engine.world.revision),
         )
         await self._attendants.serve(job)
+        await self._attendants.encrypt(job)
         await self._transfer(job, "download")
         starting = self._starting.get(job.folder)
         if starting is None:
@@ -413,6 +414,7 @@ class Supervisor:
         """What a running container needs of a daemon that has just come."""
         await self._fabric.settled(self._engine.world.revision)
         await self._attendants.serve(job)
+        await self._attendants.encrypt(job)
         self._attendants.follow(job)
 
     async def _watch(self, job: ProcessingJob) -> Outcome:

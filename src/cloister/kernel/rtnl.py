@@ -40,6 +40,7 @@ _IFF_UP = 1
 _RT_TABLE_LOCAL = 255
 _ROUTE_TYPES = {"unicast": 1, "local": 2, "blackhole": 6, "throw": 9}
 _TYPE_NAMES = {number: name for name, number in _ROUTE_TYPES.items()}
+_LOOPBACK = 1  # its number in every namespace
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST = 0, 253, 254
 _ONLINK = 4
 _PERMANENT = 0x80
@@ -247,7 +248,8 @@ def delete_address(index: int, cidr: str) -> Message:
 
 def _address(index: int, cidr: str) -> bytes:
     interface = ipaddress.IPv4Interface(cidr)
-    scope = _SCOPE_HOST if interface.is_loopback else _SCOPE_UNIVERSE
+    # What is on the loopback must not become the source of packets that leave by a link without an address.
+    scope = _SCOPE_HOST if index == _LOOPBACK else _SCOPE_UNIVERSE
     packed = interface.ip.packed
     return (
         _IFADDR.pack(socket.AF_INET, interface.network.prefixlen, 0, scope, index)

@@ -60,9 +60,6 @@ def check_implemented(params: Params) -> None:
             raise _not_yet(f"FeatureStoreOutput (output {name})")
         if (each.get("S3Output") or {}).get("S3UploadMode") == "Continuous":
             raise _not_yet(f"S3UploadMode Continuous (output {name})")
-    network = params.get("NetworkConfig") or {}
-    if network.get("EnableInterContainerTrafficEncryption"):
-        raise _not_yet("EnableInterContainerTrafficEncryption")
 
 
 def _check_input_implemented(given: dict[str, Any]) -> None:

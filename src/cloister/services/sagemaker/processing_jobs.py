@@ -97,6 +97,7 @@ def create_processing_job(call: Call, params: Params) -> Params:
             request=request,
             instances=tuple(Instance(index=index) for index in range(1, count + 1)),
             credentials_path=f"/v2/credentials/{secrets.token_urlsafe(32)}",
+            traffic_key=secrets.token_hex(32),
             created=call.now,
             modified=call.now,
             tags=tags,
