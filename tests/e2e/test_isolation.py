@@ -123,7 +123,9 @@ def test_encrypted_instances_need_the_two_rules_and_survive_the_daemon(cloister:
         refused = _request(lab, f"no-rules-{on.mark}", 2, EnableInterContainerTrafficEncryption=True)
         job = lab.outcome(refused)
         assert job["ProcessingJobStatus"] == "Failed", (job, lab.log(job))
-        assert job["FailureReason"].startswith("AlgorithmError"), job
+        assert job["FailureReason"].startswith("AlgorithmError: , exit code: 3: algo-1 to algo-2: "), job
+        assert f"No ingress rule of {lab.group}" in job["FailureReason"], job
+        assert "udp port 500" in job["FailureReason"], job
 
         keys = {"IpProtocol": "udp", "FromPort": 500, "ToPort": 500, "UserIdGroupPairs": pair}
         on.ec2.authorize_security_group_ingress(

@@ -27,7 +27,7 @@ from cloister.logs import LogStore
 from cloister.options import Options
 from cloister.services.sagemaker.processing_jobs import effective
 from cloister.store import Store
-from cloister.vpc.model import NetworkInterface
+from cloister.vpc.model import NetworkInterface, SecurityGroup
 from cloister.world import World
 
 
@@ -286,6 +286,26 @@ async def test_a_non_zero_exit_fails_the_job_and_ends_the_others(house: Callable
     assert h.containers.signals[0] == ("job-1-algo-1", signal.SIGKILL)
     assert [each.exit_code for each in job.instances] == [137, 3]
     assert h.nothing_is_left()
+
+
+async def test_the_reason_names_the_rule_that_the_instances_lacked_to_talk(house: Callable[..., Any]) -> None:
+    def behave(spec: ContainerSpec, containers: FakeContainers) -> None:
+        containers.exit(spec.id, 3)
+
+    h = await house(behave)
+    with h.engine.transaction() as tx:
+        group = tx.get(SecurityGroup, "sg-1")
+        assert group is not None
+        tx.put(replace(group, rules=tuple(rule for rule in group.rules if rule.egress)))
+    h.submit(request(instances=2))
+    reason = (await h.ended()).failure_reason
+    assert reason.startswith(
+        "AlgorithmError: , exit code: 3: algo-1 to algo-2: No ingress rule of sg-1 (eni-"
+    )
+    assert reason.endswith(
+        "(aws ec2 authorize-security-group-ingress --group-id sg-1 "
+        "--ip-permissions 'IpProtocol=tcp,FromPort=0,ToPort=65535,UserIdGroupPairs=[{GroupId=sg-1}]')"
+    )
 
 
 async def test_a_message_file_becomes_the_exit_message(house: Callable[..., Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cloister.iam.model import Role
 from cloister.jobs.execution_role import VPC_ACTIONS
-from cloister.vpc.model import SecurityGroup, Subnet, Vpc
+from cloister.vpc.model import GroupRule, RouteTable, RouteTableAssociation, SecurityGroup, Subnet, Vpc
 
 ROLE_ARN = "arn:aws:iam::123456789012:role/jobs"
 
@@ -37,14 +37,20 @@ def role(*, service: str = "sagemaker.amazonaws.com", actions: tuple[str, ...] =
 
 
 def documents(*, cidr: str = "10.0.1.0/24") -> list[object]:
-    """subnet-1 and subnet-2 (a /28) and sg-1 in vpc-1; subnet-9 and sg-9 in vpc-9."""
+    """subnet-1 and subnet-2 (a /28) and sg-1, which allows itself, in vpc-1; subnet-9 and sg-9 in vpc-9."""
+    itself = [
+        GroupRule(rule_id=f"sgr-{egress}", egress=egress, protocol="-1", group_id="sg-1")
+        for egress in (True, False)
+    ]
+    main = RouteTableAssociation(association_id="rtbassoc-1", subnet_id=None, main=True)
     return [
         Vpc(vpc_id="vpc-1", cidr="10.0.0.0/16", cidr_association_id="a"),
         Vpc(vpc_id="vpc-9", cidr="10.0.0.0/16", cidr_association_id="b"),
         Subnet(subnet_id="subnet-1", vpc_id="vpc-1", cidr=cidr, zone="us-east-1a", zone_id="use1-az1"),
         Subnet(subnet_id="subnet-2", vpc_id="vpc-1", cidr="10.0.2.0/28", zone="us-east-1b", zone_id="x"),
         Subnet(subnet_id="subnet-9", vpc_id="vpc-9", cidr="10.0.1.0/24", zone="us-east-1a", zone_id="x"),
-        SecurityGroup(group_id="sg-1", vpc_id="vpc-1", name="g", description="d"),
+        SecurityGroup(group_id="sg-1", vpc_id="vpc-1", name="g", description="d", rules=tuple(itself)),
+        RouteTable(route_table_id="rtb-1", vpc_id="vpc-1", number=1000, associations=(main,)),
         SecurityGroup(group_id="sg-9", vpc_id="vpc-9", name="g", description="d"),
     ]
 

@@ -38,6 +38,7 @@ from cloister.options import Options
 from cloister.vpc import addresses
 from cloister.vpc.explain import explain_s3 as s3_verdict
 from cloister.vpc.model import NetworkInterface, Subnet, Vpc
+from cloister.why.job import among
 from cloister.wire.errors import AwsError
 from cloister.world import Change, Transaction, World
 
@@ -432,8 +433,11 @@ class Supervisor:
         except TimeoutError:
             return Outcome(
                 event=JobEvent.TIMEOUT,
-                reason=f"ClientError: The job was stopped because it exceeded MaxRuntimeInSeconds "
-                f"({job.max_runtime} seconds).",
+                reason=self._between_instances(
+                    job,
+                    "ClientError: The job was stopped because it exceeded MaxRuntimeInSeconds "
+                    f"({job.max_runtime} seconds).",
+                ),
             )
         finally:
             for task in exits:
@@ -480,7 +484,16 @@ class Supervisor:
             reason = "AlgorithmError: See job logs for more information"
         else:
             reason = f"AlgorithmError: , exit code: {instance.exit_code}"
-        return Outcome(event=JobEvent.FAILED, reason=reason)
+        return Outcome(event=JobEvent.FAILED, reason=self._between_instances(job, reason))
+
+    def _between_instances(self, job: ProcessingJob, reason: str) -> str:
+        """A reason, with why the instances could not talk, where the network lets nothing pass."""
+        world = self._engine.world
+        found = (world.get(NetworkInterface, each.interface_id) for each in job.instances)
+        for answer in among(world, [interface for interface in found if interface is not None]):
+            if answer.verdict.cause:
+                return f"{reason.rstrip('.')}: {answer.what}: {answer.verdict.cause}"
+        return reason
 
     async def _end(self, job: ProcessingJob) -> Outcome:
         # Choice of ours: the failing instance decided the job's end, the others get no grace.
@@ -592,8 +605,4 @@ def _netns(instance: Instance, *, agent: bool = False) -> str:
 
 def _explain_s3(world: World, interface: NetworkInterface) -> str:
     """What the VPC's own rules say about the agent's way to S3, and what would change it."""
-    verdict = s3_verdict(world, interface)
-    refusal = verdict.refusal
-    if refusal is None:
-        return ""
-    return f"{refusal.sentence} ({refusal.fix})" if refusal.fix else refusal.sentence
+    return s3_verdict(world, interface).cause

@@ -591,7 +591,9 @@ def _public_end(world: World, address: str) -> _End | None:
 
 def _permission(flow: Flow) -> str:
     if flow.port is None:
-        return f"IpProtocol={flow.protocol}"
+        every = {"tcp": (0, 65535), "udp": (0, 65535), "icmp": (-1, -1)}.get(flow.protocol)
+        ports = f",FromPort={every[0]},ToPort={every[1]}" if every else ""
+        return f"IpProtocol={flow.protocol}{ports}"
     if flow.protocol == "icmp":
         return f"IpProtocol=icmp,FromPort={flow.port >> 8},ToPort={flow.port & 0xFF}"
     return f"IpProtocol={flow.protocol},FromPort={flow.port},ToPort={flow.port}"

@@ -6,7 +6,7 @@ of the World, in the subnet and with the groups that it names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -90,6 +90,11 @@ def _answers(
     principal = session_of(role, place.account) if role is not None else None
     for what, method, url in transfers(request):
         yield Answer(what=what, verdict=_asked(world, interfaces[0], method, url, principal, place))
+    yield from among(world, interfaces)
+
+
+def among(world: World, interfaces: Sequence[NetworkInterface]) -> Iterator[Answer]:
+    """Whether the instances with these interfaces reach each other at all. They are alike: two tell."""
     if len(interfaces) > 1:
         for one, other in ((0, 1), (1, 0)):
             flow = Flow(
