@@ -1,8 +1,9 @@
 """`cloister attach`: interfaces for programs of one's own, kept for as long as somebody holds on to them.
 
 POST /attach on the control socket makes an interface, says which in one line of JSON, and keeps the answer
-open: whoever asked holds the interface until he closes the connection, or ends. When the daemon was away, he
-asks again for the interface he has; those that nobody asked for again are released.
+open: whoever asked holds the interface until he closes the connection, or ends, or `cloister down` ends
+everything. When the daemon was killed, he asks the next one again for the interface he has; those that nobody
+asked for again are released.
 """
 
 from __future__ import annotations
@@ -89,12 +90,7 @@ class Attachments:
             return web.json_response({"error": sentence}, status=503)
         finally:
             self._held.discard(interface_id)
-            if not self._stopping():
-                self._release(interface_id)
-
-    def _stopping(self) -> bool:
-        """The daemon is going away: holders come back to the next one."""
-        return self._sweep is not None and self._sweep.cancelling() > 0
+            self._release(interface_id)
 
     def _make(self, question: dict[str, Any]) -> NetworkInterface:
         known = self._engine.world.get(NetworkInterface, question.get("interface_id"))

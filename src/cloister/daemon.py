@@ -205,7 +205,8 @@ async def _serve_control(state: Path, control: Control, stack: AsyncExitStack) -
     listener.bind(f"/proc/self/fd/{folder}/{path.name}")
     os.close(folder)
     path.chmod(0o600)
-    runner = web.AppRunner(control.application(), access_log=None)
+    # who holds an interface (`cloister attach`) holds its connection open and would be waited for
+    runner = web.AppRunner(control.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.SockSite(runner, listener).start()

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.conftest import Cloister, Lab, wait_until
+from tests.e2e.conftest import Cloister, Lab, strike, wait_until
 
 from cloister.demo import story
 
@@ -126,6 +127,31 @@ def test_a_job_reads_and_writes_a_real_database_in_a_private_subnet_as_its_group
         assert refused["ProcessingJobStatus"] == "Failed"
         assert "timeout expired" in lab.log(refused)
     wait_until("the interface is released", lambda: not _interfaces(on, private), timeout=10)
+
+
+def test_down_ends_attached_programs_at_once_and_their_interfaces_are_gone_after(cloister: Cloister) -> None:
+    on = cloister.stage()
+    vpc = story.make_vpc(on, "10.47.0.0/16")
+    subnet = story.make_subnet(on, vpc, "10.47.1.0/24", f"{on.region}a")
+    group = story.make_group(on, vpc, f"held-{on.mark}", allow_itself=False)
+    command = [sys.executable, "-m", "cloister.cli.main", "--state", str(cloister.state)]
+    command += ["attach", "--subnet", subnet, "--security-group", group, "--", "sleep", "120"]
+    program = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **cloister.environ}
+    )
+    try:
+        wait_until("the interface is there", lambda: _interfaces(on, subnet))
+        begun = time.monotonic()
+        cloister.down()
+        assert time.monotonic() - begun < 15  # not the daemon's whole grace of 20 s
+        program.communicate(timeout=20)
+    finally:
+        if program.poll() is None:
+            program.kill()
+            program.communicate()
+        cloister.up()
+    assert _interfaces(on, subnet) == []
+    strike(on)
 
 
 def _revoke_all(on: story.Stage, group: str) -> None:

@@ -8,7 +8,7 @@ from tests.services.calls import make_call
 from tests.services.ec2 import ec2, refusal
 
 from cloister.services.api import Call
-from cloister.vpc import interfaces
+from cloister.vpc import interfaces, service_network
 
 
 def _interface(call: Call, subnet_id: str) -> str:
@@ -119,3 +119,19 @@ def test_no_route_and_an_acl_have_codes_of_their_own() -> None:
         DestinationIp="8.8.8.8",
         ClientToken="d",
     ).code == ("InvalidParameterValue")
+
+
+def test_an_interface_of_the_services_own_network_is_none_of_the_callers() -> None:
+    call = make_call()
+    subnet = service_network.jobs_subnet(call.tx, region="us-east-1", now=0)
+    group = service_network.job_group(call.tx, subnet, "job")
+    hidden = interfaces.create_interface(
+        call.tx, subnet_id=subnet.subnet_id, group_ids=[group.group_id], now=0
+    ).interface_id
+    path = {"Source": hidden, "Destination": hidden, "Protocol": "tcp", "ClientToken": "t"}
+    assert refusal(call, "CreateNetworkInsightsPath", **path).code == "InvalidParameterValue"
+    given: dict[str, Any] = {"ResourceType": "NetworkInterface", "TrafficType": "ALL"}
+    given |= {"LogGroupName": "g", "DeliverLogsPermissionArn": "arn:aws:iam::123456789012:role/r"}
+    made = ec2(call, "CreateFlowLogs", ResourceIds=[hidden], **given)
+    assert [each["Error"]["Code"] for each in made["Unsuccessful"]] == ["InvalidNetworkInterfaceID.NotFound"]
+    assert made["FlowLogIds"] == []

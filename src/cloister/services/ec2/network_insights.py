@@ -20,6 +20,7 @@ from cloister.services.ec2.tags import tag_specifications
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Step
 from cloister.vpc.model import NetworkInterface, SecurityGroup
+from cloister.vpc.service_network import hidden
 from cloister.wire.errors import AwsError
 from cloister.world import document
 
@@ -157,7 +158,8 @@ def _make_path(call: Call, params: Params) -> InsightsPath:
 def _interface_named(call: Call, text: str) -> str:
     """The id of an interface given by id or ARN. Raises InvalidParameterValue."""
     resource = text.rsplit("/", 1)[-1]
-    if call.tx.get(NetworkInterface, resource) is None:
+    interface = call.tx.get(NetworkInterface, resource)
+    if interface is None or hidden(call.tx, interface):
         raise AwsError(
             "InvalidParameterValue",
             f"The resource '{text}' is not a network interface there is: Cloister analyses paths from and to "
