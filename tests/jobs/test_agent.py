@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
 from cloister.jobs import agent, agent_process
-from cloister.jobs.agent import Channel, Failure, Result, Spec, run
+from cloister.jobs.agent import Channel, Failure, Spec, run
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,11 @@ def test_a_prefix_is_downloaded_with_its_relative_paths(endpoint: str, s3: Any, 
         s3.put_object(Bucket="bkt", Key=key, Body=b"" if key.endswith("/") else key.encode())
     path = tmp_path / "in"
     result = run(_spec(endpoint, "download", Channel(name="i", uri="s3://bkt/in/", path=str(path))))
-    assert result == Result(ok=True, objects=2, bytes=len("in/a.csvin/x/b.csv"))
+    assert (result.ok, result.objects, result.bytes) == (True, 2, len("in/a.csvin/x/b.csv"))
+    digest = result.digests["i"]
+    lines = "".join(f"{hashlib.sha256(key.encode()).hexdigest()}  {key}\n" for key in digest["first"])
+    assert list(digest["first"]) == ["in/a.csv", "in/x/b.csv"]
+    assert digest["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
     assert _files(path) == {"a.csv": b"in/a.csv", "x/b.csv": b"in/x/b.csv"}
     assert (path / "empty").is_dir()
     assert not (tmp_path / "in.partial").exists()
@@ -191,7 +196,9 @@ def test_regular_files_are_uploaded_and_links_pipes_and_sockets_are_not(
         sock.bind(f"/proc/self/fd/{here}/socket")
         os.close(here)
         result = run(_spec(endpoint, "upload", Channel(name="o", uri="s3://bkt/out/", path=str(root))))
-    assert result == Result(ok=True, objects=2, bytes=1)
+    assert (result.ok, result.objects, result.bytes) == (True, 2, 1)
+    (digest,) = result.digests.values()
+    assert hashlib.sha256(b"").hexdigest() in digest["first"].values()
     found = {each["Key"] for each in s3.list_objects_v2(Bucket="bkt", Prefix="out/")["Contents"]}
     assert found == {"out/d/a", "out/empty"}
 
@@ -215,7 +222,7 @@ async def test_a_process_does_the_task_once_and_keeps_its_result(
     task = tmp_path / "download.json"
     spec = _spec(endpoint, "download", Channel(name="i", uri="s3://bkt/in/", path=str(tmp_path / "in")))
     result = await agent_process.perform(spec, task)
-    assert result == Result(ok=True, objects=1, bytes=1), (tmp_path / "download.log").read_text()
+    assert (result.ok, result.objects, result.bytes) == (True, 1, 1), (tmp_path / "download.log").read_text()
     assert task.stat().st_mode & 0o777 == 0o600
     s3.delete_object(Bucket="bkt", Key="in/a")
     assert await agent_process.perform(spec, task) == result

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,9 @@ class Result:
     denied: bool = False
     objects: int = 0
     bytes: int = 0
+    #: channel -> what was moved: {"objects", "bytes", "sha256": of the lines "SHA256  KEY" of all, sorted by
+    #: key, "first": {key: SHA-256} of some}
+    digests: dict[str, Any] = field(default_factory=dict)
 
 
 class Failure(Exception):
@@ -329,17 +333,17 @@ def _download(spec: Spec, client: Any) -> Result:
             f"ClientError: Failed to download data. The input data of this instance ({total} bytes) is "
             f"larger than its storage volume ({spec.volume_bytes} bytes). Please increase VolumeSizeInGB."
         )
-    count = 0
+    count, digests = 0, {}
     try:
         for channel, bucket, files, folders in todo:
-            _download_channel(spec, client, channel, bucket, files, folders)
+            digests[channel.name] = _download_channel(spec, client, channel, bucket, files, folders)
             count += len(files)
     except BaseException:
         for channel in spec.channels:  # nothing half-made
             _remove(channel.path)
             _remove(channel.path + ".partial")
         raise
-    return Result(ok=True, objects=count, bytes=total)
+    return Result(ok=True, objects=count, bytes=total, digests=digests)
 
 
 def _objects(spec: Spec, client: Any, channel: Channel) -> list[Object]:
@@ -420,9 +424,12 @@ def _download_channel(
     bucket: str,
     files: list[tuple[Object, str]],
     folders: list[str],
-) -> None:
+) -> dict[str, Any]:
+    """The digest of what was moved."""
+    digest_path = Path(channel.path + ".digest")
     if os.path.isdir(channel.path):  # whole since an earlier run of this agent
-        return
+        known: dict[str, Any] = json.loads(digest_path.read_text())
+        return known
     partial = channel.path + ".partial"
     _remove(partial)
     with _disk(channel.path):
@@ -430,8 +437,9 @@ def _download_channel(
         for folder in folders:
             _folder(os.path.join(partial, folder), spec.owner)
 
-    def fetch(item: tuple[Object, str]) -> None:
+    def fetch(item: tuple[Object, str]) -> tuple[str, str, int]:
         each, path = item
+        hashed, size = hashlib.sha256(), 0
         uri = f"s3://{bucket}/{each.key}"
         with _disk(path), _s3(spec.task, "GetObject", uri):
             body = client.get_object(Bucket=bucket, Key=each.key)["Body"]
@@ -441,11 +449,33 @@ def _download_channel(
             with open(os.open(target, flags, 0o644), "wb", buffering=CHUNK) as out:
                 while chunk := body.read(CHUNK):
                     out.write(chunk)
+                    hashed.update(chunk)
+                    size += len(chunk)
                 if spec.owner is not None:
                     os.fchown(out.fileno(), *spec.owner)
+        return each.key, hashed.hexdigest(), size
 
-    _in_parallel(fetch, files)
+    digest = digest_of(_in_parallel(fetch, files))
+    with _disk(channel.path):
+        digest_path.write_text(json.dumps(digest))
     os.rename(partial, channel.path)
+    return digest
+
+
+#: objects whose own digest is kept
+_NAMED = 100
+
+
+def digest_of(moved: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+    """What `Result.digests` says of (key, SHA-256, bytes) of every object."""
+    ordered = sorted(moved)
+    lines = "".join(f"{digest}  {key}\n" for key, digest, _ in ordered)
+    return {
+        "objects": len(ordered),
+        "bytes": sum(size for *_, size in ordered),
+        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "first": {key: digest for key, digest, _ in ordered[:_NAMED]},
+    }
 
 
 def _folder(path: str, owner: tuple[int, int] | None) -> None:
@@ -479,7 +509,7 @@ def _remove(path: str) -> None:
 def _upload(spec: Spec, client: Any) -> Result:
     from boto3.s3.transfer import TransferConfig
 
-    todo: list[tuple[str, str, str, tuple[str, ...], int]] = []
+    todo: list[tuple[Channel, str, str, tuple[str, ...], int]] = []
     for channel in spec.channels:
         bucket, prefix = split_uri(channel.uri)
         prefix = prefix.rstrip("/")
@@ -498,15 +528,17 @@ def _upload(spec: Spec, client: Any) -> Result:
                     f"ClientError: Artifact upload failed:The key {key[:100]}… of output {channel.name} is "
                     f"longer than {KEY_LIMIT} bytes."
                 )
-            todo.append((channel.path, bucket, key, parts, size))
+            todo.append((channel, bucket, key, parts, size))
 
-    def put(item: tuple[str, str, str, tuple[str, ...], int]) -> None:
-        root, bucket, key, parts, size = item
+    def put(item: tuple[Channel, str, str, tuple[str, ...], int]) -> tuple[str, str, int]:
+        channel, bucket, key, parts, size = item
         big = size > 64 << 20
         config = TransferConfig(
             multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=4, use_threads=big
         )
-        with _s3(spec.task, "PutObject", f"s3://{bucket}/{key}"), _open(root, parts) as file:
+        with _s3(spec.task, "PutObject", f"s3://{bucket}/{key}"), _open(channel.path, parts) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
             if size == 0:
                 client.put_object(Bucket=bucket, Key=key, Body=b"")
             elif big:
@@ -514,8 +546,14 @@ def _upload(spec: Spec, client: Any) -> Result:
             else:
                 client.put_object(Bucket=bucket, Key=key, Body=file, ContentLength=size)
 
-    _in_parallel(put, todo)
-    return Result(ok=True, objects=len(todo), bytes=sum(size for *_, size in todo))
+        return key, digest, size
+
+    moved = list(zip(todo, _in_parallel(put, todo), strict=True))
+    digests = {
+        channel.name: digest_of([found for item, found in moved if item[0] is channel])
+        for channel in spec.channels
+    }
+    return Result(ok=True, objects=len(todo), bytes=sum(size for *_, size in todo), digests=digests)
 
 
 def _transfer(client: Any, file: Any, bucket: str, key: str, config: Any) -> None:

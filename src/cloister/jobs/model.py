@@ -64,6 +64,8 @@ class ProcessingJob:
     #: when the containers were told to stop, for the grace before SIGKILL
     stop_sent: float | None = None
     failure_reason: str | None = None
+    #: "algo-1/download" or "…/upload" -> the digests of what the agent moved (`agent.Result`)
+    moved: dict[str, dict[str, Any]] = field(default_factory=dict)
     exit_message: str | None = None
     subnet_id: str | None = None
     zone: str | None = None

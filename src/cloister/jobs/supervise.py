@@ -399,6 +399,8 @@ class Supervisor:
             return
         result = await self._perform(spec, path)
         if result.ok:
+            what = f"{instance.host}/{task}"
+            self._journal(job, lambda now: replace(now, moved={**now.moved, what: result.digests}))
             return
         cause = ""
         interface = self._engine.world.get(NetworkInterface, instance.interface_id)

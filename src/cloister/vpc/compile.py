@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from cloister.kernel.conntrack import ACCOUNTING
 from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Veth, key
 from cloister.vpc import addresses as ip
 from cloister.vpc import (
@@ -33,6 +34,7 @@ from cloister.vpc import (
     interface_endpoints,
     isolation,
     network_acls,
+    refusals,
     route_tables,
     security_groups,
 )
@@ -288,7 +290,13 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
     if vpc is None:
         return
     resolver = (ip.resolver_address(vpc), ip.LINK_LOCAL_RESOLVER) if vpc.enable_dns_support else ()
-    yield Netns(name=vpc_id, forward=True, loopback=tuple(f"{address}/32" for address in resolver))
+    yield Netns(
+        name=vpc_id,
+        forward=True,
+        loopback=tuple(f"{address}/32" for address in resolver),
+        sysctls=((ACCOUNTING, "1"),),
+    )
+    yield from refusals.parts(vpc_id)
     yield Set(netns=vpc_id, name="sources", type="ifname . ipv4_addr")
     yield Set(netns=vpc_id, name="peer_sources", type="ifname . ipv4_addr . ipv4_addr")
     yield Set(netns=vpc_id, name="endpoint_sources", type="ifname . ipv4_addr", interval=True)
@@ -297,7 +305,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         yield Set(netns=vpc_id, name=gate, type="ifname", data="verdict")
     for refused in (REFUSED_OUT, REFUSED_IN):
         counted = flow_logs.refusals(world, vpc_id, refused)
-        yield Chain(netns=vpc_id, name=refused, rules=(*counted, Rule(text="drop")))
+        yield Chain(netns=vpc_id, name=refused, rules=(*counted, refusals.NOTED, Rule(text="drop")))
     yield from flow_logs.vpc_parts(world, vpc_id)
     yield Chain(
         netns=vpc_id,
@@ -313,7 +321,10 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         netns=vpc_id,
         name="routes",
         hook="type filter hook prerouting priority -150; policy accept;",
-        rules=(Rule(text="meta mark set iifname map @marks", comment="the route table of the subnet"),),
+        rules=(
+            Rule(text="meta mark set iifname map @marks", comment="the route table of the subnet"),
+            refusals.unrouted(resolver),
+        ),
     )
     yield Chain(
         netns=vpc_id,
