@@ -53,6 +53,7 @@ from cloister.side.process import SideServices
 from cloister.store import Store
 from cloister.vpc.model import Vpc
 from cloister.way_out import WayOut
+from cloister.witness import Witness
 
 log = logging.getLogger("cloister")
 
@@ -107,7 +108,17 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     )
     await flow_logs.start()
     stack.push_async_callback(flow_logs.stop)
-    door = Door(engine, credentials, backend, region=options.region, account=options.account)
+    witness = Witness(state / "witness.sqlite", engine, namespaces)
+    await witness.start()
+    stack.push_async_callback(witness.stop)
+    door = Door(
+        engine,
+        credentials,
+        backend,
+        region=options.region,
+        account=options.account,
+        observe=witness.decided,
+    )
     stack.push_async_callback(door.close)
     doors = EndpointDoors(engine, fabric, namespaces, door, authority)
     await doors.start()
@@ -130,6 +141,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         logs=logs,
         namespaces=namespaces,
         options=options,
+        last_look=witness.last,
     )
     side = SideServices(state, namespaces, account=options.account, region=options.region)
     stack.push_async_callback(side.stop)
@@ -145,6 +157,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
             "limits": {"rules_per_security_group": options.rules_per_security_group},
         },
         side=side,
+        observe=witness.decided,
     )
     front = Front(dispatcher, door, cors_origins=options.cors_origins)
     interface_doors = InterfaceDoors(engine, fabric, namespaces, front, door, authority)
@@ -170,7 +183,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         "region": options.region,
         "account": options.account,
     }
-    questions = Questions(engine, credentials, region=options.region, account=options.account)
+    questions = Questions(state, engine, credentials, witness, region=options.region, account=options.account)
     attachments = Attachments(engine, fabric, namespaces)
     await attachments.start()
     stack.push_async_callback(attachments.stop)

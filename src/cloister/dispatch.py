@@ -19,7 +19,7 @@ from cloister.iam import collect
 from cloister.iam.context import global_keys
 from cloister.iam.decide import Request
 from cloister.iam.model import Principal
-from cloister.services.api import OPERATIONS, Call, Operation, Origin, Params
+from cloister.services.api import OPERATIONS, Call, Observe, Operation, Origin, Params
 from cloister.side import actions
 from cloister.side.process import SideServices
 from cloister.wire import denials, protocol, sigv4
@@ -47,7 +47,9 @@ class Dispatcher:
         region: str,
         deps: dict[str, Any],
         side: SideServices | None = None,
+        observe: Observe = lambda *_: None,
     ) -> None:
+        self._observe = observe
         self._engine = engine
         self._credentials = credentials
         self._account = account
@@ -148,6 +150,7 @@ class Dispatcher:
         for need in needs:
             asked = Request(principal=principal, action=need.action, resource=need.resource, context=context)
             decision = decide_call(world, asked, endpoint_id=origin.endpoint_id)
+            self._observe(origin, need.action, need.resource, decision)
             if not decision.allowed:
                 raise denied(service, decision.sentence())
         answer = await side.call(service, target.operation, params, target.protocol)
@@ -157,7 +160,7 @@ class Dispatcher:
         return answer
 
     def _run(self, operation: Operation, call: Call, params: Params) -> Params:
-        authorize(self._engine.world, operation, call, params)
+        authorize(self._engine.world, operation, call, params, self._observe)
         with self._engine.transaction() as tx:
             call.tx = tx
             result = operation.handler(call, params)
@@ -168,7 +171,9 @@ class Dispatcher:
         return result
 
 
-def authorize(world: World, operation: Operation, call: Call, params: Params) -> None:
+def authorize(
+    world: World, operation: Operation, call: Call, params: Params, observe: Observe = lambda *_: None
+) -> None:
     """Raise AccessDenied, in the service's words, unless every resource of the call is allowed."""
     if operation.action is None and call.origin.endpoint_id is None:
         return
@@ -193,5 +198,6 @@ def authorize(world: World, operation: Operation, call: Call, params: Params) ->
             endpoint_id=call.origin.endpoint_id,
             needs_permission=operation.action is not None,
         )
+        observe(call.origin, action, resource, decision)
         if not decision.allowed:
             raise denied(operation.service, decision.sentence())

@@ -1,8 +1,9 @@
-"""The questions that `cloister why` and `cloister check` ask the daemon, over its control socket.
+"""The questions that `cloister why`, `check` and `receipt` ask the daemon, over its control socket.
 
 POST /why    {"job": NAME} | {"from": ENI, "to": ADDRESS[:PORT], "protocol": …}
              | {"from": ENI, "request": "METHOD URL", "role": NAME}
 POST /check  {"request": CreateProcessingJob's parameters, "services": [NAME]}
+POST /receipt  {"job": NAME}
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -25,10 +27,12 @@ from cloister.vpc.flow import Flow, Verdict
 from cloister.vpc.model import NetworkInterface
 from cloister.why.job import Answer, Place, why_job
 from cloister.why.preflight import preflight
+from cloister.why.receipt import receipt, sign
 from cloister.why.request import session_of, why_request
 from cloister.wire import protocol
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest
+from cloister.witness import Witness, signing_key
 
 _CREATE = protocol.Target(service="sagemaker", operation="CreateProcessingJob", protocol="json")
 
@@ -38,8 +42,19 @@ class BadQuestion(ValueError):
 
 
 class Questions:
-    def __init__(self, engine: Engine, credentials: Credentials, *, region: str, account: str) -> None:
+    def __init__(
+        self,
+        state: Path,
+        engine: Engine,
+        credentials: Credentials,
+        witness: Witness,
+        *,
+        region: str,
+        account: str,
+    ) -> None:
+        self._state = state
         self._engine = engine
+        self._witness = witness
         self._credentials = credentials
         self._region = region
         self._account = account
@@ -47,6 +62,7 @@ class Questions:
     def add_routes(self, app: web.Application) -> None:
         app.router.add_post("/why", _answering(self.why))
         app.router.add_post("/check", _answering(self.check))
+        app.router.add_post("/receipt", _answering(self.receipt))
 
     def why(self, question: dict[str, Any]) -> dict[str, Any]:
         if "job" in question:
@@ -60,18 +76,57 @@ class Questions:
             what = f"{interface.interface_id} to {question['to']}"
         return {"answers": [_answer(Answer(what=what, verdict=verdict))]}
 
-    def _why_job(self, name: str) -> dict[str, Any]:
-        world = self._engine.world
-        job = world.get(ProcessingJob, name)
+    def receipt(self, question: dict[str, Any]) -> dict[str, Any]:
+        job = self._job(str(question.get("job")))
+        body = receipt(job, self._witness.record(job), now=self._engine.clock())
+        return sign(body, signing_key(self._state))
+
+    def _job(self, name: str) -> ProcessingJob:
+        job = self._engine.world.get(ProcessingJob, name)
         if job is None:
             raise BadQuestion(f"No job is named {name!r}. `cloister status` lists the latest.")
+        return job
+
+    def _why_job(self, name: str) -> dict[str, Any]:
+        world, job = self._engine.world, self._job(name)
         place = Place(region=self._region, account=self._account, now=self._engine.clock())
         return {
             "job": name,
             "status": job.status,
             "failure_reason": job.failure_reason if job.terminal else None,
+            "ended": job.terminal,
+            "refused": self._refused(job),
             "answers": [_answer(each) for each in why_job(world, job, place)],
         }
+
+    def _refused(self, job: ProcessingJob) -> list[dict[str, Any]]:
+        """What was refused to the job while it ran: "what" in words, "why", "fix", how often."""
+        record = self._witness.record(job)
+        found = [
+            {
+                "what": f"{each['who']} to {each['to']} {each['protocol']}"
+                + (f" port {each['port']}" if each["port"] is not None else ""),
+                "by": each["by"],
+                "why": each["why"],
+                "fix": each["fix"],
+                "times": each["packets"],
+                "unit": "packets",
+            }
+            for each in record["refused"]
+        ]
+        found += [
+            {
+                "what": f"{each['who']}: {each['action']} {each['example']}",
+                "by": ", ".join(each["by"]) or None,
+                "why": each["why"],
+                "fix": None,
+                "times": each["count"],
+                "unit": "requests",
+            }
+            for each in record["requests"]
+            if each["outcome"] == "refused"
+        ]
+        return found
 
     def _why_request(self, interface: NetworkInterface, question: dict[str, Any]) -> Verdict:
         method, _, url = str(question["request"]).partition(" ")

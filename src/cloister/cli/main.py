@@ -19,6 +19,7 @@ A first session:
     aws ec2 describe-vpcs           … and use AWS as you know it
     cloister logs my-job            what a job wrote
     cloister why my-job             which rule lets it through, or refuses it
+    cloister receipt my-job         what it reached and was refused, signed
     cloister down                   stop; every resource is kept for the next `up`
 
 Containers really run; security groups, route tables, endpoint policies and DNS are enforced by the
@@ -40,6 +41,7 @@ class _LazyGroup(click.Group):
         "attach": "attach",
         "why": "why",
         "check": "check",
+        "receipt": "receipt",
         "demo": "demo",
         "completion": "completion",
     }

@@ -41,7 +41,8 @@ def why(
     cloister why --from eni-0123 --request 'GET s3://my-bucket/data.csv' --role my-role
 
     Every step names the resource and rule that decided; after a refusal comes the smallest change that
-    would allow it, as an AWS CLI command. Exit code 1: something is refused.
+    would allow it, as an AWS CLI command. Of a job that runs or has ended you see first what was really
+    dropped and refused. Exit code 1: something is refused by the rules as they are.
     """
     found = ask_daemon(state, "/why", _question(job, source, target, protocol, request, role))
     if as_json:
@@ -81,6 +82,18 @@ def _print(found: dict[str, Any]) -> None:
     if "job" in found:
         reason = f": {found['failure_reason']}" if found["failure_reason"] else ""
         click.echo(f"{found['job']} is {found['status']}{reason}\n")
+        if found["refused"]:
+            click.echo("Refused while it ran:")
+            for each in found["refused"]:
+                what = f"{each['what']} ({each['times']} {each['unit']})"
+                click.echo(f"{mark(False)} {click.style(what, bold=True)}\n    {each['why']}")
+                if each["fix"]:
+                    click.echo(f"    to allow it: {click.style(each['fix'], fg='cyan')}")
+            click.echo("")
+        elif found["ended"]:
+            click.echo("Nothing was refused to it while it ran.\n")
+        if found["ended"]:
+            click.echo("By the rules as they are now:")
     for answer in found["answers"]:
         click.echo(f"{mark(answer['allowed'])} {click.style(answer['what'], bold=True)}")
         print_steps(answer["steps"])

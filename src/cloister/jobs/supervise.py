@@ -67,7 +67,8 @@ class Outcome:
 
 class Supervisor:
     """Owns the jobs of one daemon. `explain_s3(world, interface)` says in a sentence why the interface's
-    agent cannot reach S3, "" when the network does not explain it."""
+    agent cannot reach S3, "" when the network does not explain it. `last_look` comes before a job's
+    interfaces go, when nothing uses them any more."""
 
     def __init__(
         self,
@@ -83,7 +84,9 @@ class Supervisor:
         options: Options,
         explain_s3: Callable[[World, NetworkInterface], str] | None = None,
         perform: Callable[[Spec, Path], Awaitable[Result]] = agent_process.perform,
+        last_look: Callable[[ProcessingJob], Awaitable[None]] | None = None,
     ) -> None:
+        self._last_look = last_look
         self._engine = engine
         self._fabric = fabric
         self._containers = containers
@@ -576,6 +579,8 @@ class Supervisor:
                 agent_process.end(self._task_path(job, each, task))
         self._attendants.follow(job)  # a daemon that has just come may have lines left to read
         await asyncio.gather(*(self._release_container(job, each) for each in job.instances))
+        if self._last_look is not None:
+            await self._last_look(job)
         held = [each.interface_id for each in job.instances if each.interface_id is not None]
         if any(self._engine.world.get(NetworkInterface, interface) for interface in held):
             with self._engine.transaction() as tx:

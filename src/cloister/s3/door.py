@@ -33,7 +33,7 @@ from cloister.s3 import actions, address, buckets, passing, splice
 from cloister.s3.authorize import decide_need
 from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
-from cloister.services.api import Origin
+from cloister.services.api import Observe, Origin
 from cloister.wire import sigv4
 from cloister.wire.denials import of_key
 from cloister.wire.errors import AwsError
@@ -72,9 +72,17 @@ class Door:
     """`handle` serves one request that came in at `origin`."""
 
     def __init__(
-        self, engine: Engine, credentials: Credentials, backend: Backend, *, region: str, account: str
+        self,
+        engine: Engine,
+        credentials: Credentials,
+        backend: Backend,
+        *,
+        region: str,
+        account: str,
+        observe: Observe = lambda *_: None,
     ) -> None:
         self._engine = engine
+        self._observe = observe
         self._credentials = credentials
         self._backend = backend
         self._region = region
@@ -194,6 +202,7 @@ class Door:
     def _authorize(self, asked: _Asked) -> None:
         for need in asked.operation.needs:
             decision = self._decide(asked, need)
+            self._observe(asked.origin, need.action, need.resource, decision)
             if not decision.allowed:
                 raise _denied(asked, decision)
 

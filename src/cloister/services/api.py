@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
 from cloister.world import Transaction
 
@@ -33,6 +34,10 @@ class Origin:
     endpoint_id: str | None = None
     vpc_id: str | None = None
     secure: bool = False
+
+
+#: told of each decision of the policies at a door: where from, action, resource
+Observe = Callable[[Origin, str, str, Decision], None]
 
 
 @dataclass(slots=True, kw_only=True)

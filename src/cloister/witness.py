@@ -1,0 +1,382 @@
+"""What every job reached and was refused, kept for `cloister receipt` and for `cloister why` of an ended job.
+
+Three sources, told apart by the interface they come from: the connections that the VPC's router tracked (read
+every few seconds, and once more before the interfaces go), the packets that it refused (`vpc/refusals.py`),
+and the decisions of policies at the doors. Aggregated, so a job's record stays small; beyond `LIMIT` lines of
+one kind only their number is kept. Rules are looked up when a line is first seen: later changes do not
+alter it. Of a killed daemon's last seconds the kernel still knows the connections and the refusals, not the
+decisions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sqlite3
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from socket import inet_ntoa
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from cloister.engine import Engine
+from cloister.iam.decide import Decision
+from cloister.jobs.model import Instance, ProcessingJob
+from cloister.kernel.conntrack import Connection, connections
+from cloister.kernel.flows import Counts
+from cloister.kernel.netns import Namespaces
+from cloister.kernel.nft import Nft
+from cloister.kernel.plan import TABLE
+from cloister.services.api import Origin
+from cloister.vpc import addresses as ip
+from cloister.vpc import refusals
+from cloister.vpc.explain import explain
+from cloister.vpc.flow import Flow, Verdict
+from cloister.vpc.model import NetworkInterface
+from cloister.why.receipt import network_of
+from cloister.world import Change, World
+
+log = logging.getLogger(__name__)
+
+#: seconds; shorter than the kernel keeps any connection that has ended (10 s)
+_EVERY = 4.0
+#: lines of one kind in a job's record
+LIMIT = 1000
+_NAMES = {1: "icmp", 6: "tcp", 17: "udp"}
+_TO_PORT, _TO = struct.Struct("!16s4sB3xH2x"), struct.Struct("!16s4sB3x")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Who:
+    """The holder of an address of a job's interface."""
+
+    job_id: str
+    name: str  # "algo-1", "algo-1's agent"
+    interface: NetworkInterface
+    address: str
+    port: str  # of the router
+
+
+@dataclass(slots=True)
+class _Record:
+    """`network` is what it was when the job's interfaces were there first."""
+
+    network: dict[str, Any] = field(default_factory=dict)
+    #: "algo-1 tcp 10.0.0.7 443 to" -> line
+    flows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: the kernel's number and a way -> [packets and bytes sent, received] so far
+    open: dict[str, list[int]] = field(default_factory=dict)
+    refused: dict[str, dict[str, Any]] = field(default_factory=dict)
+    requests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: int = 0
+
+
+class Witness:
+    def __init__(self, path: Path, engine: Engine, namespaces: Namespaces) -> None:
+        self._engine = engine
+        self._namespaces = namespaces
+        self._store = sqlite3.connect(path, isolation_level=None)
+        self._store.execute("PRAGMA journal_mode=WAL")
+        self._store.execute("CREATE TABLE IF NOT EXISTS witness (job TEXT PRIMARY KEY, record TEXT NOT NULL)")
+        self._records: dict[str, _Record] = {}
+        self._whos: dict[tuple[str, str], _Who] = {}  # (VPC, address)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        known = {job.job_id for job in self._engine.world.all(ProcessingJob)}
+        for (job_id,) in self._store.execute("SELECT job FROM witness").fetchall():
+            if job_id not in known:
+                self._forget(job_id)
+        for job in self._engine.world.all(ProcessingJob):
+            self._meet(self._engine.world, job)
+        self._engine.subscribe(self._committed)
+        self._task = asyncio.create_task(self._watch(), name="witness")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        for job_id in list(self._records):
+            self._keep(job_id)
+        self._store.close()
+
+    def record(self, job: ProcessingJob) -> dict[str, Any]:
+        """{"network", "flows", "refused", "requests": lines, "left_out": number of lines}."""
+        found = self._load(job.job_id)
+        return {
+            "network": found.network,
+            "flows": [_plain(line) for line in found.flows.values()],
+            "refused": [_plain(line) for line in found.refused.values()],
+            "requests": [_plain(line) for line in found.requests.values()],
+            "left_out": found.left_out,
+        }
+
+    def decided(self, origin: Origin, action: str, resource: str, decision: Decision) -> None:
+        """A door asked the policies about a request that came in at `origin`."""
+        who = self._whos.get((origin.vpc_id or "", origin.address))
+        if who is None:
+            return
+        record = self._load(who.job_id)
+        place = resource.partition("/")[0] if action.startswith("s3:") else resource
+        wanted = "Allow" if decision.allowed else "Deny"
+        by = [f"{m.origin}/{m.statement}" for m in decision.matches if m.effect == wanted]
+        outcome = "allowed" if decision.allowed else "refused"
+        key = f"{who.name} {action} {place} {origin.endpoint_id} {outcome}"
+        line = self._line(record, record.requests, key)
+        if line is None:
+            return
+        if not line:
+            line |= {
+                "who": who.name,
+                "action": action,
+                "resource": place,
+                "endpoint": origin.endpoint_id,
+                "outcome": outcome,
+                "by": by,
+                "count": 0,
+            }
+            if not decision.allowed:
+                line |= {"example": resource, "why": decision.sentence()}
+        line["count"] += 1
+
+    async def last(self, job: ProcessingJob) -> None:
+        """Read once more, before the job's interfaces go, and clear the kernel's notes of them."""
+        whos = [who for who in self._whos.values() if who.job_id == job.job_id]
+        for vpc_id in {who.interface.vpc_id for who in whos}:
+            await self._read(vpc_id)
+            ports = {who.port for who in whos if who.interface.vpc_id == vpc_id}
+            await asyncio.to_thread(self._namespaces.call, vpc_id, lambda ports=ports: _clear(ports))
+        self._keep(job.job_id)
+
+    # ---- who is who ------------------------------------------------------------------------------
+
+    def _committed(self, before: World, after: World, changes: list[Change]) -> None:
+        for change in changes:
+            if change.kind == "processing-job":
+                if change.after is None:
+                    self._forget(change.before.job_id)
+                else:
+                    self._meet(after, change.after)
+
+    def _meet(self, world: World, job: ProcessingJob) -> None:
+        """Know the job's interfaces while they are there."""
+        if job.terminal:
+            for key in [key for key, who in self._whos.items() if who.job_id == job.job_id]:
+                del self._whos[key]
+            return
+        for instance in job.instances:
+            interface = world.get(NetworkInterface, instance.interface_id)
+            if interface is not None:
+                for who in _whos(job, instance, interface):
+                    self._whos[interface.vpc_id, who.address] = who
+                record = self._load(job.job_id)
+                if not record.network:
+                    record.network = network_of(world, job)
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY)
+            for vpc_id in {vpc_id for vpc_id, _ in self._whos}:
+                try:
+                    await self._read(vpc_id)
+                except Exception:
+                    log.exception("what the jobs in %s reached could not be read", vpc_id)
+            for job_id in {who.job_id for who in self._whos.values()}:
+                self._keep(job_id)
+
+    async def _read(self, vpc_id: str) -> None:
+        try:
+            found, noted = await asyncio.to_thread(self._namespaces.call, vpc_id, _look)
+        except LookupError:  # the namespace is not there yet
+            return
+        seen: dict[str, set[str]] = {}
+        for each in found:
+            for who, way in ((self._whos.get((vpc_id, each.source)), "to"),
+                             (self._whos.get((vpc_id, each.destination)), "from")):  # fmt: skip
+                if who is not None:
+                    self._connection(who, way, each)
+                    seen.setdefault(who.job_id, set()).add(f"{each.number} {way}")
+        for job_id in {who.job_id for who in self._whos.values() if who.interface.vpc_id == vpc_id}:
+            record = self._load(job_id)
+            for gone in [key for key in record.open if key not in seen.get(job_id, ())]:
+                del record.open[gone]
+        by_port = {who.port: who for who in self._whos.values() if who.interface.vpc_id == vpc_id}
+        for port, address, protocol, number, packets, size in noted:
+            if port in by_port:
+                self._refusal(by_port[port], address, protocol, number, packets, size)
+
+    def _connection(self, who: _Who, way: str, each: Connection) -> None:
+        record = self._load(who.job_id)
+        other = each.destination if way == "to" else each.source
+        protocol = _NAMES.get(each.protocol, str(each.protocol))
+        line = self._line(record, record.flows, f"{who.name} {protocol} {other} {each.port} {way}")
+        if line is None:
+            return
+        if not line:
+            line |= {"who": who.name, "way": way, "other": other, "protocol": protocol}
+            line["port"] = each.port or None
+            line |= dict.fromkeys(("connections", "packets_sent", "bytes_sent"), 0)
+            line |= dict.fromkeys(("packets_received", "bytes_received"), 0)
+            if way == "to":
+                verdict = self._explain(who, other, protocol, each.port)
+                line["through"] = [step.origin for step in verdict.steps if step.allowed]
+        sent, received = (each.sent, each.received) if way == "to" else (each.received, each.sent)
+        counts = [*sent, *received]
+        before = record.open.get(f"{each.number} {way}")
+        if before is None or any(now < then for now, then in zip(counts, before, strict=True)):
+            before = [0, 0, 0, 0]
+            line["connections"] += 1
+        names = ("packets_sent", "bytes_sent", "packets_received", "bytes_received")
+        for name, now, then in zip(names, counts, before, strict=True):
+            line[name] += now - then
+        record.open[f"{each.number} {way}"] = counts
+
+    def _refusal(self, who: _Who, address: str, protocol: int, port: int, packets: int, size: int) -> None:
+        record = self._load(who.job_id)
+        name = _NAMES.get(protocol, str(protocol))
+        line = self._line(record, record.refused, f"{who.name} {name} {address} {port}")
+        if line is None:
+            return
+        if not line:
+            refusal = self._explain(who, address, name, port).refusal
+            line |= {"who": who.name, "to": address, "protocol": name, "port": port or None}
+            line |= {
+                "gate": refusal.gate if refusal else None,
+                "by": refusal.origin if refusal else None,
+                "why": refusal.sentence if refusal else "The rules have allowed it since.",
+                "fix": refusal.fix if refusal else None,
+                "packets": 0,
+                "bytes": 0,
+                "_last": [0, 0],
+            }
+        last = line["_last"] if packets >= line["_last"][0] else [0, 0]  # less: the set was made anew
+        line["packets"] += packets - last[0]
+        line["bytes"] += size - last[1]
+        line["_last"] = [packets, size]
+
+    def _explain(self, who: _Who, address: str, protocol: str, port: int) -> Verdict:
+        flow = Flow(
+            source=who.address,
+            vpc_id=who.interface.vpc_id,
+            destination=address,
+            protocol=protocol,
+            port=port if protocol in ("tcp", "udp") else None,
+        )
+        return explain(self._engine.world, flow)
+
+    @staticmethod
+    def _line(record: _Record, lines: dict[str, dict[str, Any]], key: str) -> dict[str, Any] | None:
+        if key not in lines and len(lines) >= LIMIT:
+            record.left_out += 1
+            return None
+        return lines.setdefault(key, {})
+
+    # ---- keeping ---------------------------------------------------------------------------------
+
+    def _load(self, job_id: str) -> _Record:
+        if job_id not in self._records:
+            row = self._store.execute("SELECT record FROM witness WHERE job = ?", (job_id,)).fetchone()
+            record = _Record(**json.loads(row[0])) if row else _Record()
+            if not any(who.job_id == job_id for who in self._whos.values()) and row:
+                return record  # of an ended job: nothing will be added
+            self._records[job_id] = record
+        return self._records[job_id]
+
+    def _keep(self, job_id: str) -> None:
+        record = self._records.get(job_id)
+        if record is None:
+            return
+        text = json.dumps({name: getattr(record, name) for name in _Record.__slots__})
+        self._store.execute("INSERT OR REPLACE INTO witness VALUES (?, ?)", (job_id, text))
+        if not any(who.job_id == job_id for who in self._whos.values()):
+            del self._records[job_id]
+
+    def _forget(self, job_id: str) -> None:
+        self._records.pop(job_id, None)
+        self._store.execute("DELETE FROM witness WHERE job = ?", (job_id,))
+
+
+def signing_key(state: Path) -> Ed25519PrivateKey:
+    """The installation's key for receipts, made when it is first asked for."""
+    path = state / "receipt.key"
+    if not path.exists():
+        made = Ed25519PrivateKey.generate()
+        scratch = path.with_suffix(".new")
+        scratch.unlink(missing_ok=True)
+        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.rename(path)
+    found = load_pem_private_key(path.read_bytes(), None)
+    assert isinstance(found, Ed25519PrivateKey)
+    return found
+
+
+def _whos(job: ProcessingJob, instance: Instance, interface: NetworkInterface) -> Iterator[_Who]:
+    names = {instance.address: instance.host, instance.agent_address: f"{instance.host}'s agent"}
+    for index, held in enumerate(interface.addresses):
+        if held.address in names:
+            yield _Who(
+                job_id=job.job_id,
+                name=names[held.address],
+                interface=interface,
+                address=held.address,
+                port=ip.port(interface.interface_id, index),
+            )
+
+
+def _plain(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if not name.startswith("_")}
+
+
+Noted = tuple[str, str, int, int, int, int]  # port of the router, address, protocol, port, packets, bytes
+
+
+def _look() -> tuple[list[Connection], list[Noted]]:
+    """In the router's namespace: its connections, and its notes of what it refused."""
+    counts = Counts()
+    try:
+        noted: list[Noted] = []
+        for name, form in ((refusals.BY_PORT, _TO_PORT), (refusals.BY_PROTOCOL, _TO)):
+            for key, packets, size in counts.read(name):
+                port, address, protocol, *number = form.unpack(key)
+                where = port.rstrip(b"\0").decode()
+                noted.append((where, inet_ntoa(address), protocol, number[0] if number else 0, packets, size))
+        return connections(), noted
+    finally:
+        counts.close()
+
+
+def _clear(ports: set[str]) -> None:
+    """Delete the notes of these ports of the router."""
+    counts, nft = Counts(), Nft()
+    try:
+        commands = []
+        for name, form in ((refusals.BY_PORT, _TO_PORT), (refusals.BY_PROTOCOL, _TO)):
+            for key, _, _ in counts.read(name):
+                port, address, protocol, *number = form.unpack(key)
+                where = port.rstrip(b"\0").decode()
+                if where in ports:
+                    parts = [f'"{where}"', inet_ntoa(address), str(protocol), *map(str, number)]
+                    commands.append(f"delete element ip {TABLE} {name} {{ {' . '.join(parts)} }}")
+        if commands:
+            nft.run("\n".join(commands))
+    finally:
+        nft.close()
+        counts.close()
