@@ -1,8 +1,9 @@
-"""What breaks half-way: a store that dies under a download, a body that is refused before it is sent."""
+"""What breaks half-way or is refused at the door before anything is done."""
 
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from botocore.exceptions import ClientError
 from tests.s3.conftest import REGION, Site
 
 from cloister.wire import sigv4
@@ -100,3 +102,30 @@ def test_a_listing_of_more_than_a_thousand_keys_comes_in_pages(site: Site, bucke
     second = s3.list_objects_v2(Bucket=name, Prefix="k/", ContinuationToken=first["NextContinuationToken"])
     keys = [each["Key"] for page in (first, second) for each in page["Contents"]]
     assert keys == [f"k/{number:04d}" for number in range(1005)]
+
+
+@pytest.mark.parametrize(
+    ("action", "resource", "fault"),
+    [
+        ("ec2:RunInstances", "arn:aws:s3:::{name}", "Policy has invalid action"),
+        ("s3:GetObject", "arn:aws:s3:::another", "Policy has invalid resource"),
+        ("s3:GetObject", "arn:aws:s3:::another-*/*", "Policy has invalid resource"),
+        ("s3:GetObject", "arn:aws:s3:::{name}/*", None),
+        ("*", "arn:aws:s3:::b-*", None),
+        ("s3:*", "*", None),
+    ],
+)
+def test_a_bucket_policy_is_about_s3_and_its_bucket(
+    site: Site, bucket: Make, action: str, resource: str, fault: str | None
+) -> None:
+    s3, name = site.client(), bucket()
+    statement = {"Effect": "Allow", "Principal": "*", "Action": action, "Resource": resource.format(name=name)}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    if fault is None:
+        s3.put_bucket_policy(Bucket=name, Policy=policy)
+        s3.delete_bucket_policy(Bucket=name)
+        return
+    with pytest.raises(ClientError) as refused:
+        s3.put_bucket_policy(Bucket=name, Policy=policy)
+    assert refused.value.response["Error"]["Code"] == "MalformedPolicy"
+    assert refused.value.response["Error"]["Message"] == fault

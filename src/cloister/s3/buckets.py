@@ -5,8 +5,8 @@ AWS: "Amazon S3 API Reference", the operations of the same names.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -220,10 +220,13 @@ def put_policy(ask: Ask) -> Answer:
     except UnicodeDecodeError:
         raise AwsError("MalformedPolicy", "Policies must be valid UTF-8.") from None
     parsed = iam_policy.parse(text, "resource")
-    own = re.compile(rf"arn:aws:s3:::{re.escape(bucket.name)}(?:/.*)?", re.DOTALL)
+    own = f"arn:aws:s3:::{bucket.name}"
     for statement in parsed.statements:
+        for action in statement.actions:
+            if action != "*" and not action.lower().startswith("s3:"):
+                raise AwsError("MalformedPolicy", "Policy has invalid action", Detail=action[:500])
         for resource in statement.resources or ():
-            if resource != "*" and "*" not in resource.partition("/")[0] and not own.fullmatch(resource):
+            if not fnmatch.fnmatchcase(own, resource.partition("/")[0].replace("[", "[[]")):
                 raise AwsError("MalformedPolicy", "Policy has invalid resource", Detail=resource[:500])
     with ask.engine.transaction() as tx:
         tx.put(replace(bucket, policy=text))
