@@ -89,10 +89,12 @@ class Witness:
         self._namespaces = namespaces
         self._store = sqlite3.connect(path, isolation_level=None)
         self._store.execute("PRAGMA journal_mode=WAL")
+        self._store.execute("PRAGMA synchronous=NORMAL")  # a crash of the machine may lose the last lines
         self._store.execute("CREATE TABLE IF NOT EXISTS witness (job TEXT PRIMARY KEY, record TEXT NOT NULL)")
         self._records: dict[str, _Record] = {}
         self._whos: dict[tuple[str, str], _Who] = {}  # (VPC, address)
         self._task: asyncio.Task[None] | None = None
+        self._reading = asyncio.Lock()  # of two readings, the older must not come in last
 
     async def start(self) -> None:
         known = {job.job_id for job in self._engine.world.all(ProcessingJob)}
@@ -153,12 +155,16 @@ class Witness:
         line["count"] += 1
 
     async def last(self, job: ProcessingJob) -> None:
-        """Read once more, before the job's interfaces go, and clear the kernel's notes of them."""
+        """Read once more, before the job's interfaces go, and clear the kernel's notes of them. That it
+        cannot be read keeps no job from ending."""
         whos = [who for who in self._whos.values() if who.job_id == job.job_id]
         for vpc_id in {who.interface.vpc_id for who in whos}:
-            await self._read(vpc_id)
             ports = {who.port for who in whos if who.interface.vpc_id == vpc_id}
-            await asyncio.to_thread(self._namespaces.call, vpc_id, lambda ports=ports: _clear(ports))
+            try:
+                await self._read(vpc_id)
+                await asyncio.to_thread(self._namespaces.call, vpc_id, lambda ports=ports: _clear(ports))
+            except Exception:
+                log.exception("what job %s reached last could not be read", job.name)
         self._keep(job.job_id)
 
     # ---- who is who ------------------------------------------------------------------------------
@@ -176,6 +182,7 @@ class Witness:
         if job.terminal:
             for key in [key for key, who in self._whos.items() if who.job_id == job.job_id]:
                 del self._whos[key]
+            self._keep(job.job_id)
             return
         for instance in job.instances:
             interface = world.get(NetworkInterface, instance.interface_id)
@@ -200,10 +207,14 @@ class Witness:
                 self._keep(job_id)
 
     async def _read(self, vpc_id: str) -> None:
-        try:
-            found, noted = await asyncio.to_thread(self._namespaces.call, vpc_id, _look)
-        except LookupError:  # the namespace is not there yet
-            return
+        async with self._reading:
+            try:
+                found, noted = await asyncio.to_thread(self._namespaces.call, vpc_id, _look)
+            except LookupError:  # the namespace is not there yet
+                return
+            self._take(vpc_id, found, noted)
+
+    def _take(self, vpc_id: str, found: list[Connection], noted: list[Noted]) -> None:
         seen: dict[str, set[str]] = {}
         for each in found:
             for who, way in ((self._whos.get((vpc_id, each.source)), "to"),

@@ -1,0 +1,132 @@
+"""What a job reached is counted once, however often it is read, and by whichever daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from tests.jobs.worlds import documents, request
+
+from cloister.engine import Engine
+from cloister.jobs.allocation import allocate
+from cloister.jobs.lifecycle import JobState
+from cloister.jobs.model import Instance, ProcessingJob
+from cloister.kernel.conntrack import Connection
+from cloister.kernel.netns import Namespaces
+from cloister.store import Store
+from cloister.vpc import addresses
+from cloister.witness import LIMIT, Witness, signing_key
+
+
+class House:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.engine = Engine(Store(folder / "world.sqlite"))
+        with self.engine.transaction() as tx:
+            for document in documents():
+                tx.put(document)
+            self.job = allocate(tx, _job(), clock=0.0, region="us-east-1")
+            tx.put(self.job)
+        self.own = str(self.job.instances[0].address)
+        self.port = addresses.port(str(self.job.instances[0].interface_id), 0)
+
+    def witnessing(self, use: Callable[[Witness], None]) -> None:
+        async def run() -> None:
+            witness = Witness(self.folder / "witness.sqlite", self.engine, cast(Namespaces, None))
+            await witness.start()
+            use(witness)
+            await witness.stop()
+
+        asyncio.run(run())
+
+    def connection(self, number: int, sent: int, received: int, **more: Any) -> Connection:
+        values: dict[str, Any] = {
+            "number": number,
+            "protocol": 6,
+            "source": self.own,
+            "destination": "10.0.1.200",
+            "port": 443,
+            "sent": (1, sent),
+            "received": (1, received),
+        }
+        return Connection(**values | more)
+
+
+def _job() -> ProcessingJob:
+    return ProcessingJob(
+        name="job", job_id="1", arn="arn", request=request(), instances=(Instance(index=1),),
+        credentials_path="/x", created=0.0, modified=0.0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def test_a_connection_counts_once_however_often_it_is_read_also_by_the_next_daemon(house: House) -> None:
+    def first(witness: Witness) -> None:
+        for size in (10, 100, 100):
+            witness._take("vpc-1", [house.connection(7, size, 2 * size)], [])
+        witness._take("vpc-1", [house.connection(7, 100, 200), house.connection(8, 1, 1)], [])
+
+    def second(witness: Witness) -> None:
+        witness._take("vpc-1", [house.connection(7, 150, 200)], [])
+        (line,) = witness.record(house.job)["flows"]
+        assert (line["connections"], line["bytes_sent"], line["bytes_received"]) == (2, 151, 201)
+        assert (line["who"], line["way"], line["other"]) == ("algo-1", "to", "10.0.1.200")
+        witness._take("vpc-1", [], [])
+        witness._take("vpc-1", [house.connection(7, 5, 5)], [])  # the number is used again
+        (line,) = witness.record(house.job)["flows"]
+        assert (line["connections"], line["bytes_sent"]) == (3, 156)
+
+    house.witnessing(first)
+    house.witnessing(second)
+
+
+def test_a_refusal_is_told_with_the_rule_of_its_time(house: House) -> None:
+    def use(witness: Witness) -> None:
+        for packets in (1, 3):
+            witness._take("vpc-1", [], [(house.port, "8.8.8.8", 17, 53, packets, 60 * packets)])
+        witness._take("vpc-1", [], [(house.port, "8.8.8.8", 17, 53, 1, 60)])  # the set was made anew
+        (line,) = witness.record(house.job)["refused"]
+        assert (line["packets"], line["bytes"], line["protocol"], line["port"]) == (4, 240, "udp", 53)
+        assert (line["gate"], line["by"]) == ("route", "rtb-1")
+
+    house.witnessing(use)
+
+
+def test_a_record_is_bounded_and_says_what_it_left_out(house: House) -> None:
+    def use(witness: Witness) -> None:
+        noted = [(house.port, "8.8.8.8", 17, port, 1, 60) for port in range(1, LIMIT + 6)]
+        witness._take("vpc-1", [], noted)
+        record = witness.record(house.job)
+        assert (len(record["refused"]), record["left_out"]) == (LIMIT, 5)
+
+    house.witnessing(use)
+
+
+def test_a_record_goes_with_its_job_and_outlives_its_end(house: House) -> None:
+    def use(witness: Witness) -> None:
+        witness._take("vpc-1", [house.connection(7, 10, 10)], [])
+        ended = replace(house.job, state=JobState.COMPLETED)
+        with house.engine.transaction() as tx:
+            tx.put(ended)
+        assert not witness._records
+        assert len(witness.record(ended)["flows"]) == 1
+        assert witness.record(ended)["network"]["subnet"]["id"] == "subnet-1"
+        with house.engine.transaction() as tx:
+            tx.delete(ProcessingJob, "job")
+        assert witness.record(ended)["flows"] == []
+
+    house.witnessing(use)
+
+
+def test_the_key_of_receipts_is_made_once_and_private(tmp_path: Path) -> None:
+    first = signing_key(tmp_path).public_key().public_bytes_raw()
+    assert signing_key(tmp_path).public_key().public_bytes_raw() == first
+    assert (tmp_path / "receipt.key").stat().st_mode & 0o777 == 0o600
