@@ -119,7 +119,12 @@ def test_a_bucket_policy_is_about_s3_and_its_bucket(
     site: Site, bucket: Make, action: str, resource: str, fault: str | None
 ) -> None:
     s3, name = site.client(), bucket()
-    statement = {"Effect": "Allow", "Principal": "*", "Action": action, "Resource": resource.format(name=name)}
+    statement = {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": action,
+        "Resource": resource.format(name=name),
+    }
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     if fault is None:
         s3.put_bucket_policy(Bucket=name, Policy=policy)
