@@ -21,7 +21,7 @@ from cloister.jobs.containers import ContainerError, ContainerSpec, Exit
 from cloister.jobs.images import Image, ImageConfig, ImageNotFound
 from cloister.jobs.lifecycle import JobEvent, after
 from cloister.jobs.logfile import LogLine, LogPosition
-from cloister.jobs.model import LOG_GROUP, Instance, ProcessingJob
+from cloister.jobs.model import LOG_GROUP, SUBNET_TAG, Instance, ProcessingJob
 from cloister.jobs.supervise import Supervisor
 from cloister.logs import LogStore
 from cloister.options import Options
@@ -259,6 +259,12 @@ async def test_a_full_subnet_is_passed_over_for_one_with_room(house: Callable[..
     h = await house()
     h.submit(request(instances=6, subnets=("subnet-2", "subnet-1")))
     assert (await h.ended()).subnet_id == "subnet-1"
+
+
+async def test_a_tag_chooses_among_the_subnets_of_a_job(house: Callable[..., Any]) -> None:
+    h = await house()
+    h.submit(request(subnets=("subnet-1", "subnet-2")), tags={SUBNET_TAG: "subnet-2"})
+    assert (await h.ended()).subnet_id == "subnet-2"
 
 
 async def test_too_few_addresses_fail_the_job_naming_subnet_need_and_what_is_free(

@@ -70,6 +70,12 @@ def test_a_created_job_is_described_with_its_effective_request(call: Call) -> No
     }
 
 
+def test_the_tag_that_chooses_a_subnet_names_one_of_the_jobs(call: Call) -> None:
+    with pytest.raises(AwsError, match="must name one of the job's subnets \\(subnet-1\\), not 'subnet-2'"):
+        _create(call, **request(), Tags=[{"Key": "cloister:subnet", "Value": "subnet-2"}])
+    _create(call, **request(), Tags=[{"Key": "cloister:subnet", "Value": "subnet-1"}])
+
+
 def test_a_name_is_unique(call: Call) -> None:
     _create(call, **request())
     with pytest.raises(AwsError) as error:

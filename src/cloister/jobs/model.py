@@ -16,6 +16,8 @@ from cloister.world import document
 CONFIG_PATH = "/opt/ml/config"
 PROCESSING_PATH = "/opt/ml/processing"
 OUTPUT_PATH = "/opt/ml/output"
+#: a tag by which a test has its job run in this one of the subnets that it names
+SUBNET_TAG = "cloister:subnet"
 #: AWS: /aws/sagemaker/ProcessingJobs, streams JOBNAME/algo-N-EPOCH
 LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
 
@@ -107,7 +109,10 @@ class ProcessingJob:
 
     @property
     def subnet_ids(self) -> tuple[str, ...]:
-        return tuple((self.vpc_config or {}).get("Subnets", ()))
+        """Where it may run."""
+        named = tuple((self.vpc_config or {}).get("Subnets", ()))
+        forced = self.tags.get(SUBNET_TAG)
+        return (forced,) if forced in named else named
 
     @property
     def inputs(self) -> list[dict[str, Any]]:

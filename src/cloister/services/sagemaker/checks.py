@@ -13,7 +13,7 @@ from typing import Any
 from cloister.iam import collect
 from cloister.iam.decide import Request, decide
 from cloister.jobs import execution_role
-from cloister.jobs.model import PROCESSING_PATH
+from cloister.jobs.model import PROCESSING_PATH, SUBNET_TAG
 from cloister.services.api import Call, Params
 from cloister.vpc.model import SecurityGroup, Subnet
 from cloister.vpc.service_network import hidden
@@ -35,6 +35,7 @@ def check(call: Call, params: Params) -> None:
     vpc_config = (params.get("NetworkConfig") or {}).get("VpcConfig")
     if vpc_config:
         check_network(call, vpc_config)
+    check_forced_subnet(params, vpc_config)
     check_role(call, params["RoleArn"])
 
 
@@ -154,6 +155,17 @@ def check_network(call: Call, vpc_config: dict[str, Any]) -> None:
             raise invalid(f"The security group '{group_id}' does not exist")
         if group.vpc_id != vpc_id:
             raise invalid(f"Security group {group_id} and subnet {first} belong to different networks.")
+
+
+def check_forced_subnet(params: Params, vpc_config: dict[str, Any] | None) -> None:
+    """The tag that chooses among the job's subnets names one of them."""
+    forced = [tag.get("Value", "") for tag in params.get("Tags") or () if tag["Key"] == SUBNET_TAG]
+    named = vpc_config["Subnets"] if vpc_config else []
+    if forced and forced[-1] not in named:
+        raise invalid(
+            f"The tag {SUBNET_TAG} must name one of the job's subnets "
+            f"({', '.join(named) or 'it has none'}), not '{forced[-1]}'"
+        )
 
 
 def check_role(call: Call, arn: str) -> None:
