@@ -36,8 +36,8 @@ from cloister.interface_endpoints import InterfaceDoors
 from cloister.internet import InternetDoors
 from cloister.jobs.containers import Containers
 from cloister.jobs.images import Images
-from cloister.jobs.rootfs import in_user_namespace
 from cloister.jobs.supervise import Supervisor
+from cloister.kernel.mounts import in_user_namespace
 from cloister.kernel.netns import Namespaces
 from cloister.kernel.reconcile import Reconciler
 from cloister.logs import LogStore

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from cloister.jobs import bundle, cgroups, containers, rootfs
+from cloister.jobs import bundle, containers
 from cloister.jobs.bundle import Limits
 from cloister.jobs.containers import ContainerError, Containers, ContainerSpec, Exit, Mount
 from cloister.jobs.images import Image, ImageNotFound, Images
 from cloister.jobs.logfile import LogLine, LogPosition
-from cloister.kernel import syscalls
+from cloister.kernel import cgroups, syscalls
 from cloister.kernel.cgroups import parent_name
+from cloister.kernel.mounts import in_user_namespace
 from cloister.kernel.netns import Namespaces
 
 pytestmark = pytest.mark.fabric
@@ -38,7 +39,7 @@ class Lab:
         self.namespaces = Namespaces(self.state / "run" / "netns")
         self.namespaces.create("net")
         self.containers = Containers(self.state)
-        self.rootless = rootfs.in_user_namespace()
+        self.rootless = in_user_namespace()
         self.environ: dict[str, str] = {}
         self.images = Images(self.state / "images", rootless=self.rootless)
         self._count = 0
@@ -301,7 +302,7 @@ def _victim(state: Path, image: Image) -> ContainerSpec:
 
 
 async def start_one(state: Path) -> None:
-    image = await Images(state / "images", rootless=rootfs.in_user_namespace()).resolve("cloister/host")
+    image = await Images(state / "images", rootless=in_user_namespace()).resolve("cloister/host")
     await Containers(state).start(_victim(state, image))
     await asyncio.sleep(60)
 

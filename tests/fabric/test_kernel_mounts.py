@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from cloister.kernel import cgroups, mounts
+from cloister.kernel import mounts
 
 pytestmark = pytest.mark.fabric
 
@@ -53,16 +52,3 @@ def test_a_read_only_bind_mount_cannot_be_written(tmp_path: Path) -> None:
     finally:
         mounts.unmount(target)
     mounts.unmount(target)  # nothing there: no error
-
-
-def test_limits_are_set_or_said_to_be_missing_and_groups_leave_nothing(tmp_path: Path) -> None:
-    group = cgroups.make(tmp_path, "job-1", cgroups.Limits(cpus=0.5, memory=64 << 20, pids=50))
-    try:
-        assert len(group.paths) + len(group.missing) >= 1
-        if group.paths and not group.missing:
-            assert cgroups.names(tmp_path) == ["job-1"]
-        if os.geteuid() == 0 and not mounts.in_user_namespace() and cgroups.version() != "none":
-            assert not group.missing
-    finally:
-        assert cgroups.remove_all(tmp_path) == []
-    assert cgroups.names(tmp_path) == []

@@ -19,8 +19,7 @@ import msgspec
 from cloister import options as options_file
 from cloister.cli.main import json_option
 from cloister.cli.paths import Running, ask, read_running
-from cloister.jobs import cgroups
-from cloister.kernel import holder
+from cloister.kernel import cgroups, holder
 from cloister.options import Options
 
 START_TIMEOUT = 60.0

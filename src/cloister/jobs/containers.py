@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import platform
 import resource
@@ -26,12 +27,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cloister.jobs import bundle, cgroups, rootfs
+from cloister.jobs import bundle, rootfs
 from cloister.jobs.bundle import Bind, Limits
 from cloister.jobs.images import Image
 from cloister.jobs.logfile import LogLine, LogPosition, LogReader
 from cloister.jobs.processes import NOBODY, Process, command_of, ended, in_thread, join, started_for
-from cloister.kernel import syscalls
+from cloister.kernel import cgroups, syscalls
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -132,6 +135,8 @@ class Containers:
         self._ids = rootfs.container_ids(state)
         self._seccomp = bundle.seccomp(_seccomp_profile(), platform.machine())
         self._cgroup_parent = cgroups.default_parent(state) if cgroup_parent is None else cgroup_parent
+        if not self._cgroup_parent:
+            log.warning("no cgroup here is ours to write: containers get no limits of CPU, memory, processes")
         self._locks: dict[str, asyncio.Lock] = {}
 
     # ---- the life of a container -----------------------------------------------------------------

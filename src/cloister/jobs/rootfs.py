@@ -22,6 +22,7 @@ from pathlib import Path
 from cloister.jobs.bundle import Bind, IdRange, User
 from cloister.jobs.images import Image
 from cloister.kernel import syscalls
+from cloister.kernel.mounts import in_user_namespace
 
 _PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 #: where root's containers get their ids when /etc/subuid has no range for us
@@ -60,12 +61,6 @@ class Rootfs:
 
 
 # ------------------------------------------------------------------------------------------------- ids
-
-
-def in_user_namespace() -> bool:
-    """Whether our root is not the machine's root."""
-    words = Path("/proc/self/uid_map").read_text().split()
-    return words != ["0", "0", "4294967295"]
 
 
 def container_ids(probe: Path) -> Ids:

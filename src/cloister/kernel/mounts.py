@@ -133,6 +133,7 @@ def unmount_below(folder: _Path) -> None:
 
 
 def in_user_namespace() -> bool:
+    """Whether our root is not the machine's root."""
     return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
 
 
