@@ -243,6 +243,29 @@ def test_instances_without_a_rule_for_themselves_are_told_the_rule() -> None:
     )
 
 
+def test_instances_that_encrypt_are_told_the_two_rules_of_ipsec() -> None:
+    request = _request()
+    request["NetworkConfig"]["EnableInterContainerTrafficEncryption"] = True
+    group = replace(GROUP, rules=GROUP.rules[:1])
+    finding = _check(_world(group), request)["algo-1 to algo-2"]
+    assert "udp port 500" in finding.sentence
+    keys = GroupRule(
+        rule_id="sgr-k", egress=False, protocol="udp", from_port=500, to_port=500, group_id="sg-1"
+    )
+    finding = _check(_world(replace(group, rules=(*group.rules, keys))), request)["algo-1 to algo-2"]
+    assert "protocol 50 (ESP)" in finding.sentence
+    assert finding.fix is not None
+    assert "IpProtocol=50," in finding.fix
+
+
+def test_an_isolated_job_reaches_its_data_and_no_service() -> None:
+    request = _request()
+    request["NetworkConfig"]["EnableNetworkIsolation"] = True
+    findings = _check(_world(), request, "sts")
+    refused = [about for about, finding in findings.items() if not finding.ok]
+    assert refused == ["service sts"]
+
+
 def test_a_subnet_that_is_too_small_is_named_with_need_and_what_is_free() -> None:
     request = _request()
     request["ProcessingResources"]["ClusterConfig"]["InstanceCount"] = 6

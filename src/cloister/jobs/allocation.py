@@ -6,11 +6,12 @@ job that names none is in the service's own network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from cloister.jobs.lifecycle import InstanceEvent, instance_after
-from cloister.jobs.model import Instance, ProcessingJob
+from cloister.jobs.model import ProcessingJob
 from cloister.vpc import addresses, service_network
 from cloister.vpc.interfaces import AGENT, CONTAINER, create_interface, release
 from cloister.vpc.model import NetworkInterface, Subnet
@@ -27,7 +28,7 @@ def allocate(tx: Transaction, job: ProcessingJob, *, clock: float, region: str) 
         groups: Sequence[str] = [service_network.job_group(tx, subnet, job.folder).group_id]
     else:
         subnet, groups = choose_subnet(tx, job), job.security_group_ids
-    instances = []
+    instances, interfaces = [], []
     for each in job.instances:
         interface = create_interface(
             tx,
@@ -40,6 +41,7 @@ def allocate(tx: Transaction, job: ProcessingJob, *, clock: float, region: str) 
             requester_managed=True,
             requester_id=REQUESTER,
         )
+        interfaces.append(interface)
         own, agent = interface.addresses[:2]
         instances.append(
             replace(
@@ -53,23 +55,29 @@ def allocate(tx: Transaction, job: ProcessingJob, *, clock: float, region: str) 
                 log_stream=f"{job.name}/{each.host}-{int(clock)}",
             )
         )
-    if job.isolated or job.encrypts:
-        _acquaint(tx, job, instances)
+    acquaint(tx, interfaces, job.request)
     return replace(job, instances=tuple(instances), subnet_id=subnet.subnet_id, zone=subnet.zone)
 
 
-def _acquaint(tx: Transaction, job: ProcessingJob, instances: Sequence[Instance]) -> None:
-    """Tell each container's address which are the others'."""
-    for each in instances:
-        interface = tx.get(NetworkInterface, each.interface_id)
-        assert interface is not None
-        peers = tuple(one.address for one in instances if one.address and one is not each)
-        own = replace(
-            interface.addresses[0],
-            only=peers if job.isolated else None,
-            encrypted_with=peers if job.encrypts else (),
-        )
-        tx.put(replace(interface, addresses=(own, *interface.addresses[1:])))
+def acquaint(
+    tx: Transaction, interfaces: Sequence[NetworkInterface], request: Mapping[str, Any]
+) -> list[NetworkInterface]:
+    """Tell each container's address which are the others', as far as the job's NetworkConfig asks for it; the
+    interfaces as they are then."""
+    network = request.get("NetworkConfig") or {}
+    isolated = bool(network.get("EnableNetworkIsolation"))
+    encrypted = bool(network.get("EnableInterContainerTrafficEncryption"))
+    if not isolated and not encrypted:
+        return list(interfaces)
+    everybody = [each.addresses[0].address for each in interfaces]
+    made = []
+    for each in interfaces:
+        own = each.addresses[0]
+        peers = tuple(address for address in everybody if address != own.address)
+        own = replace(own, only=peers if isolated else None, encrypted_with=peers if encrypted else ())
+        made.append(replace(each, addresses=(own, *each.addresses[1:])))
+        tx.put(made[-1])
+    return made
 
 
 def give_back(tx: Transaction, job: ProcessingJob) -> None:

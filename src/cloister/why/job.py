@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from cloister.iam.model import Principal
 from cloister.jobs import execution_role
+from cloister.jobs.allocation import acquaint
 from cloister.jobs.model import ProcessingJob
 from cloister.vpc import service_network
 from cloister.vpc.explain import explain
@@ -77,6 +78,7 @@ def why_request_of(
             )
             for _ in range(min(count, 2))
         ]
+        interfaces = acquaint(tx, interfaces, request)
     except AwsError as error:
         step = Step(gate="interface", allowed=False, origin=error.code, sentence=error.message)
         return [Answer(what="interfaces", verdict=Verdict(allowed=False, steps=(step,)))]

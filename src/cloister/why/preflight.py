@@ -64,11 +64,17 @@ def _findings(call: Call, params: dict[str, Any], services: Sequence[str]) -> It
         return
     for answer in why_request_of(call.tx, params, place, subnet_id=subnet_id):
         finding = _of_verdict(answer.what, answer.verdict)
-        if " to algo-" in answer.what and not finding.ok:
+        encrypted = (params.get("NetworkConfig") or {}).get("EnableInterContainerTrafficEncryption")
+        if " to algo-" in answer.what and not finding.ok and not encrypted:
             finding = _self_reference(call, config["SecurityGroupIds"], finding)
         yield finding
+    isolated = params["NetworkConfig"].get("EnableNetworkIsolation")
     for service in services:
-        yield _service(call, params, subnet_id, service)
+        if isolated:
+            sentence = "The container has network isolation: it reaches no service."
+            yield Finding(ok=False, about=f"service {service}", sentence=sentence)
+        else:
+            yield _service(call, params, subnet_id, service)
 
 
 def _checked(about: str, check: Callable[[], None], sentence: str) -> Iterator[Finding]:
