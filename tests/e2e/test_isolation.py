@@ -40,7 +40,7 @@ for place in sys.argv[1:]:
     address, _, port = place.rpartition(":")
     said[place] = reach((address, int(port)))
 for peer in peers:
-    for _ in range(12):
+    for _ in range(6):
         try:
             with socket.create_connection((peer, 7000), timeout=0.5) as connection:
                 connection.sendall(b"hello from " + own.encode())

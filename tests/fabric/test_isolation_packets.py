@@ -138,7 +138,7 @@ def _tunnel(lab: Lab, own: NetworkInterface, *peers: NetworkInterface) -> subpro
 def _exchange(lab: Lab, source: NetworkInterface, target: NetworkInterface, data: bytes) -> bool:
     """Send `data` over TCP, and have it back."""
     listener = lab.listen(target.interface_id, _address(target), 7000)
-    listener.settimeout(4)
+    listener.settimeout(2)
 
     def echo() -> None:
         with contextlib.suppress(OSError):
@@ -152,7 +152,7 @@ def _exchange(lab: Lab, source: NetworkInterface, target: NetworkInterface, data
     thread = threading.Thread(target=echo)
     thread.start()
     client = lab.socket(source.interface_id)
-    client.settimeout(3)
+    client.settimeout(1.5)
     received = b""
     try:
         client.connect((_address(target), 7000))
