@@ -162,7 +162,8 @@ class Witness:
             ports = {who.port for who in whos if who.interface.vpc_id == vpc_id}
             try:
                 await self._read(vpc_id)
-                await asyncio.to_thread(self._namespaces.call, vpc_id, lambda ports=ports: _clear(ports))
+                if self._load(job.job_id).refused:
+                    await asyncio.to_thread(self._namespaces.call, vpc_id, lambda ports=ports: _clear(ports))
             except Exception:
                 log.exception("what job %s reached last could not be read", job.name)
         self._keep(job.job_id)

@@ -68,7 +68,7 @@ class GroupRule:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-@document("security-group", key="group_id", index=("vpc_id",), prefix="sg")
+@document("security-group", key="group_id", index=("vpc_id", "name"), prefix="sg")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecurityGroup:
     group_id: str

@@ -195,7 +195,7 @@ def create_security_group(call: Call, params: Params) -> Params:
     if name == "default":
         raise AwsError("InvalidParameterValue", "Cannot use reserved security group name: default")
     vpc = vpc_or_default(call, params.get("VpcId"))
-    if any(group.name == name for group in call.tx.where(SecurityGroup, vpc_id=vpc.vpc_id)):
+    if any(group.vpc_id == vpc.vpc_id for group in call.tx.where(SecurityGroup, name=name)):
         raise AwsError(
             "InvalidGroup.Duplicate",
             f"The security group '{name}' already exists for VPC '{vpc.vpc_id}'",
