@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from cloister.engine import Engine
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds
+#: seconds that a change may wait for others to be applied with, while nobody waits for it: who makes a
+#: hundred groups in a row is not held up by a hundred transactions of the kernel's
+_GATHER = 0.02
 
 
 class Applies(Protocol):
@@ -46,6 +50,7 @@ class Fabric:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="fabric")
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._awaited = asyncio.Event()  # somebody waits in `settled`
         self._progress = asyncio.Condition()
         self._followers: list[Callable[[World], None]] = []
         self._planned = engine.world  # the World that `plan` is of
@@ -78,6 +83,7 @@ class Fabric:
         wanted = self._engine.world.revision if revision is None else revision
         if self.applied >= wanted:
             return
+        self._awaited.set()
         async with self._progress:
             await self._progress.wait_for(lambda: self.applied >= wanted)
 
@@ -98,6 +104,7 @@ class Fabric:
         pause = 0.0
         while True:
             self._wake.clear()
+            self._awaited.clear()
             world, changes = self._engine.world, self._changes
             self._changes = []
             afresh = not self._plan_known or pause > _FIRST_PAUSE
@@ -120,6 +127,9 @@ class Fabric:
                 except Exception:
                     log.exception("a follower failed on revision %s", world.revision)
             await self._wake.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_GATHER):
+                    await self._awaited.wait()
 
     async def _announce(self) -> None:
         async with self._progress:
