@@ -133,21 +133,20 @@ class Witness:
             return
         record = self._load(who.job_id)
         place = resource.partition("/")[0] if action.startswith("s3:") else resource
-        wanted = "Allow" if decision.allowed else "Deny"
-        by = [f"{m.origin}/{m.statement}" for m in decision.matches if m.effect == wanted]
         outcome = "allowed" if decision.allowed else "refused"
         key = f"{who.name} {action} {place} {origin.endpoint_id} {outcome}"
         line = self._line(record, record.requests, key)
         if line is None:
             return
         if not line:
+            wanted = "Allow" if decision.allowed else "Deny"
             line |= {
                 "who": who.name,
                 "action": action,
                 "resource": place,
                 "endpoint": origin.endpoint_id,
                 "outcome": outcome,
-                "by": by,
+                "by": [f"{m.origin}/{m.statement}" for m in decision.matches if m.effect == wanted],
                 "count": 0,
             }
             if not decision.allowed:
