@@ -24,13 +24,13 @@ def test_large_objects_and_ranges_are_whole_and_their_connection_goes_on(
     data = os.urandom((20 << 20) + 7)
     s3.put_object(Bucket=name, Key="k", Body=data)
     copies: list[int] = []
-    copy = splice._copy
+    copy = splice._splice
 
     def counted(source: int, target: int, left: int) -> None:
         copies.append(left)
         copy(source, target, left)
 
-    monkeypatch.setattr(splice, "_copy", counted)
+    monkeypatch.setattr(splice, "_splice", counted)
     url = urlsplit(s3.generate_presigned_url("get_object", Params={"Bucket": name, "Key": "k"}))
     connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=20)
     for first, last in ((0, len(data) - 1), (5, len(data) - 3), (10, 19), (0, len(data) - 1)):

@@ -22,6 +22,7 @@ from xml.sax.saxutils import escape
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDict
 
 from cloister.credentials import Credentials
 from cloister.engine import Engine
@@ -31,7 +32,7 @@ from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
 from cloister.s3 import actions, address, buckets, passing, splice
 from cloister.s3.authorize import decide_need
-from cloister.s3.backend import Backend
+from cloister.s3.backend import UNIT, Backend
 from cloister.s3.model import Bucket
 from cloister.services.api import Observe, Origin
 from cloister.wire import sigv4
@@ -92,7 +93,8 @@ class Door:
         """Nothing is kept open by the door itself."""
 
     async def handle(self, request: web.BaseRequest, origin: Origin) -> web.StreamResponse:
-        request_id, host_id = secrets.token_hex(8).upper(), base64.b64encode(secrets.token_bytes(48)).decode()
+        random = secrets.token_bytes(56)
+        request_id, host_id = random[:8].hex().upper(), base64.b64encode(random[8:]).decode()
         ids = {"x-amz-request-id": request_id, "x-amz-id-2": host_id}
         try:
             return await self._serve(request, origin, ids)
@@ -384,18 +386,25 @@ class Door:
             raise AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
         if answer.status >= 400 and asked.head.method != "HEAD":
             raise _backend_error(answer.status, (await answer.read()).decode("utf-8", "replace"))
-        response = web.StreamResponse(status=answer.status)
+        headers: CIMultiDict[str] = CIMultiDict()
         for key, value in answer.headers.items():
             if key.lower() not in passing.DOWN_DROPPED and not key.lower().startswith(
                 ("x-seaweedfs", "seaweed-")
             ):
-                response.headers.add(key, value)
-        response.headers.update(ids)
+                headers.add(key, value)
+        headers.update(ids)
+        is_head = asked.head.method == "HEAD"
+        if not is_head and int(answer.headers.get("Content-Length", UNIT + 1)) <= UNIT:
+            try:
+                body = await answer.read()
+            except (aiohttp.ClientError, OSError) as error:
+                raise _unavailable(error) from None
+            return web.Response(status=answer.status, headers=headers, body=body)  # one packet with its head
+        response = web.StreamResponse(status=answer.status, headers=headers)
         if "Content-Length" in answer.headers:
             response.content_length = int(answer.headers["Content-Length"])
         await response.prepare(request)
         whole = int(answer.headers.get("Content-Length", "0"))
-        is_head = asked.head.method == "HEAD"
         if not (is_head or await splice.send(request, response, answer, whole)):
             try:
                 async for piece in answer.content.iter_any():

@@ -1,9 +1,10 @@
-"""The fast way down: a large object's bytes go from the backend's socket to the client's inside the kernel.
+"""The fast way down for a large object: everything is decided and the answer's head is sent before; what is
+left is a known number of bytes, which a worker thread copies from the backend's socket to the client's.
 
-Everything is decided and the answer's head is sent before; what is left is a known number of bytes. asyncio
-keeps both sockets but touches neither meanwhile: the backend's transport does not read, the client's has
-nothing left to write. A worker thread splices on duplicates of the two descriptors; the backend's connection
-is not used again, the client's goes on as any other.
+Over HTTP the kernel moves them (splice); over TLS they are read, sealed and sent piece by piece, by OpenSSL
+and the kernel without the interpreter's lock. asyncio keeps both sockets but touches neither meanwhile:
+nothing is read from them, the client's has nothing left to write. The thread works on duplicates of the two
+descriptors; the backend's connection is not used again, the client's goes on as any other.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import fcntl
 import os
 import select
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 from aiohttp import web
@@ -24,6 +29,10 @@ from aiohttp import web
 #: bytes from which the threads' hand-over pays
 LEAST = 4 << 20
 PIPE = 1 << 20
+#: bytes that the backend should have sent before the thread is woken
+WORTH = 256 << 10
+#: bytes that are sealed at once
+PIECE = 256 << 10
 #: seconds without one byte moved, as of the backend's session
 STALLED = 120.0
 #: copies at the same time; what comes above goes the slow way
@@ -34,11 +43,34 @@ _pool = ThreadPoolExecutor(COPIES, "s3-splice")
 _free = threading.BoundedSemaphore(COPIES)
 
 
+@dataclass(frozen=True, slots=True)
+class _Tls:
+    """What asyncio's TLS transport is made of. Nobody else may use `record` while the thread does."""
+
+    record: ssl.SSLObject
+    outgoing: ssl.MemoryBIO
+    below: asyncio.Transport
+
+
+def _tls(client: asyncio.Transport) -> _Tls | None:
+    """asyncio has no public names for these; where its private ones are others, the slow way stays."""
+    protocol = getattr(client, "_ssl_protocol", None)
+    outgoing, below = getattr(protocol, "_outgoing", None), getattr(protocol, "_transport", None)
+    record = client.get_extra_info("ssl_object")
+    if (
+        isinstance(record, ssl.SSLObject)
+        and isinstance(outgoing, ssl.MemoryBIO)
+        and isinstance(below, asyncio.Transport)
+    ):
+        return _Tls(record, outgoing, below)
+    return None
+
+
 async def send(
     request: web.BaseRequest, response: web.StreamResponse, answer: aiohttp.ClientResponse, length: int
 ) -> bool:
     """Send the body of `length` bytes of `answer`, none of it read yet, after the prepared `response`'s head.
-    False, and nothing was done, when this way is not open: TLS, a small or a chunked body, too many copies.
+    False, and nothing was done, when this way is not open: a small or a chunked body, too many copies.
     ConnectionError when either side breaks off."""
     client, connection = request.transport, answer.connection
     if length < LEAST or not isinstance(client, asyncio.Transport) or connection is None:
@@ -46,10 +78,13 @@ async def send(
     source, protocol = connection.transport, connection.protocol
     if not isinstance(source, asyncio.Transport) or protocol is None:
         return False
-    if client.get_extra_info("sslcontext") or source.get_extra_info("sslcontext"):
+    tls = None
+    if client.get_extra_info("sslcontext") and (tls := _tls(client)) is None:
         return False
     # When the parser was held up, it may keep bytes that we do not see.
-    if not source.is_reading() or protocol._tail or not _free.acquire(blocking=False):
+    if source.get_extra_info("sslcontext") or not source.is_reading() or protocol._tail:
+        return False
+    if not _free.acquire(blocking=False):
         return False
     with contextlib.ExitStack() as stack:
         stack.callback(_free.release)
@@ -59,24 +94,31 @@ async def send(
         await response.write(held or b"")
         if not held:
             request.writer.send_headers()
+        if tls is not None:
+            for each in (client, tls.below):  # what the client sends would be opened by the loop's thread
+                each.pause_reading()
+                stack.callback(each.resume_reading)
         deadline = time.monotonic() + STALLED
-        while client.get_write_buffer_size():
+        while client.get_write_buffer_size() or (tls and tls.below.get_write_buffer_size()):
             if client.is_closing() or time.monotonic() > deadline:
                 raise ConnectionResetError("the client does not read")
             await asyncio.sleep(0.001)
-        fds = []
+        ends = []
         for transport in (source, client):
-            fds.append(os.dup(transport.get_extra_info("socket").fileno()))
-            stack.callback(os.close, fds[-1])
-        copy = asyncio.get_running_loop().run_in_executor(_pool, _copy, fds[0], fds[1], length - len(held))
+            fd = os.dup(transport.get_extra_info("socket").fileno())
+            ends.append(stack.enter_context(socket.socket(fileno=fd)))
+        work: Callable[[], None] = partial(_splice, ends[0], ends[1], length - len(held))
+        if tls is not None:
+            work = partial(_seal, ends[0], ends[1], length - len(held), tls)
+        copy = asyncio.get_running_loop().run_in_executor(_pool, work)
         try:
             await asyncio.shield(copy)
         except OSError as error:
             client.abort()  # the head promised more bytes: nothing else may follow on this connection
             raise ConnectionResetError("a large object's copy broke off") from error
         except asyncio.CancelledError:
-            for fd in fds:  # wakes the thread; the descriptors are closed after it has gone
-                with socket.socket(fileno=os.dup(fd)) as end, contextlib.suppress(OSError):
+            for end in ends:  # wakes the thread; the descriptors are closed after it has gone
+                with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
             with contextlib.suppress(OSError):
                 await copy
@@ -84,32 +126,76 @@ async def send(
     return True
 
 
-def _copy(source: int, target: int, left: int) -> None:
+def _splice(source: socket.socket, target: socket.socket, left: int) -> None:
     """Move `left` bytes between two non-blocking sockets."""
-    readable, writable = select.poll(), select.poll()
-    readable.register(source, select.POLLIN | select.POLLRDHUP)
-    writable.register(target, select.POLLOUT)
+    readable, writable = _Readable(source), _poll(target, select.POLLOUT)
     out, into = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         with contextlib.suppress(OSError):  # above the user's limit: the pipe stays small
             fcntl.fcntl(into, _F_SETPIPE_SZ, PIPE)
         while left:
             try:
-                moved = os.splice(source, into, min(left, PIPE))
+                moved = os.splice(source.fileno(), into, min(left, PIPE))
             except BlockingIOError:
-                _wait(readable)
+                readable.wait(left)
                 continue
             if not moved:
                 raise ConnectionResetError("the object store broke off")
             left -= moved
             while moved:
                 try:
-                    moved -= os.splice(out, target, moved)
+                    moved -= os.splice(out, target.fileno(), moved)
                 except BlockingIOError:
                     _wait(writable)
     finally:
         os.close(out)
         os.close(into)
+
+
+def _seal(source: socket.socket, target: socket.socket, left: int, tls: _Tls) -> None:
+    """Move `left` bytes between two non-blocking sockets, through the client's TLS."""
+    readable, writable = _Readable(source), _poll(target, select.POLLOUT)
+    buffer = memoryview(bytearray(PIECE))
+    while left:
+        try:
+            taken = source.recv_into(buffer[: min(left, PIECE)])
+        except BlockingIOError:
+            readable.wait(left)
+            continue
+        if not taken:
+            raise ConnectionResetError("the object store broke off")
+        left -= taken
+        sealed = 0
+        while sealed < taken:
+            sealed += tls.record.write(buffer[sealed:taken])
+        records = memoryview(tls.outgoing.read())
+        while records:
+            try:
+                records = records[target.send(records) :]
+            except BlockingIOError:
+                _wait(writable)
+
+
+class _Readable:
+    """Waits for a worthwhile piece: waking for every segment costs more than moving it."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._poll = _poll(end, select.POLLIN | select.POLLRDHUP)
+        self._least = 1
+
+    def wait(self, left: int) -> None:
+        least = min(left, WORTH)
+        if least != self._least:
+            self._end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+            self._least = least
+        _wait(self._poll)
+
+
+def _poll(end: socket.socket, events: int) -> select.poll:
+    made = select.poll()
+    made.register(end, events)
+    return made
 
 
 def _wait(ready: select.poll) -> None:

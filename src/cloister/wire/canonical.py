@@ -11,6 +11,7 @@ import hmac
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 
 ALGORITHM = "AWS4-HMAC-SHA256"
@@ -101,6 +102,7 @@ _KEYS: dict[tuple[str, str, str, str], bytes] = {}
 _MAX_KEYS = 512
 
 
+@lru_cache(maxsize=1024)
 def signing_key(secret: str, day: str, region: str, service: str) -> bytes:
     """The key of one day, region and service. Four HMACs, remembered for the last few hundred."""
     index = (secret, day, region, service)
