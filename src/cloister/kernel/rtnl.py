@@ -191,6 +191,13 @@ _NDMSG = struct.Struct("=BxxxiHBB")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 
 
+# Packets inside one machine never meet a wire: both ends of a pair say that they take and merge TCP segments
+# of up to 192 KiB ("BIG TCP" for IPv4, from Linux 6.3), so a transfer crosses the rules a third as often.
+# Older kernels pass over the two attributes, IFLA_GSO_IPV4_MAX_SIZE and IFLA_GRO_IPV4_MAX_SIZE.
+_SEGMENTS = struct.pack("=I", 192 << 10)
+_BIG_TCP = attribute(63, _SEGMENTS) + attribute(64, _SEGMENTS)
+
+
 def add_veth(name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, peer_netns: int) -> Message:
     """A veth pair: one end here, the other at once in the namespace that `peer_netns` (a descriptor) is of.
     Making it in place matters: moving a link between namespaces takes 30 ms."""
@@ -199,6 +206,7 @@ def add_veth(name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, peer_
         + attribute(3, _name(peer_name))
         + attribute(1, _mac(peer_mac))
         + attribute(4, struct.pack("=I", mtu))
+        + _BIG_TCP
         + attribute(28, struct.pack("=I", peer_netns))
     )
     info = attribute(1, b"veth\0") + attribute(2, attribute(1, peer))
@@ -207,6 +215,7 @@ def add_veth(name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, peer_
         + attribute(3, _name(name))
         + attribute(1, _mac(mac))
         + attribute(4, struct.pack("=I", mtu))
+        + _BIG_TCP
         + attribute(18, info)
     )
     return Message(type=NEWLINK, flags=_CREATE | _EXCL, body=body, what=f"add link {name}, peer {peer_name}")
