@@ -19,7 +19,7 @@ from aiohttp import web
 from cloister.engine import Engine
 from cloister.fabric import Fabric
 from cloister.kernel.netns import Namespaces
-from cloister.vpc import addresses, interfaces
+from cloister.vpc import dhcp, interfaces
 from cloister.vpc.model import NetworkInterface, Vpc
 from cloister.wire.errors import AwsError
 from cloister.world import document
@@ -42,10 +42,11 @@ class Attachment:
 
 
 class Attachments:
-    def __init__(self, engine: Engine, fabric: Fabric, namespaces: Namespaces) -> None:
+    def __init__(self, engine: Engine, fabric: Fabric, namespaces: Namespaces, *, region: str) -> None:
         self._engine = engine
         self._fabric = fabric
         self._namespaces = namespaces
+        self._region = region
         self._held: set[str] = set()
         self._sweep: asyncio.Task[None] | None = None
 
@@ -114,12 +115,12 @@ class Attachments:
         vpc = self._engine.world.get(Vpc, interface.vpc_id)
         netns = interface.addresses[0].netns
         assert netns is not None
-        resolver = addresses.resolver_address(vpc) if vpc is not None and vpc.enable_dns_support else ""
+        resolv_conf = "" if vpc is None else dhcp.resolv_conf(self._engine.world, vpc, self._region)
         return {
             "interface_id": interface.interface_id,
             "address": interface.addresses[0].address,
             "netns": str(self._namespaces.path(netns)),
-            "resolver": resolver,
+            "resolv_conf": resolv_conf,
         }
 
     def _release(self, interface_id: str) -> None:

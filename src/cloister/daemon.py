@@ -184,7 +184,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         "account": options.account,
     }
     questions = Questions(state, engine, credentials, witness, region=options.region, account=options.account)
-    attachments = Attachments(engine, fabric, namespaces)
+    attachments = Attachments(engine, fabric, namespaces, region=options.region)
     await attachments.start()
     stack.push_async_callback(attachments.stop)
     control = Control(running, engine, fabric, supervisor, logs, backend, questions, attachments, way_out)

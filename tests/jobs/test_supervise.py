@@ -252,7 +252,7 @@ async def test_the_instances_share_one_subnet_and_know_each_other(house: Callabl
     assert [spec.hostname for spec in seen] == ["algo-1", "algo-2"]
     assert seen[0].hosts == {each.host: each.address for each in job.instances}
     assert len({each.address for each in job.instances} | {e.agent_address for e in job.instances}) == 4
-    assert seen[0].resolv_conf == "nameserver 10.0.0.2\n"
+    assert seen[0].resolv_conf == "search ec2.internal\nnameserver 10.0.0.2\n"
 
 
 async def test_a_full_subnet_is_passed_over_for_one_with_room(house: Callable[..., Any]) -> None:

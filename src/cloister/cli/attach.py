@@ -52,7 +52,7 @@ def attach(
         raise click.ClickException("Cloister is not up. Start it: cloister up") from error
     click.echo(f"{made['interface_id']} has {made['address']}", err=True)
     threading.Thread(target=place.keep, daemon=True).start()
-    inner = [sys.executable, "-m", "cloister.kernel.attached", made["netns"], made["resolver"]]
+    inner = [sys.executable, "-m", "cloister.kernel.attached", made["netns"], made["resolv_conf"]]
     inner += [str(os.geteuid()), str(os.getegid()), *command]
     environment = {
         **os.environ,

@@ -54,7 +54,7 @@ class Channel:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """What to do. `owner` is the (uid, gid) that staged files get, the container's root; `instance` counts
-    from 0. `netns` and `resolver` are None in tests: then the process's own network is used."""
+    from 0. `netns` and `resolvers`, DNS servers, are None in tests: then the process's own are used."""
 
     task: str  # download | upload
     channels: tuple[Channel, ...]
@@ -70,7 +70,7 @@ class Spec:
     ca_bundle: str | None = None
     endpoint_url: str | None = None
     netns: str | None = None
-    resolver: str | None = None
+    resolvers: tuple[str, ...] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -80,6 +80,7 @@ class Spec:
         data = json.loads(text)
         data["channels"] = tuple(Channel(**each) for each in data["channels"])
         data["owner"] = None if data["owner"] is None else (data["owner"][0], data["owner"][1])
+        data["resolvers"] = None if data["resolvers"] is None else tuple(data["resolvers"])
         return Spec(**data)
 
 
@@ -156,13 +157,13 @@ def _enter(spec: Spec) -> None:
         fd = os.open(spec.netns, os.O_RDONLY | os.O_CLOEXEC)
         syscalls.setns(fd, syscalls.CLONE_NEWNET)
         os.close(fd)
-    if spec.resolver is not None:
-        resolve = _resolver(spec.resolver)
+    if spec.resolvers is not None:
+        resolve = _resolver(spec.resolvers)
         socket.getaddrinfo = resolve
 
 
-def _resolver(server: str) -> Callable[..., list[Any]]:
-    """A `getaddrinfo` that asks this DNS server, over UDP, twice at most."""
+def _resolver(servers: tuple[str, ...]) -> Callable[..., list[Any]]:
+    """A `getaddrinfo` that asks these DNS servers, over UDP: the next one when one is silent, twice round."""
     import dnslib
 
     known: dict[str, tuple[float, list[str]]] = {}
@@ -177,7 +178,7 @@ def _resolver(server: str) -> Callable[..., list[Any]]:
         if time.monotonic() < expires:
             return addresses
         query = dnslib.DNSRecord.question(host, "A")
-        for _ in range(2):
+        for server in 2 * servers:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.settimeout(1.5)
                 try:
@@ -186,14 +187,15 @@ def _resolver(server: str) -> Callable[..., list[Any]]:
                     answer = dnslib.DNSRecord.parse(sock.recv(4096))
                 except (OSError, dnslib.DNSError):
                     continue
-            if answer.header.id != query.header.id:
-                continue
+            if answer.header.id != query.header.id or answer.header.rcode not in (0, 3):
+                continue  # as the C library does: a server that fails or refuses is passed over
             addresses = [str(rr.rdata) for rr in answer.rr if rr.rtype == dnslib.QTYPE.A]
             if addresses:
                 known[host] = (time.monotonic() + 30, addresses)
                 return addresses
             break
-        raise socket.gaierror(socket.EAI_NONAME, f"{server} does not resolve {host}")
+        asked = " and ".join(servers) or "no DNS server"
+        raise socket.gaierror(socket.EAI_NONAME, f"{asked} does not resolve {host}")
 
     def getaddrinfo(
         host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0

@@ -116,11 +116,6 @@ def environment(job: ProcessingJob, region: str) -> dict[str, str]:
     return {**ours, **(job.request.get("Environment") or {})}
 
 
-def resolv_conf(resolver: str) -> str:
-    """/etc/resolv.conf: the VPC's resolver (base+2), nothing of the host's."""
-    return f"nameserver {resolver}\n"
-
-
 def exit_message(messages: list[bytes]) -> str | None:
     """The ExitMessage of a job from its containers' /opt/ml/output/message files, in order of hosts.
 

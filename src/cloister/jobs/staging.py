@@ -65,7 +65,7 @@ def container_spec(
     image: Image,
     *,
     netns: Path,
-    resolver: str,
+    resolv_conf: str,
     region: str,
     ca_bundle: Path,
 ) -> ContainerSpec:
@@ -95,7 +95,7 @@ def container_spec(
         limits=limits(job.request["ProcessingResources"]["ClusterConfig"].get("InstanceType", "")),
         mounts=tuple(mounts),
         hosts={each.host: each.address for each in job.instances if each.address},
-        resolv_conf="" if job.isolated else contract.resolv_conf(resolver),
+        resolv_conf="" if job.isolated else resolv_conf,
     )
 
 
@@ -115,7 +115,7 @@ def download_spec(
     keys: SessionKeys,
     *,
     netns: Path,
-    resolver: str,
+    resolvers: tuple[str, ...],
     region: str,
     ca_bundle: Path,
 ) -> Spec | None:
@@ -131,7 +131,7 @@ def download_spec(
         )
         for number, each in enumerate(job.inputs)
     )
-    return _spec("download", channels, job, instance, keys, netns, resolver, region, ca_bundle)
+    return _spec("download", channels, job, instance, keys, netns, resolvers, region, ca_bundle)
 
 
 def upload_spec(
@@ -141,7 +141,7 @@ def upload_spec(
     keys: SessionKeys,
     *,
     netns: Path,
-    resolver: str,
+    resolvers: tuple[str, ...],
     region: str,
     ca_bundle: Path,
 ) -> Spec | None:
@@ -152,7 +152,7 @@ def upload_spec(
         for number, each in enumerate(job.outputs)
         if next(iter(tree(str(_output(own, number)))), None) is not None
     )
-    return _spec("upload", channels, job, instance, keys, netns, resolver, region, ca_bundle)
+    return _spec("upload", channels, job, instance, keys, netns, resolvers, region, ca_bundle)
 
 
 def _spec(
@@ -162,7 +162,7 @@ def _spec(
     instance: Instance,
     keys: SessionKeys,
     netns: Path,
-    resolver: str,
+    resolvers: tuple[str, ...],
     region: str,
     ca_bundle: Path,
 ) -> Spec | None:
@@ -181,7 +181,7 @@ def _spec(
         volume_bytes=job.request["ProcessingResources"]["ClusterConfig"]["VolumeSizeInGB"] * GIB,
         ca_bundle=str(ca_bundle),
         netns=str(netns),
-        resolver=resolver,
+        resolvers=resolvers,
     )
 
 

@@ -35,7 +35,7 @@ from cloister.jobs.lifecycle import InstanceEvent, JobEvent, JobState, after, in
 from cloister.jobs.model import Instance, ProcessingJob
 from cloister.logs import LogStore
 from cloister.options import Options
-from cloister.vpc import addresses
+from cloister.vpc import dhcp
 from cloister.vpc.explain import explain_s3 as s3_verdict
 from cloister.vpc.model import NetworkInterface, Subnet, Vpc
 from cloister.why.job import among
@@ -332,6 +332,7 @@ class Supervisor:
             staging.prepare(self._jobs, job, each)
 
     async def _start_containers(self, job: ProcessingJob, image: Image) -> None:
+        world, vpc = self._engine.world, self._vpc(job)
         specs = [
             staging.container_spec(
                 self._jobs,
@@ -339,7 +340,7 @@ class Supervisor:
                 each,
                 image,
                 netns=self._namespaces.path(_netns(each)),
-                resolver=self._resolver(job),
+                resolv_conf=dhcp.resolv_conf(world, vpc, self._region),
                 region=self._region,
                 ca_bundle=self._ca_bundle,
             )
@@ -352,12 +353,12 @@ class Supervisor:
             if isinstance(result, BaseException):
                 raise result
 
-    def _resolver(self, job: ProcessingJob) -> str:
+    def _vpc(self, job: ProcessingJob) -> Vpc:
         subnet = self._engine.world.get(Subnet, job.subnet_id)
         vpc = None if subnet is None else self._engine.world.get(Vpc, subnet.vpc_id)
         if vpc is None:
             raise JobFailure(f"ClientError: The subnet ID '{job.subnet_id}' does not exist")
-        return addresses.resolver_address(vpc)
+        return vpc
 
     def _keys(self, job: ProcessingJob, seconds: float) -> SessionKeys | None:
         role = execution_role.assume(self._engine.world, job.request["RoleArn"])
@@ -393,7 +394,7 @@ class Supervisor:
                 instance,
                 keys,
                 netns=self._namespaces.path(_netns(instance, agent=True)),
-                resolver=self._resolver(job),
+                resolvers=dhcp.servers(self._engine.world, self._vpc(job), self._region),
                 region=self._region,
                 ca_bundle=self._ca_bundle,
             )

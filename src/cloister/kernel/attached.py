@@ -1,9 +1,9 @@
-"""Run a program on an interface: `python -m cloister.kernel.attached NETNS RESOLVER UID GID COMMAND…`.
+"""Run a program on an interface: `python -m cloister.kernel.attached NETNS RESOLV_CONF UID GID COMMAND…`.
 
 Started inside the holder's world (`holder.enter`). The program sees the host's files, NETNS as its network
-and RESOLVER in /etc/resolv.conf, and ends when whoever started it ends. UID and GID other than this process's
-own are those that the caller has outside: a user namespace of its own gives them back, so that programs that
-refuse root run, without any more rights than the caller has.
+and the text RESOLV_CONF in /etc/resolv.conf, and ends when whoever started it ends. UID and GID other than
+this process's own are those that the caller has outside: a user namespace of its own gives them back, so that
+programs that refuse root run, without any more rights than the caller has.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from cloister.kernel import mounts, syscalls
 
 
 def main(arguments: list[str]) -> int:
-    netns, resolver, uid, gid, *command = arguments
+    netns, resolv_conf, uid, gid, *command = arguments
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     syscalls.setns(fd, syscalls.CLONE_NEWNET)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
-    if resolver:
-        _resolve_by(resolver)
+    _resolve_by(resolv_conf)
     if int(uid) != os.geteuid():
         _be(int(uid), int(gid))
     try:
@@ -35,12 +34,12 @@ def main(arguments: list[str]) -> int:
         return 127 if isinstance(error, FileNotFoundError) else 126
 
 
-def _resolve_by(resolver: str) -> None:
+def _resolve_by(resolv_conf: str) -> None:
     target = Path("/etc/resolv.conf").resolve()
     if not target.exists():
         return
     with tempfile.NamedTemporaryFile("w", prefix="cloister-resolv-") as file:
-        file.write(f"nameserver {resolver}\n")
+        file.write(resolv_conf)
         file.flush()
         os.chmod(file.name, 0o644)
         mounts.bind(file.name, target)

@@ -21,6 +21,7 @@ from ipaddress import IPv4Address, IPv4Network
 from cloister.s3.model import Bucket
 from cloister.vpc import addresses as ip
 from cloister.vpc import gateways, interface_endpoints
+from cloister.vpc.dhcp import private_domain
 from cloister.vpc.endpoints import s3_prefix_list
 from cloister.vpc.model import NetworkInterface, Vpc
 from cloister.world import World
@@ -81,8 +82,7 @@ def answer(world: World, vpc_id: str, qname: str, qtype: int, *, region: str) ->
 
 def private_name(address: str, region: str) -> str:
     """The private DNS name of an address of a VPC."""
-    suffix = "ec2.internal" if region == _GLOBAL else f"{region}.compute.internal"
-    return f"ip-{address.replace('.', '-')}.{suffix}"
+    return f"ip-{address.replace('.', '-')}.{private_domain(region)}"
 
 
 def _addresses(world: World, vpc: Vpc, name: str, region: str) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ class Vpc:
     enable_dns_support: bool = True
     enable_dns_hostnames: bool = False
     instance_tenancy: str = "default"
+    #: "default" is the account's default set (vpc/dhcp.py), "" is none
     dhcp_options_id: str = "default"
     #: it belongs to a service: no customer sees it, names it or pays for it, nor anything in it
     service_owned: bool = False
@@ -31,6 +32,16 @@ class Vpc:
     @property
     def cidrs(self) -> tuple[str, ...]:
         return (self.cidr, *self.more_cidrs.values())
+
+
+@document("dhcp-options", key="options_id", prefix="dopt")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DhcpOptions:
+    """A set of DHCP options. `options` is as in the API: "domain-name-servers" -> values, in their order."""
+
+    options_id: str
+    options: dict[str, tuple[str, ...]]
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 @document("subnet", key="subnet_id", index=("vpc_id", "network_acl_id"), prefix="subnet")

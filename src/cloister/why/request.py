@@ -18,7 +18,8 @@ from cloister.s3 import actions
 from cloister.s3.address import decode_query, locate
 from cloister.s3.authorize import decide_need
 from cloister.s3.model import Bucket
-from cloister.vpc import dns, interface_endpoints
+from cloister.vpc import addresses as ip
+from cloister.vpc import dhcp, dns, interface_endpoints
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import NetworkInterface, Vpc, VpcEndpoint
@@ -91,7 +92,7 @@ def _steps(
     try:
         destination = str(ipaddress.IPv4Address(host))
     except ValueError:
-        step, found = _dns_step(world, interface.vpc_id, host, region)
+        step, found = _dns_step(world, interface, source or interface.addresses[0].address, host, region)
         yield step
         if found is None:
             return
@@ -149,8 +150,14 @@ def https_url(url: str, region: str) -> str:
     return f"https://s3.{region}.amazonaws.com/{bucket}{mark}{query}{'/' if key else ''}{key}"
 
 
-def _dns_step(world: World, vpc_id: str, host: str, region: str) -> tuple[Step, str | None]:
+def _dns_step(
+    world: World, interface: NetworkInterface, own: str, host: str, region: str
+) -> tuple[Step, str | None]:
+    vpc_id = interface.vpc_id
     vpc = world.get(Vpc, vpc_id)
+    servers = dhcp.servers(world, vpc, region) if vpc is not None else ()
+    if vpc is not None and servers[:1] != (ip.resolver_address(vpc),):
+        return _other_server(world, vpc, servers, own, host), None
     if vpc is not None and not vpc.enable_dns_support:
         return (
             Step(
@@ -170,6 +177,25 @@ def _dns_step(world: World, vpc_id: str, host: str, region: str) -> tuple[Step, 
         )
     sentence = f"{host} is {', '.join(answer.records)} in {vpc_id}."
     return Step(gate="dns", allowed=True, origin=vpc_id, sentence=sentence), answer.records[0]
+
+
+def _other_server(world: World, vpc: Vpc, servers: tuple[str, ...], own: str, host: str) -> Step:
+    """DHCP options name a DNS server other than the VPC's resolver: whether it is reached can be told, not what
+    it answers, so the request is not judged any further."""
+    options = vpc.dhcp_options_id
+    if not servers:
+        said = (
+            f"{vpc.vpc_id} has no DNS server, so {host} does not resolve: {options or 'no DHCP options set'}."
+        )
+        fix = f"aws ec2 associate-dhcp-options --vpc-id {vpc.vpc_id} --dhcp-options-id …"
+        return Step(gate="dns", allowed=False, origin=options, sentence=said, fix=fix)
+    asked = Flow(source=own, destination=servers[0], protocol="udp", port=53, vpc_id=vpc.vpc_id)
+    refusal = explain(world, asked).refusal
+    if refusal is not None:
+        said = f"{host} is asked of {servers[0]} ({options}), which is not reached: {refusal.sentence}"
+        return replace(refusal, gate="dns", sentence=said)
+    said = f"{host} is asked of {servers[0]} ({options}); Cloister cannot tell what that server answers."
+    return Step(gate="dns", allowed=False, origin=options, sentence=said)
 
 
 def _endpoint_of(world: World, vpc_id: str, destination: str, network: Verdict) -> str | None:

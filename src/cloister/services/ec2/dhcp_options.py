@@ -1,55 +1,47 @@
-"""DHCP options: the one default set of the account, read only."""
+"""DHCP options: sets made, described, associated with VPCs, deleted. The default set is not stored."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import replace
 
+from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.describe import Resource, tag_set
+from cloister.services.ec2.parameters import exclusive, on, only
+from cloister.services.ec2.tags import tag_specifications
+from cloister.services.ec2.vpcs import NO_DHCP_OPTIONS, VPCS
+from cloister.vpc import dhcp
+from cloister.vpc.model import DhcpOptions, Vpc
 from cloister.wire.errors import AwsError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DhcpOptions:
-    options_id: str
-    options: dict[str, tuple[str, ...]]
-
-
-def default_options_id(region: str, account: str) -> str:
-    """The same for the life of an account in a region, without being stored."""
-    return "dopt-0" + hashlib.sha256(f"{account}/{region}/default".encode()).hexdigest()[:16]
-
-
-def domain_name(region: str) -> str:
-    return "ec2.internal" if region == "us-east-1" else f"{region}.compute.internal"
-
-
-def options_id(call: Call, stored: str) -> str:
-    """A VPC's DhcpOptionsId: it stores "default" for the default set."""
-    return default_options_id(call.region, call.account) if stored == "default" else stored
 
 
 def _default(call: Call) -> DhcpOptions:
     return DhcpOptions(
-        options_id=default_options_id(call.region, call.account),
-        options={"domain-name": (domain_name(call.region),), "domain-name-servers": ("AmazonProvidedDNS",)},
+        options_id=dhcp.default_id(call.region, call.account), options=dhcp.default_options(call.region)
     )
 
 
-DHCP_OPTIONS: Resource[DhcpOptions] = Resource(
-    result="DhcpOptions",
-    key=lambda options: options.options_id,
-    all=lambda world: (),
-    shape=lambda call, options: {
+def _shape(call: Call, options: DhcpOptions) -> Params:
+    return {
         "DhcpOptionsId": options.options_id,
         "OwnerId": call.account,
         "DhcpConfigurations": [
             {"Key": key, "Values": [{"Value": value} for value in values]}
             for key, values in options.options.items()
         ],
-        "Tags": tag_set({}),
-    },
+        "Tags": tag_set(options.tags),
+    }
+
+
+DHCP_OPTIONS: Resource[DhcpOptions] = Resource(
+    result="DhcpOptions",
+    key=lambda options: options.options_id,
+    all=lambda world: world.all(DhcpOptions),
+    get=lambda world, options_id: world.get(DhcpOptions, options_id),
+    shape=_shape,
+    prefix="dopt",
+    not_found="InvalidDhcpOptionID.NotFound",
+    missing="The dhcpOption ID '{}' does not exist",
     filters={
         "dhcp-options-id": lambda call, options: options.options_id,
         "key": lambda call, options: tuple(options.options),
@@ -59,10 +51,64 @@ DHCP_OPTIONS: Resource[DhcpOptions] = Resource(
 )
 
 
+def _find(call: Call, options_id: str) -> DhcpOptions:
+    default = _default(call)
+    return default if options_id == default.options_id else DHCP_OPTIONS.find(call.tx, options_id)
+
+
+@operation("ec2", "CreateDhcpOptions", resources=on(dhcp_options="*"))
+def create_dhcp_options(call: Call, params: Params) -> Params:
+    only(params, "DhcpConfigurations", "TagSpecifications")
+    options: dict[str, tuple[str, ...]] = {}
+    for each in params.get("DhcpConfigurations", ()):
+        # AWS: the servers of one option come as values, or as one value with commas
+        values = tuple(one.strip() for value in each.get("Values", ()) for one in value.split(","))
+        key = each.get("Key", "")
+        wrong = f"The DHCP option '{key}' is given twice." if key in options else dhcp.problem(key, values)
+        if wrong is not None:
+            raise AwsError("InvalidParameterValue", wrong)
+        options[key] = values
+    if not options:
+        raise AwsError("MissingParameter", "The request must contain the parameter dhcpConfiguration")
+    made = DhcpOptions(
+        options_id=resource_id("dopt"), options=options, tags=tag_specifications(params, "dhcp-options")
+    )
+    call.tx.put(made)
+    return {"DhcpOptions": _shape(call, made)}
+
+
 @operation("ec2", "DescribeDhcpOptions")
 def describe_dhcp_options(call: Call, params: Params) -> Params:
-    default = _default(call)
-    for options_id in params.get("DhcpOptionsIds", ()):
-        if options_id != default.options_id:
-            raise AwsError("InvalidDhcpOptionID.NotFound", f"The dhcpOption ID '{options_id}' does not exist")
-    return DHCP_OPTIONS.describe(call, params, among=[default])
+    exclusive(params, "DhcpOptionsIds", "MaxResults")
+    wanted = dict.fromkeys(params.get("DhcpOptionsIds", ()))
+    among = [_find(call, each) for each in wanted] or [_default(call), *call.tx.all(DhcpOptions)]
+    return DHCP_OPTIONS.describe(call, params, among=among)
+
+
+@operation("ec2", "AssociateDhcpOptions", resources=on(dhcp_options="DhcpOptionsId", vpc="VpcId"))
+def associate_dhcp_options(call: Call, params: Params) -> Params:
+    """ "default" stands for no set at all, as on AWS; the default set has an id."""
+    vpc = VPCS.find(call.tx, params["VpcId"])
+    stored = ""
+    if params["DhcpOptionsId"] != NO_DHCP_OPTIONS:
+        chosen = _find(call, params["DhcpOptionsId"]).options_id
+        stored = "default" if chosen == dhcp.default_id(call.region, call.account) else chosen
+    call.tx.put(replace(vpc, dhcp_options_id=stored))
+    return {}
+
+
+@operation("ec2", "DeleteDhcpOptions", resources=on(dhcp_options="DhcpOptionsId"))
+def delete_dhcp_options(call: Call, params: Params) -> Params:
+    """Not while a VPC has it. Choice of ours: the default set stays."""
+    chosen = _find(call, params["DhcpOptionsId"])
+    if chosen.options_id == dhcp.default_id(call.region, call.account):
+        raise AwsError(
+            "OperationNotPermitted", f"The default dhcpOptions '{chosen.options_id}' cannot be deleted."
+        )
+    if any(vpc.dhcp_options_id == chosen.options_id for vpc in call.tx.all(Vpc)):
+        raise AwsError(
+            "DependencyViolation",
+            f"The dhcpOptions '{chosen.options_id}' has dependencies and cannot be deleted.",
+        )
+    call.tx.delete(DhcpOptions, chosen.options_id)
+    return {}

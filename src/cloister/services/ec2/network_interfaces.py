@@ -7,13 +7,12 @@ from datetime import UTC, datetime
 
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.describe import Resource, tag_set
-from cloister.services.ec2.dhcp_options import domain_name
 from cloister.services.ec2.idempotency import echo, once
 from cloister.services.ec2.parameters import exclusive, on, only, require
 from cloister.services.ec2.subnets import SUBNETS
 from cloister.services.ec2.tags import tag_specifications
 from cloister.vpc import elastic_ips
-from cloister.vpc.dns import public_name
+from cloister.vpc.dns import private_name, public_name
 from cloister.vpc.interfaces import check_groups, choose_addresses, create_interface, release
 from cloister.vpc.model import NetworkInterface, PrivateAddress, SecurityGroup, Subnet, Vpc
 from cloister.wire.errors import AwsError
@@ -21,10 +20,6 @@ from cloister.world import World
 
 #: AWS: attachments of interfaces that a service manages belong to this account alias
 _SERVICE_OWNER = "amazon-aws"
-
-
-def private_dns_name(region: str, address: str) -> str:
-    return f"ip-{address.replace('.', '-')}.{domain_name(region)}"
 
 
 def primary(interface: NetworkInterface) -> PrivateAddress:
@@ -42,7 +37,7 @@ def _subnet(world: World, interface: NetworkInterface) -> Subnet:
 def _dns_name(call: Call, interface: NetworkInterface, address: str) -> str | None:
     """AWS: interfaces have private names where the VPC has DNS hostnames enabled."""
     vpc = call.tx.get(Vpc, interface.vpc_id)
-    return private_dns_name(call.region, address) if vpc and vpc.enable_dns_hostnames else None
+    return private_name(address, call.region) if vpc and vpc.enable_dns_hostnames else None
 
 
 def _named(call: Call, interface: NetworkInterface, address: str) -> Params:

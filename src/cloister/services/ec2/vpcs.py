@@ -6,11 +6,10 @@ from dataclasses import replace
 
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
-from cloister.services.ec2 import dhcp_options
 from cloister.services.ec2.describe import Resource, tag_set
 from cloister.services.ec2.parameters import on, only, require
 from cloister.services.ec2.tags import tag_specifications
-from cloister.vpc import addresses, gateways
+from cloister.vpc import addresses, dhcp, gateways
 from cloister.vpc.model import (
     AclEntry,
     GroupRule,
@@ -32,6 +31,8 @@ from cloister.world import Transaction, World
 CIDRS_PER_VPC = 5
 #: the number of a VPC's first route table
 FIRST_TABLE = 1000
+#: AWS's word for no set of DHCP options at all; the default set has an id
+NO_DHCP_OPTIONS = "default"
 
 
 def _shape(call: Call, vpc: Vpc) -> Params:
@@ -44,11 +45,17 @@ def _shape(call: Call, vpc: Vpc) -> Params:
             _association(association_id, cidr) for association_id, cidr in _blocks(vpc).items()
         ],
         "Ipv6CidrBlockAssociationSet": [],
-        "DhcpOptionsId": dhcp_options.options_id(call, vpc.dhcp_options_id),
+        "DhcpOptionsId": _dhcp_options_id(call, vpc),
         "InstanceTenancy": vpc.instance_tenancy,
         "IsDefault": vpc.is_default,
         "Tags": tag_set(vpc.tags),
     }
+
+
+def _dhcp_options_id(call: Call, vpc: Vpc) -> str:
+    if vpc.dhcp_options_id == "default":
+        return dhcp.default_id(call.region, call.account)
+    return vpc.dhcp_options_id or NO_DHCP_OPTIONS
 
 
 def _blocks(vpc: Vpc) -> dict[str, str]:
@@ -75,7 +82,7 @@ VPCS: Resource[Vpc] = Resource(
         "cidr-block-association.cidr-block": lambda call, vpc: vpc.cidrs,
         "cidr-block-association.association-id": lambda call, vpc: tuple(_blocks(vpc)),
         "cidr-block-association.state": lambda call, vpc: "associated",
-        "dhcp-options-id": lambda call, vpc: dhcp_options.options_id(call, vpc.dhcp_options_id),
+        "dhcp-options-id": lambda call, vpc: _dhcp_options_id(call, vpc),
         "ipv6-cidr-block-association.ipv6-cidr-block": lambda call, vpc: None,
         "ipv6-cidr-block-association.ipv6-pool": lambda call, vpc: None,
         "ipv6-cidr-block-association.association-id": lambda call, vpc: None,
