@@ -35,6 +35,7 @@ TITLES = {
     "iam": "IAM",
     "sts": "STS",
     "logs": "CloudWatch Logs",
+    "route53resolver": "Route 53 Resolver",
 }
 #: rooms whose refusals a user meets
 ROOMS = ("services", "side", "jobs", "s3", "logs_pattern.py")

@@ -31,6 +31,7 @@ from cloister.dns import Resolvers
 from cloister.engine import Engine
 from cloister.fabric import Fabric
 from cloister.flowlog import FlowLogs
+from cloister.forwarding import Forwarder
 from cloister.front import Front
 from cloister.interface_endpoints import InterfaceDoors
 from cloister.internet import InternetDoors
@@ -127,7 +128,12 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     await way_out.start()
     stack.push_async_callback(way_out.stop)
     resolvers = Resolvers(
-        engine, fabric, namespaces, region=options.region, elsewhere=way_out.name_of_internet
+        engine,
+        fabric,
+        namespaces,
+        region=options.region,
+        elsewhere=way_out.name_of_internet,
+        forward=Forwarder(engine, namespaces, region=options.region).forward,
     )
     await resolvers.start()
     stack.push_async_callback(resolvers.stop)

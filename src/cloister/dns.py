@@ -16,6 +16,7 @@ import dnslib
 
 from cloister.engine import Engine
 from cloister.fabric import Fabric
+from cloister.forwarding import MOST_UDP, room
 from cloister.kernel.netns import Namespaces
 from cloister.servers import Close, Servers
 from cloister.vpc import addresses as ip
@@ -24,7 +25,7 @@ from cloister.vpc.model import Vpc
 from cloister.world import World
 
 PORT = 53
-_PLAIN_UDP, _MOST_UDP = 512, 1232
+_PLAIN_UDP = 512
 _MOST_TCP = 4096
 _CONNECTIONS = 64  # per VPC, at once
 _IDLE = 10.0  # seconds
@@ -34,6 +35,8 @@ _NOTIMP = 4
 Answerer = Callable[[str, int], dns.Answer]
 #: the same for names that do not exist inside, in a VPC; None: nobody is to be asked
 Elsewhere = Callable[[str, str, int], Awaitable[dns.Answer] | None]
+#: the reply to a packet that asks for a name in a VPC, within a limit, when a rule forwards it elsewhere
+Forward = Callable[[str, str, bytes, int | None], Awaitable[bytes | None] | None]
 
 
 def reply(packet: bytes, answer: Answerer, *, limit: int | None = None) -> bytes | None:
@@ -56,11 +59,9 @@ def reply(packet: bytes, answer: Answerer, *, limit: int | None = None) -> bytes
         for data in found.records:
             rdata = dnslib.PTR(data) if found.rtype == dns.PTR else dnslib.A(data)
             said.add_answer(dnslib.RR(question.qname, found.rtype, ttl=found.ttl, rdata=rdata))
-    edns = next((extra for extra in query.ar if extra.rtype == dnslib.QTYPE.OPT), None)
-    if edns is not None:
-        said.add_ar(dnslib.EDNS0(udp_len=_MOST_UDP))
-        if limit is not None:
-            limit = max(limit, min(edns.rclass, _MOST_UDP))
+    if any(extra.rtype == dnslib.QTYPE.OPT for extra in query.ar):
+        said.add_ar(dnslib.EDNS0(udp_len=MOST_UDP))
+    limit = room(query, limit)
     packed = bytes(said.pack())
     if limit is not None and len(packed) > limit:
         said.rr = []
@@ -72,27 +73,32 @@ def reply(packet: bytes, answer: Answerer, *, limit: int | None = None) -> bytes
 class _Names:
     """What is said in one VPC, and how."""
 
-    def __init__(self, vpc_id: str, answer: Answerer, elsewhere: Elsewhere) -> None:
+    def __init__(self, vpc_id: str, answer: Answerer, elsewhere: Elsewhere, forward: Forward) -> None:
         self._vpc_id = vpc_id
         self._answer = answer
         self._elsewhere = elsewhere
+        self._forward = forward
 
     def reply(
         self, packet: bytes, *, limit: int | None = None
     ) -> tuple[bytes | None, Awaitable[bytes | None] | None]:
         """What can be said at once; or who will say it."""
-        later: list[Awaitable[dns.Answer]] = []
+        later: list[Awaitable[bytes | None]] = []
 
         def answer(name: str, qtype: int) -> dns.Answer:
+            forwarded = self._forward(self._vpc_id, name, packet, limit)
+            if forwarded is not None:
+                later.append(forwarded)
+                return dns.Answer(rcode=dns.REFUSED)  # said by nobody
             found = self._answer(name, qtype)
             if found.rcode == dns.NXDOMAIN:
                 asked = self._elsewhere(self._vpc_id, name, qtype)
                 if asked is not None:
-                    later.append(asked)
+                    later.append(_reply_later(packet, asked, limit))
             return found
 
         said = reply(packet, answer, limit=limit)
-        return (None, _reply_later(packet, later[0], limit)) if later else (said, None)
+        return (None, later[0]) if later else (said, None)
 
 
 async def _reply_later(packet: bytes, later: Awaitable[dns.Answer], limit: int | None) -> bytes | None:
@@ -185,15 +191,17 @@ class Resolvers(Servers[tuple[str, str]]):
         *,
         region: str,
         elsewhere: Elsewhere = lambda vpc_id, name, qtype: None,
+        forward: Forward = lambda vpc_id, name, packet, limit: None,
     ) -> None:
         super().__init__("resolvers", engine, fabric, _wanted, self._open)
         self._namespaces = namespaces
         self._elsewhere = elsewhere
+        self._forward = forward
         self._region = region
 
     async def _open(self, key: tuple[str, str]) -> Close:
         vpc_id, address = key
-        resolver = _Resolver(_Names(vpc_id, self._answerer(vpc_id), self._elsewhere))
+        resolver = _Resolver(_Names(vpc_id, self._answerer(vpc_id), self._elsewhere, self._forward))
         await resolver.start(await asyncio.to_thread(self._sockets, vpc_id, address))
         return resolver.close
 

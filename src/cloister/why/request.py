@@ -19,10 +19,11 @@ from cloister.s3.address import decode_query, locate
 from cloister.s3.authorize import decide_need
 from cloister.s3.model import Bucket
 from cloister.vpc import addresses as ip
-from cloister.vpc import dhcp, dns, interface_endpoints
+from cloister.vpc import dhcp, dns, interface_endpoints, resolver_rules
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import NetworkInterface, Vpc, VpcEndpoint
+from cloister.vpc.resolver_rules import ResolverRule
 from cloister.why import permission
 from cloister.wire.errors import AwsError
 from cloister.world import World
@@ -157,7 +158,7 @@ def _dns_step(
     vpc = world.get(Vpc, vpc_id)
     servers = dhcp.servers(world, vpc, region) if vpc is not None else ()
     if vpc is not None and servers[:1] != (ip.resolver_address(vpc),):
-        return _other_server(world, vpc, servers, own, host), None
+        return _by_dhcp_options(world, vpc, servers, own, host), None
     if vpc is not None and not vpc.enable_dns_support:
         return (
             Step(
@@ -169,6 +170,9 @@ def _dns_step(
             ),
             None,
         )
+    rule = resolver_rules.rule_for(world, vpc_id, host, region=region)
+    if rule is not None:
+        return _forwarded(world, rule, host), None
     answer = dns.answer(world, vpc_id, host, dns.A, region=region)
     if not answer.records:
         return (
@@ -179,23 +183,37 @@ def _dns_step(
     return Step(gate="dns", allowed=True, origin=vpc_id, sentence=sentence), answer.records[0]
 
 
-def _other_server(world: World, vpc: Vpc, servers: tuple[str, ...], own: str, host: str) -> Step:
-    """DHCP options name a DNS server other than the VPC's resolver: whether it is reached can be told, not what
-    it answers, so the request is not judged any further."""
+def _by_dhcp_options(world: World, vpc: Vpc, servers: tuple[str, ...], own: str, host: str) -> Step:
+    """DHCP options name a DNS server other than the VPC's resolver."""
     options = vpc.dhcp_options_id
-    if not servers:
-        said = (
-            f"{vpc.vpc_id} has no DNS server, so {host} does not resolve: {options or 'no DHCP options set'}."
-        )
-        fix = f"aws ec2 associate-dhcp-options --vpc-id {vpc.vpc_id} --dhcp-options-id …"
-        return Step(gate="dns", allowed=False, origin=options, sentence=said, fix=fix)
-    asked = Flow(source=own, destination=servers[0], protocol="udp", port=53, vpc_id=vpc.vpc_id)
+    if servers:
+        return _other_server(world, vpc.vpc_id, own, (servers[0], 53), options, host)
+    said = f"{vpc.vpc_id} has no DNS server, so {host} does not resolve: {options or 'no DHCP options set'}."
+    fix = f"aws ec2 associate-dhcp-options --vpc-id {vpc.vpc_id} --dhcp-options-id …"
+    return Step(gate="dns", allowed=False, origin=options, sentence=said, fix=fix)
+
+
+def _forwarded(world: World, rule: ResolverRule, host: str) -> Step:
+    """A resolver rule sends the question on, from an outbound endpoint's interface."""
+    for interface in resolver_rules.sources(world, rule):
+        own = interface.addresses[0].address
+        return _other_server(world, interface.vpc_id, own, rule.targets[0], rule.rule_id, host)
+    said = f"{host} is forwarded by {rule.rule_id}, whose endpoint {rule.endpoint_id} has no interface."
+    return Step(gate="dns", allowed=False, origin=rule.rule_id, sentence=said)
+
+
+def _other_server(
+    world: World, vpc_id: str, own: str, server: tuple[str, int], origin: str, host: str
+) -> Step:
+    """Whether a DNS server is reached can be told, not what it answers: the request is not judged further."""
+    address, port = server
+    asked = Flow(source=own, destination=address, protocol="udp", port=port, vpc_id=vpc_id)
     refusal = explain(world, asked).refusal
     if refusal is not None:
-        said = f"{host} is asked of {servers[0]} ({options}), which is not reached: {refusal.sentence}"
+        said = f"{host} is asked of {address} ({origin}), which is not reached: {refusal.sentence}"
         return replace(refusal, gate="dns", sentence=said)
-    said = f"{host} is asked of {servers[0]} ({options}); Cloister cannot tell what that server answers."
-    return Step(gate="dns", allowed=False, origin=options, sentence=said)
+    said = f"{host} is asked of {address} ({origin}); Cloister cannot tell what that server answers."
+    return Step(gate="dns", allowed=False, origin=origin, sentence=said)
 
 
 def _endpoint_of(world: World, vpc_id: str, destination: str, network: Verdict) -> str | None:

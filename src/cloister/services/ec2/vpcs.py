@@ -24,6 +24,7 @@ from cloister.vpc.model import (
     VpcEndpoint,
     VpcPeering,
 )
+from cloister.vpc.resolver_rules import ResolverRuleAssociation
 from cloister.wire.errors import AwsError
 from cloister.world import Transaction, World
 
@@ -198,6 +199,8 @@ def delete_vpc(call: Call, params: Params) -> Params:
         tx.delete(SecurityGroup, group.group_id)
     for acl in acls:
         tx.delete(NetworkAcl, acl.network_acl_id)
+    for rule in list(tx.where(ResolverRuleAssociation, vpc_id=vpc.vpc_id)):
+        tx.delete(ResolverRuleAssociation, rule.association_id)
     tx.delete(Vpc, vpc.vpc_id)
     return {}
 
