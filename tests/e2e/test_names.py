@@ -16,6 +16,8 @@ import boto3
 import pytest
 from tests.e2e.conftest import Cloister, Lab, wait_until
 
+from cloister.cli.lifecycle import environment
+
 pytestmark = pytest.mark.e2e
 
 #: knows one name, and refuses to speak about others
@@ -66,6 +68,11 @@ def _server(cloister: Cloister, lab: Lab, group: str) -> Iterator[str]:
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(20)
+            held = [{"Name": "description", "Values": ["cloister attach:*"]}]
+            wait_until(
+                "its interface is released",
+                lambda: not lab.on.ec2.describe_network_interfaces(Filters=held)["NetworkInterfaces"],
+            )
 
 
 def _found(lab: Lab, name: str, *names: str) -> list[str]:
@@ -78,14 +85,14 @@ def test_a_job_finds_names_of_its_own_by_a_resolver_rule_and_by_dhcp_options(
     cloister: Cloister, lab: Lab
 ) -> None:
     on, ec2 = lab.on, lab.on.ec2
-    environment = cloister.running().environment
+    variables = environment(cloister.state, cloister.running())
     resolver = boto3.client(
         "route53resolver",
         region_name=on.region,
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        verify=environment["AWS_CA_BUNDLE"],
-        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=variables["AWS_ENDPOINT_URL"],
+        verify=variables["AWS_CA_BUNDLE"],
+        aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
     )
     with _server(cloister, lab, lab.group) as address:
         endpoint = resolver.create_resolver_endpoint(
