@@ -10,6 +10,7 @@ from tests.services.ec2 import ec2, filters, ids, refusal
 
 from cloister.services.api import Call
 from cloister.vpc import dhcp
+from cloister.vpc.explain import explain_s3
 from cloister.vpc.interfaces import create_interface
 from cloister.vpc.model import Vpc
 from cloister.why.request import why_request
@@ -113,6 +114,23 @@ def test_an_unknown_set_and_the_default_set_are_refused(call: Call, vpc_id: str)
     assert refusal(call, "DescribeDhcpOptions", DhcpOptionsIds=[default], MaxResults=5).code == (
         "InvalidParameterCombination"
     )
+
+
+def test_a_job_that_finds_no_dns_server_is_told_so(call: Call, vpc_id: str) -> None:
+    subnet = ec2(call, "CreateSubnet", VpcId=vpc_id, CidrBlock="10.0.1.0/24")["Subnet"]["SubnetId"]
+    eni = create_interface(call.tx, subnet_id=subnet, now=0, attach=("",))
+    own = create(call, domain_name_servers=["10.0.1.9"])
+    ec2(call, "AssociateDhcpOptions", DhcpOptionsId=own, VpcId=vpc_id)
+    refused = explain_s3(call.tx, eni).refusal
+    assert refused is not None
+    assert refused.sentence.startswith(f"10.0.1.9, a DNS server of {own}, is not reached: ")
+    both = create(call, domain_name_servers=["10.0.1.9", "AmazonProvidedDNS"])
+    ec2(call, "AssociateDhcpOptions", DhcpOptionsId=both, VpcId=vpc_id)
+    assert "dns" not in {step.gate for step in explain_s3(call.tx, eni).steps if not step.allowed}
+    ec2(call, "AssociateDhcpOptions", DhcpOptionsId="default", VpcId=vpc_id)
+    refused = explain_s3(call.tx, eni).refusal
+    assert refused is not None
+    assert "has no DNS server" in refused.sentence
 
 
 def test_why_says_which_server_is_asked_and_whether_it_is_reached(call: Call, vpc_id: str) -> None:

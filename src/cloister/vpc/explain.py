@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from cloister.vpc import addresses as ip
 from cloister.vpc import (
+    dhcp,
     gateways,
     interface_endpoints,
     isolation,
@@ -35,7 +36,7 @@ from cloister.vpc.model import (
 )
 from cloister.world import World
 
-_HTTPS = 443
+_HTTPS, _DNS = 443, 53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,8 +267,8 @@ def _s3_steps(world: World, interface: NetworkInterface) -> Iterator[Step]:
     if vpc is None or subnet is None:
         yield _refused("interface", interface.interface_id, f"{interface.interface_id} is in no subnet.")
         return
-    yield _dns_support_step(vpc)
     region = subnet.zone.rstrip("abcdefghijklmnopqrstuvwxyz")
+    yield _servers_step(world, vpc, interface, region)
     private = interface_endpoints.resolve_private(world, vpc, f"s3.{region}.amazonaws.com", region)
     if private:
         source = _End(interface=interface, address=interface.addresses[0].address)
@@ -359,6 +360,27 @@ def _dns_support_step(vpc: Vpc) -> Step:
         f"DNS support of {vpc.vpc_id} is off, so no S3 name resolves in it.",
         f"aws ec2 modify-vpc-attribute --vpc-id {vpc.vpc_id} --enable-dns-support",
     )
+
+
+def _servers_step(world: World, vpc: Vpc, interface: NetworkInterface, region: str) -> Step:
+    """Whether a DNS server is reached: the VPC's resolver, or another that its DHCP options name."""
+    servers = dhcp.servers(world, vpc, region)
+    first: Step | None = None
+    for server in servers:
+        if server == ip.resolver_address(vpc):
+            step = _dns_support_step(vpc)
+        else:
+            flow = Flow(source=interface.interface_id, destination=server, protocol="udp", port=_DNS)
+            refusal = explain(world, flow).refusal
+            said = f"{server}, a DNS server of {vpc.dhcp_options_id}, is "
+            step = _allowed("dns", vpc.dhcp_options_id, f"{said}reached.")
+            if refusal is not None:
+                step = replace(refusal, gate="dns", sentence=f"{said}not reached: {refusal.sentence}")
+        if step.allowed:
+            return step
+        first = first or step
+    said = f"{vpc.vpc_id} has no DNS server, so no S3 name resolves in it."
+    return first or _refused("dns", vpc.dhcp_options_id or vpc.vpc_id, said)
 
 
 def _resolver_step(vpc: Vpc, flow: Flow) -> Step:
