@@ -70,6 +70,8 @@ _ENDPOINT_GATEWAY = "169.254.1.1"
 #: which bit of a connection's mark tells that the groups at this gate keep no track of it, by direction
 _AT_SENDER = {"original": UNTRACKED_BY_SENDER, "reply": UNTRACKED_BY_RECEIVER}
 _AT_RECEIVER = {"original": UNTRACKED_BY_RECEIVER, "reply": UNTRACKED_BY_SENDER}
+#: what runs on an interface listens on any port of it, also without root, as in containers elsewhere
+_ANY_PORT = (("net/ipv4/ip_unprivileged_port_start", "0"),)
 _INVALID = Rule(text="ct state invalid drop", comment="belongs to no connection")
 
 
@@ -485,7 +487,7 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
             else:
                 served = held.netns == interface_id and held.only is None
                 credentials = (f"{CREDENTIALS_ADDRESS}/32",) if served else ()
-                yield Netns(name=held.netns, loopback=credentials)
+                yield Netns(name=held.netns, loopback=credentials, sysctls=_ANY_PORT)
                 yield from _instance_chains(held.netns)
                 yield from isolation.tunnel_parts(router, held)
             yield from isolation.source_elements(interface, held, port)
