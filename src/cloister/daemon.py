@@ -147,6 +147,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         logs=logs,
         namespaces=namespaces,
         options=options,
+        noticed=witness.noticed,
         last_look=witness.last,
     )
     side = SideServices(state, namespaces, account=options.account, region=options.region)

@@ -27,7 +27,7 @@ from cloister.vpc.flow import Flow, Verdict
 from cloister.vpc.model import NetworkInterface
 from cloister.why.job import Answer, Place, why_job
 from cloister.why.preflight import preflight
-from cloister.why.receipt import receipt, sign
+from cloister.why.receipt import receipt, refused, sign
 from cloister.why.request import session_of, why_request
 from cloister.wire import protocol
 from cloister.wire.errors import AwsError
@@ -95,38 +95,9 @@ class Questions:
             "status": job.status,
             "failure_reason": job.failure_reason if job.terminal else None,
             "ended": job.terminal,
-            "refused": self._refused(job),
+            "refused": refused(self._witness.record(job)),
             "answers": [_answer(each) for each in why_job(world, job, place)],
         }
-
-    def _refused(self, job: ProcessingJob) -> list[dict[str, Any]]:
-        """What was refused to the job while it ran: "what" in words, "why", "fix", how often."""
-        record = self._witness.record(job)
-        found = [
-            {
-                "what": f"{each['who']} to {each['to']} {each['protocol']}"
-                + (f" port {each['port']}" if each["port"] is not None else ""),
-                "by": each["by"],
-                "why": each["why"],
-                "fix": each["fix"],
-                "times": each["packets"],
-                "unit": "packets",
-            }
-            for each in record["refused"]
-        ]
-        found += [
-            {
-                "what": f"{each['who']}: {each['action']} {each['example']}",
-                "by": ", ".join(each["by"]) or None,
-                "why": each["why"],
-                "fix": None,
-                "times": each["count"],
-                "unit": "requests",
-            }
-            for each in record["requests"]
-            if each["outcome"] == "refused"
-        ]
-        return found
 
     def _why_request(self, interface: NetworkInterface, question: dict[str, Any]) -> Verdict:
         method, _, url = str(question["request"]).partition(" ")

@@ -43,9 +43,10 @@ from cloister.services.api import Origin
 from cloister.vpc import addresses as ip
 from cloister.vpc import refusals
 from cloister.vpc.explain import explain
-from cloister.vpc.flow import Flow, Verdict
+from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import NetworkInterface
-from cloister.why.receipt import network_of
+from cloister.why import permission
+from cloister.why.receipt import network_of, refused
 from cloister.world import Change, World
 
 log = logging.getLogger(__name__)
@@ -150,22 +151,43 @@ class Witness:
                 "count": 0,
             }
             if not decision.allowed:
-                line |= {"example": resource, "why": decision.sentence()}
+                refusal = permission.refusal(self._engine.world, decision, endpoint_id=origin.endpoint_id)
+                line |= {"example": resource, "why": refusal.sentence, "fix": refusal.fix}
         line["count"] += 1
 
+    async def noticed(self, job: ProcessingJob) -> tuple[str, Step] | None:
+        """The first thing that was refused to one of the job's containers so far, in words and as a step."""
+        await self._look_at(job, clear=False)
+        hosts = {each.host for each in job.instances}
+        found = (each for each in refused(self.record(job)) if each["who"] in hosts)
+        first = next(found, None)
+        if first is None:
+            return None
+        step = Step(
+            gate=first["gate"],
+            allowed=False,
+            origin=first["by"] or "",
+            sentence=first["why"],
+            fix=first["fix"],
+        )
+        return first["what"], step
+
     async def last(self, job: ProcessingJob) -> None:
-        """Read once more, before the job's interfaces go, and clear the kernel's notes of them. That it
-        cannot be read keeps no job from ending."""
+        """Read once more, before the job's interfaces go, and clear the kernel's notes of them."""
+        await self._look_at(job, clear=True)
+        self._keep(job.job_id)
+
+    async def _look_at(self, job: ProcessingJob, *, clear: bool) -> None:
+        """That it cannot be read keeps no job from ending."""
         whos = [who for who in self._whos.values() if who.job_id == job.job_id]
         for vpc_id in {who.interface.vpc_id for who in whos}:
             ports = {who.port for who in whos if who.interface.vpc_id == vpc_id}
             try:
                 await self._read(vpc_id)
-                if self._load(job.job_id).refused:
+                if clear and self._load(job.job_id).refused:
                     await asyncio.to_thread(self._namespaces.call, vpc_id, lambda ports=ports: _clear(ports))
             except Exception:
-                log.exception("what job %s reached last could not be read", job.name)
-        self._keep(job.job_id)
+                log.exception("what job %s reached could not be read", job.name)
 
     # ---- who is who ------------------------------------------------------------------------------
 

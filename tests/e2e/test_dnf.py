@@ -149,6 +149,11 @@ def test_dnf_in_a_job_installs_from_the_repository_until_the_endpoint_policy_den
     job = lab.run(INSTALL)
     log = lab.log(job)
     assert job["ProcessingJobStatus"] == "Failed", log
-    assert job["FailureReason"] == "AlgorithmError: , exit code: 1"
+    reason = job["FailureReason"]
+    assert reason.startswith(
+        "AlgorithmError: , exit code: 1: algo-1: s3:GetObject arn:aws:s3:::amazonlinux."
+    ), reason
+    assert "with an explicit deny in a VPC endpoint policy: " in reason, reason
+    assert f" of {lab.endpoint} (" in reason, reason
     assert "Status code: 403 for http://amazonlinux." in log, log
     assert "INSTALLED" not in log

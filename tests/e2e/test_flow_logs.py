@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,8 +90,17 @@ def test_a_jobs_traffic_is_in_cloudwatch_logs_and_in_s3_within_a_minute(cloister
             LogDestination=f"arn:aws:s3:::{bucket}/under",
             **given,
         ),
-    ]
-    assert [each["Unsuccessful"] for each in made] == [[], []]
+        on.ec2.create_flow_logs(
+            ResourceIds=[lab.vpc],
+            LogDestinationType="s3",
+            LogDestination=f"arn:aws:s3:::{bucket}/hive",
+            DestinationOptions={
+                "FileFormat": "parquet", "HiveCompatiblePartitions": True, "PerHourPartition": True
+            },
+            **given,
+        ),
+    ]  # fmt: skip
+    assert [each["Unsuccessful"] for each in made] == [[], [], []]
     numbers = [number for each in made for number in each["FlowLogIds"]]
     try:
         with _closed(cloister, lab) as address:
@@ -121,7 +132,24 @@ def test_a_jobs_traffic_is_in_cloudwatch_logs_and_in_s3_within_a_minute(cloister
             assert all(each[8] in ("OK", "NODATA") for each in lines), lines
         wait_until("both say the same", lambda: sorted(in_logs()) == sorted(in_s3()), 20)
         described = on.ec2.describe_flow_logs(FlowLogIds=numbers)["FlowLogs"]
-        assert [each["FlowLogStatus"] for each in described] == ["ACTIVE", "ACTIVE"]
+        assert [each["FlowLogStatus"] for each in described] == 3 * ["ACTIVE"]
+        keys = [one["Key"] for one in on.s3.list_objects_v2(Bucket=bucket, Prefix="hive/")["Contents"]]
+        hive = (
+            f"hive/AWSLogs/aws-account-id={on.account}/aws-service=vpcflowlogs/aws-region={on.region}/year="
+        )
+        for key in keys:
+            assert key.startswith(hive), key
+            assert "/hour=" in key, key
+            assert key.endswith(".log.parquet"), key
+            body = on.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+            assert (body[:4], body[-4:]) == (b"PAR1", b"PAR1")
+        bodies = b"".join(on.s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys)
+        pages = b"".join(
+            zlib.decompressobj(31).decompress(bodies[each.start() :])
+            for each in re.finditer(b"\x1f\x8b\x08\0", bodies)
+        )
+        for value in (address, "REJECT", "ACCEPT"):
+            assert value.encode() in pages
         assert time.monotonic() - began < 90
     finally:
         on.ec2.delete_flow_logs(FlowLogIds=numbers)

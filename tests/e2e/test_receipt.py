@@ -127,3 +127,53 @@ def test_a_receipt_tells_what_a_job_reached_and_was_refused_and_cannot_be_altere
     said = _command(cloister, "why", name).stdout
     assert "Refused while it ran" in said
     assert "By the rules as they are now" in said
+
+
+FRUITLESS = """
+import socket, sys
+try:
+    socket.create_connection(("198.51.100.7", 443), timeout=0.7)
+except OSError:
+    sys.exit(4)
+"""
+
+
+def test_a_failed_job_names_the_policy_or_the_rule_that_stood_in_its_way(
+    cloister: Cloister, lab: Lab
+) -> None:
+    on = lab.on
+    other = story.make_bucket(on, f"barred-{on.mark}")
+    on.s3.put_object(Bucket=other, Key="in/part", Body=b"x")
+    lab.put("barred/part", b"x")
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Sid": "All", "Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*"},
+            {
+                "Sid": "NotThere",
+                "Effect": "Deny",
+                "Principal": "*",
+                "Action": "s3:GetObject",
+                "Resource": f"arn:aws:s3:::{lab.bucket}/barred/*",
+            },
+        ],
+    }
+    on.ec2.modify_vpc_endpoint(VpcEndpointId=lab.endpoint, PolicyDocument=json.dumps(policy))
+
+    def reading(name: str, uri: str) -> str:
+        given = [lab.input("in", uri, "/opt/ml/processing/in")]
+        job = lab.outcome(lab.request(f"{name}-{on.mark}", "true", ProcessingInputs=given))
+        return str(job["FailureReason"])
+
+    known = "ClientError: Failed to download data. "
+    reason = reading("barred", f"s3://{lab.bucket}/barred/")
+    assert reason.startswith(f"{known}GetObject failed for s3://{lab.bucket}/barred/part: User: "), reason
+    assert f"): NotThere of {lab.endpoint} (aws ec2 modify-vpc-endpoint " in reason, reason
+    reason = reading("foreign", f"s3://{other}/in/")
+    assert reason.startswith(f"{known}ListObjectsV2 failed for s3://{other}/in/, nextToken:[null]: User: ")
+    assert " has no such statement (aws iam put-role-policy " in reason, reason
+
+    reason = lab.outcome(lab.scripted(f"fruitless-{on.mark}", FRUITLESS))["FailureReason"]
+    known = "AlgorithmError: , exit code: 4: algo-1 to 198.51.100.7 tcp port 443 was refused: "
+    assert reason.startswith(known), reason
+    assert "rtb-" in reason.removeprefix(known), reason

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from tests.fabric.lab import ANYWHERE, Lab, in_world, rule
@@ -26,6 +27,7 @@ from cloister.kernel.flows import Counts
 from cloister.logs import LogStore
 from cloister.s3.model import Bucket
 from cloister.vpc import addresses as ip
+from cloister.vpc import flow_logs as vpc_flow_logs
 from cloister.vpc.flow_logs import FlowLog
 from cloister.vpc.flow_records import DEFAULT_FORMAT, Counted, Key
 from cloister.vpc.interfaces import release
@@ -225,6 +227,35 @@ async def test_nothing_is_lost_of_100_000_new_flows(lab: Lab) -> None:
     told = _total(last[one.interface_id].flows, lambda key: key.egress)
     assert told == sent == (100_000, 2_800_000)
     assert len(last[one.interface_id].flows) == 100_000
+
+
+@in_world
+async def test_what_a_full_set_does_not_take_is_skipdata_of_its_interface_alone(lab: Lab) -> None:
+    with patch.object(vpc_flow_logs, "SIZE", 64):
+        vpc, subnet, _ = await lab.vpc()
+        group = await lab.group(vpc, ANYWHERE)
+        one, two = await lab.interface(subnet, group), await lab.interface(subnet, group)
+        quiet = await lab.interface(subnet, group)
+        await _log(lab, vpc, vpc)
+    flow_logs = _service(lab)
+    await flow_logs.collect(0)
+    before = _veth(lab, one)
+    _burst(lab, one, two.addresses[0].address, 1000)
+    _ping(lab, quiet, one.addresses[0].address, 3)
+    await flow_logs.collect(60)
+    found = aggregate(flow_logs.readings.between(vpc, 0, 60), lambda logged: True)
+    told = _total(found[one.interface_id].flows, lambda key: key.egress)
+    assert _less(_veth(lab, one)[0], before[0])[0] == 1000
+    assert 64 <= told[0] < 1000
+    assert found[one.interface_id].skipped
+    assert found[two.interface_id].skipped
+    assert not found[quiet.interface_id].skipped
+    assert _total(found[quiet.interface_id].flows, lambda key: key.egress) == (3, 3 * 28)
+    # the next interval has room again
+    _burst(lab, one, two.addresses[0].address, 1000 // 1000)
+    await flow_logs.collect(120)
+    again = aggregate(flow_logs.readings.between(vpc, 60, 120), lambda logged: True)
+    assert not any(each.skipped for each in again.values())
 
 
 TRUST = (

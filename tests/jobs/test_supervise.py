@@ -27,7 +27,7 @@ from cloister.logs import LogStore
 from cloister.options import Options
 from cloister.services.sagemaker.processing_jobs import effective
 from cloister.store import Store
-from cloister.vpc.model import NetworkInterface, SecurityGroup
+from cloister.vpc.model import GroupRule, NetworkInterface, SecurityGroup, VpcEndpoint
 from cloister.world import World
 
 
@@ -147,7 +147,6 @@ class House:
             self.namespaces,
             state=self.folder,
             options=self.options,
-            explain_s3=lambda world, interface: f"no route from {interface.subnet_id}",
             perform=self.perform,
         )
 
@@ -381,10 +380,40 @@ async def test_an_unreachable_s3_gives_the_known_reason_and_the_cause(house: Cal
     given["ProcessingInputs"] = [s3_input()]
     h.submit(given)
     job = await h.ended()
-    assert job.failure_reason == ("ClientError: … Unable to execute request to S3: no route from subnet-1")
+    assert job.failure_reason.startswith("ClientError: … Unable to execute request to S3: ")
+    assert "rtb-1 of subnet-1 has no route" in job.failure_reason
     assert h.containers.starts == 0
     assert h.tasks[0].netns.endswith("-agent")
     assert h.nothing_is_left()
+
+
+async def test_a_transfer_that_s3_refuses_names_whose_policy_and_the_change(
+    house: Callable[..., Any],
+) -> None:
+    h = await house()
+    said = "ClientError: … AccessDenied"
+    h.result = Result(ok=False, reason=said, denied="GET s3://bkt/in/a%20b")
+    everywhere = GroupRule(rule_id="sgr-all", egress=True, protocol="-1", cidr="0.0.0.0/0")
+    group = h.engine.world.get(SecurityGroup, "sg-1")
+    h.put(
+        replace(group, rules=(*group.rules, everywhere)),
+        VpcEndpoint(
+            endpoint_id="vpce-1",
+            vpc_id="vpc-1",
+            created=0.0,
+            service_name="com.amazonaws.us-east-1.s3",
+            route_table_ids=("rtb-1",),
+            policy='{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": "*", '
+            '"Action": "*", "Resource": "*"}]}',
+        ),
+    )
+    given = request()
+    given["ProcessingInputs"] = [s3_input()]
+    h.submit(given)
+    reason = (await h.ended()).failure_reason
+    assert reason.startswith(f"{said}: ")
+    assert "s3:GetObject on resource: " in reason
+    assert "role jobs has no such statement (aws iam put-role-policy " in reason
 
 
 async def test_outputs_are_uploaded_also_after_a_failure(house: Callable[..., Any]) -> None:

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloister.jobs.objects import BadKey, Object, plan_files, shard, under
+from cloister.jobs.objects import BadKey, Object, plan_files, request_of, shard, split_uri, under
 
 PARALLEL = 16
 CHUNK = 1 << 20
@@ -87,12 +87,12 @@ class Spec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """`reason` is the job's FailureReason, complete but for the cause in the VPC, which the supervisor adds
-    when `unreachable` (no connection) or `denied` (S3 said 403)."""
+    when `unreachable` (no connection) or `denied`: "METHOD s3://…", the request that S3 answered with 403."""
 
     ok: bool
     reason: str = ""
     unreachable: bool = False
-    denied: bool = False
+    denied: str = ""
     objects: int = 0
     bytes: int = 0
     #: channel -> what was moved: {"objects", "bytes", "sha256": of the lines "SHA256  KEY" of all, sorted by
@@ -103,7 +103,7 @@ class Result:
 class Failure(Exception):
     """The task failed, for this reason."""
 
-    def __init__(self, reason: str, *, unreachable: bool = False, denied: bool = False) -> None:
+    def __init__(self, reason: str, *, unreachable: bool = False, denied: str = "") -> None:
         super().__init__(reason)
         self.reason, self.unreachable, self.denied = reason, unreachable, denied
 
@@ -306,12 +306,8 @@ def _client_failure(task: str, operation: str, uri: str, error: Any) -> Failure:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     text = error.response.get("Error", {}).get("Message", "") or code
     what = f"{text} (Service: Amazon S3; Status Code: {status}; Error Code: {code})"
-    return Failure(_failed(task, operation, uri, what), denied=status == 403)
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
+    denied = " ".join(request_of(operation, uri)) if status == 403 else ""
+    return Failure(_failed(task, operation, uri, what), denied=denied)
 
 
 # Download

@@ -91,9 +91,16 @@ class Attendants:
                 )
                 self._tunnels[key] = asyncio.create_task(self._keep_tunnel(path, spec), name=f"tunnel {key}")
                 ready.append(tunnel.ready_path(path))
-        async with asyncio.timeout(_TUNNEL_SECONDS):
-            while not all(path.exists() for path in ready):
-                await asyncio.sleep(0.02)
+        try:
+            async with asyncio.timeout(_TUNNEL_SECONDS):
+                while not all(path.exists() for path in ready):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            missing = ", ".join(str(path) for path in ready if not path.exists())
+            raise RuntimeError(
+                f"the encryption between instances did not start within {_TUNNEL_SECONDS:.0f} seconds: "
+                f"no {missing}"
+            ) from None
 
     async def _keep_tunnel(self, path: Path, spec: tunnel.Spec) -> None:
         """Have a tunnel until it is told to end: `finish` leaves a result."""

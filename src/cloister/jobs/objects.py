@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 NAME_LIMIT = 255  # bytes of one segment (Linux NAME_MAX)
 PATH_LIMIT = 3800  # bytes; PATH_MAX is 4096, and the channel's own folder comes before it
@@ -25,6 +26,21 @@ class Object:
     key: str
     size: int
     path: str
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """The bucket and the key of s3://BUCKET/KEY."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def request_of(operation: str, uri: str) -> tuple[str, str]:
+    """What a call about s3://BUCKET/KEY asks: the method, and the URL as `s3://…`, encoded."""
+    bucket, key = split_uri(uri)
+    if operation == "ListObjectsV2":
+        return "GET", f"s3://{bucket}?list-type=2&prefix={quote(key)}"
+    method = {"PutObject": "PUT", "HeadObject": "HEAD"}.get(operation, "GET")
+    return method, f"s3://{bucket}/{quote(key)}"
 
 
 def under(key: str, prefix: str) -> str:

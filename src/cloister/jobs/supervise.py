@@ -24,7 +24,7 @@ from typing import Any
 
 from cloister.credentials import SessionKeys
 from cloister.iam.model import Role
-from cloister.jobs import agent_process, contract, execution_role, staging
+from cloister.jobs import agent_process, contract, execution_role, reasons, staging
 from cloister.jobs.agent import Result, Spec
 from cloister.jobs.allocation import allocate, give_back
 from cloister.jobs.attend import Attendants
@@ -36,9 +36,10 @@ from cloister.jobs.model import Instance, ProcessingJob
 from cloister.logs import LogStore
 from cloister.options import Options
 from cloister.vpc import dhcp
-from cloister.vpc.explain import explain_s3 as s3_verdict
+from cloister.vpc.explain import explain_s3
+from cloister.vpc.flow import Step
 from cloister.vpc.model import NetworkInterface, Subnet, Vpc
-from cloister.why.job import among
+from cloister.why.job import Place
 from cloister.wire.errors import AwsError
 from cloister.world import Change, Transaction, World
 
@@ -47,9 +48,7 @@ log = logging.getLogger(__name__)
 SESSION_SECONDS = 6 * 3600.0
 #: a job's agent keys must outlive the longest transfer
 AGENT_SECONDS = 12 * 3600.0
-REASON_LIMIT = 1024
 _RETRY_SECONDS = 1.0
-INTERNAL = "InternalServerError: We encountered an internal error. Please try again."
 
 
 class JobFailure(Exception):
@@ -66,9 +65,8 @@ class Outcome:
 
 
 class Supervisor:
-    """Owns the jobs of one daemon. `explain_s3(world, interface)` says in a sentence why the interface's
-    agent cannot reach S3, "" when the network does not explain it. `last_look` comes before a job's
-    interfaces go, when nothing uses them any more."""
+    """Owns the jobs of one daemon. `noticed(job)` tells what was refused to one of the job's containers so
+    far, in words and as a step. `last_look` comes before a job's interfaces go, when nothing uses them."""
 
     def __init__(
         self,
@@ -82,10 +80,11 @@ class Supervisor:
         *,
         state: Path,
         options: Options,
-        explain_s3: Callable[[World, NetworkInterface], str] | None = None,
         perform: Callable[[Spec, Path], Awaitable[Result]] = agent_process.perform,
+        noticed: Callable[[ProcessingJob], Awaitable[tuple[str, Step] | None]] | None = None,
         last_look: Callable[[ProcessingJob], Awaitable[None]] | None = None,
     ) -> None:
+        self._noticed = noticed
         self._last_look = last_look
         self._engine = engine
         self._fabric = fabric
@@ -95,8 +94,8 @@ class Supervisor:
         self._namespaces = namespaces
         self._jobs = state / "jobs"
         self._region = options.region
+        self._account = options.account
         self._ca_bundle = state / "bundle.pem"
-        self._explain_s3 = explain_s3 or _explain_s3
         self._perform = perform
         self._grace = options.stop_grace
         self._runs: dict[str, asyncio.Task[None]] = {}
@@ -236,9 +235,9 @@ class Supervisor:
         except Exception as error:
             log.exception("job %s: the step of state %s failed", job.name, job.state)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                full = f"{INTERNAL} No space left on the disk of {self._jobs}."
+                full = f"{reasons.INTERNAL} No space left on the disk of {self._jobs}."
                 return Outcome(event=JobEvent.FAILED, reason=full)
-            return Outcome(event=JobEvent.FAILED, reason=f"{INTERNAL} ({error!r})")
+            return Outcome(event=JobEvent.FAILED, reason=f"{reasons.INTERNAL} ({error!r})")
 
     def _advance(self, job: ProcessingJob, outcome: Outcome) -> None:
         with self._engine.transaction() as tx:
@@ -251,7 +250,7 @@ class Supervisor:
             state = after(now.state, outcome.event)
             now = replace(now, state=state, modified=clock)
             if outcome.reason is not None and now.failure_reason is None:
-                now = replace(now, failure_reason=outcome.reason[:REASON_LIMIT])
+                now = replace(now, failure_reason=outcome.reason[: reasons.LIMIT])
             if now.terminal:
                 now = replace(now, ended=clock)
             tx.put(now)
@@ -406,11 +405,18 @@ class Supervisor:
             what = f"{instance.host}/{task}"
             self._journal(job, lambda now: replace(now, moved={**now.moved, what: result.digests}))
             return
-        cause = ""
-        interface = self._engine.world.get(NetworkInterface, instance.interface_id)
+        raise JobFailure(reasons.with_cause(result.reason, self._cause(job, instance, result), job.name))
+
+    def _cause(self, job: ProcessingJob, instance: Instance, result: Result) -> Step | None:
+        """The refusal behind what an agent could not do."""
+        world = self._engine.world
+        interface = world.get(NetworkInterface, instance.interface_id)
         if result.unreachable and interface is not None:
-            cause = self._explain_s3(self._engine.world, interface)
-        raise JobFailure(f"{result.reason}: {cause}" if cause else result.reason)
+            return explain_s3(world, interface).refusal
+        if result.denied:
+            place = Place(region=self._region, account=self._account, now=self._engine.clock())
+            return reasons.of_request(world, job, instance, result.denied, place)
+        return None
 
     def _task_path(self, job: ProcessingJob, instance: Instance, task: str) -> Path:
         return staging.folder(self._jobs, job, instance) / f"{task}.json"
@@ -434,16 +440,12 @@ class Supervisor:
                     done, exits = await asyncio.wait(exits, return_when=asyncio.FIRST_COMPLETED)
                     for each in sorted((task.result() for task in done), key=lambda one: one.index):
                         if each.exit_code != 0:
-                            return self._exit_failure(job, each)
+                            return await self._exit_failure(job, each)
             return Outcome(event=JobEvent.SUCCEEDED)
         except TimeoutError:
             return Outcome(
                 event=JobEvent.TIMEOUT,
-                reason=self._between_instances(
-                    job,
-                    "ClientError: The job was stopped because it exceeded MaxRuntimeInSeconds "
-                    f"({job.max_runtime} seconds).",
-                ),
+                reason=await self._while_running(job, reasons.of_time(job)),
             )
         finally:
             for task in exits:
@@ -474,32 +476,18 @@ class Supervisor:
             )
         return found
 
-    def _exit_failure(self, job: ProcessingJob, instance: Instance) -> Outcome:
+    async def _exit_failure(self, job: ProcessingJob, instance: Instance) -> Outcome:
+        told = any(staging.read_message(self._jobs, job, each) for each in job.instances)
+        reason = reasons.of_exit(instance, told=told)
         if instance.exit_code is None:
-            return Outcome(
-                event=JobEvent.LOST,
-                reason=f"{INTERNAL} The container of {instance.host} was lost: its monitor was killed, "
-                "or the machine went down.",
-            )
-        if instance.out_of_memory:
-            reason = (
-                "ClientError: Please use an instance type with more memory, or reduce the size of job data "
-                "processed on an instance."
-            )
-        elif any(staging.read_message(self._jobs, job, each) for each in job.instances):
-            reason = "AlgorithmError: See job logs for more information"
-        else:
-            reason = f"AlgorithmError: , exit code: {instance.exit_code}"
-        return Outcome(event=JobEvent.FAILED, reason=self._between_instances(job, reason))
+            return Outcome(event=JobEvent.LOST, reason=reason)
+        if not instance.out_of_memory:
+            reason = await self._while_running(job, reason)
+        return Outcome(event=JobEvent.FAILED, reason=reason)
 
-    def _between_instances(self, job: ProcessingJob, reason: str) -> str:
-        """A reason, with why the instances could not talk, where the network lets nothing pass."""
-        world = self._engine.world
-        found = (world.get(NetworkInterface, each.interface_id) for each in job.instances)
-        for answer in among(world, [interface for interface in found if interface is not None]):
-            if answer.verdict.cause:
-                return f"{reason.rstrip('.')}: {answer.what}: {answer.verdict.cause}"
-        return reason
+    async def _while_running(self, job: ProcessingJob, reason: str) -> str:
+        noticed = await self._noticed(job) if self._noticed is not None else None
+        return reasons.while_running(self._engine.world, job, reason, noticed)
 
     async def _end(self, job: ProcessingJob) -> Outcome:
         # Choice of ours: the failing instance decided the job's end, the others get no grace.
@@ -609,8 +597,3 @@ def _netns(instance: Instance, *, agent: bool = False) -> str:
     name = instance.agent_netns if agent else instance.netns
     assert name is not None, "the instance has no interface"
     return name
-
-
-def _explain_s3(world: World, interface: NetworkInterface) -> str:
-    """What the VPC's own rules say about the agent's way to S3, and what would change it."""
-    return s3_verdict(world, interface).cause

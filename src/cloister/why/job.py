@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
-from cloister.iam.model import Principal
 from cloister.jobs import execution_role
 from cloister.jobs.allocation import acquaint
 from cloister.jobs.model import ProcessingJob
+from cloister.jobs.objects import request_of, split_uri
 from cloister.vpc import service_network
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Step, Verdict
@@ -88,10 +87,8 @@ def why_request_of(
 def _answers(
     world: World, request: Mapping[str, Any], interfaces: list[NetworkInterface], place: Place
 ) -> Iterator[Answer]:
-    role = execution_role.assume(world, request["RoleArn"])
-    principal = session_of(role, place.account) if role is not None else None
     for what, method, url in transfers(request):
-        yield Answer(what=what, verdict=_asked(world, interfaces[0], method, url, principal, place))
+        yield Answer(what=what, verdict=asked(world, request, interfaces[0], method, url, place))
     yield from among(world, interfaces)
 
 
@@ -116,34 +113,36 @@ def transfers(request: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if not s3:
             continue
         what, uri = f"input {each['InputName']}", s3["S3Uri"]
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
         if s3.get("S3DataType") == "ManifestFile":
-            yield f"{what}: read {uri}", "GET", uri
+            yield f"{what}: read {uri}", *request_of("GetObject", uri)
         else:
-            yield f"{what}: list {uri}", "GET", f"s3://{bucket}?list-type=2&prefix={quote(key)}"
-            yield f"{what}: read objects of {uri}", "GET", _below(bucket, key)
+            yield f"{what}: list {uri}", *request_of("ListObjectsV2", uri)
+            yield f"{what}: read objects of {uri}", *request_of("GetObject", _below(uri))
     for each in (request.get("ProcessingOutputConfig") or {}).get("Outputs") or ():
         s3 = each.get("S3Output")
         if s3:
-            bucket, _, key = s3["S3Uri"].removeprefix("s3://").partition("/")
-            yield f"output {each['OutputName']}: write to {s3['S3Uri']}", "PUT", _below(bucket, key)
+            uri = s3["S3Uri"]
+            yield f"output {each['OutputName']}: write to {uri}", *request_of("PutObject", _below(uri))
 
 
-def _below(bucket: str, prefix: str) -> str:
+def _below(uri: str) -> str:
     """An object below a prefix, or the one object that the prefix is."""
+    bucket, prefix = split_uri(uri)
     if prefix and not prefix.endswith("/") and "." in prefix.rsplit("/", 1)[-1]:
         return f"s3://{bucket}/{prefix}"
     return f"s3://{bucket}/{prefix.rstrip('/') + '/' if prefix else ''}{_ANY_OBJECT}"
 
 
-def _asked(
+def asked(
     world: World,
+    request: Mapping[str, Any],
     interface: NetworkInterface,
     method: str,
     url: str,
-    principal: Principal | None,
     place: Place,
 ) -> Verdict:
+    """Whether the agent at a job's interface may do `method` on `url` as the job's role."""
+    role = execution_role.assume(world, request["RoleArn"])
     agent = interface.addresses[min(1, len(interface.addresses) - 1)]
     return why_request(
         world,
@@ -151,7 +150,7 @@ def _asked(
         method,
         url,
         source=agent.address,
-        principal=principal,
+        principal=session_of(role, place.account) if role is not None else None,
         region=place.region,
         account=place.account,
         now=place.now,

@@ -36,12 +36,32 @@ def steps(world: World, decision: Decision, *, endpoint_id: str | None) -> Itera
         else:
             yield from _passed(decision, decision.gate)
         return
+    yield refusal(world, decision, endpoint_id=endpoint_id)
+
+
+def refusal(world: World, decision: Decision, *, endpoint_id: str | None) -> Step:
+    """A decision that refuses: AWS's sentence, then the statement, or whose policy has none that allows."""
     match = next((m for m in decision.matches if m.gate == decision.gate and m.effect == "Deny"), None)
     sentence = decision.sentence()
     if match is not None:
         sentence += f": {match.statement} of {match.origin}"
+    elif silent := _silent(decision, endpoint_id):
+        sentence += f": {silent} has no such statement"
     fix = _fix(world, decision, match, endpoint_id)
-    yield _step(decision, decision.gate, match, False, sentence, fix)
+    return _step(decision, decision.gate, match, False, sentence, fix)
+
+
+def _silent(decision: Decision, endpoint_id: str | None) -> str:
+    """Whose policies have no statement that allows."""
+    who = decision.request.principal
+    match decision.gate:
+        case "endpoint":
+            return endpoint_id or ""
+        case "resource" if decision.request.action.startswith("s3:"):
+            return f"bucket {decision.request.resource.removeprefix('arn:aws:s3:::').partition('/')[0]}"
+        case "identity" | "boundary" if isinstance(who, Principal) and who.role_name:
+            return f"role {who.role_name}"
+    return ""
 
 
 def _passed(decision: Decision, gate: Gate) -> Iterator[Step]:

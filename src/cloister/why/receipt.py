@@ -133,6 +133,39 @@ def receipt(job: ProcessingJob, record: dict[str, Any], *, now: float) -> dict[s
     }
 
 
+def refused(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was refused to a job while it ran, packets before requests: "who", "what" in words, the "gate",
+    "by" which rule, "why", the "fix", how many "times" of which "unit"."""
+    found = [
+        {
+            "who": each["who"],
+            "what": f"{each['who']} to {each['to']} {each['protocol']}"
+            + (f" port {each['port']}" if each["port"] is not None else ""),
+            "gate": each["gate"],
+            "by": each["by"],
+            "why": each["why"],
+            "fix": each["fix"],
+            "times": each["packets"],
+            "unit": "packets",
+        }
+        for each in record["refused"]
+    ]
+    return found + [
+        {
+            "who": each["who"],
+            "what": f"{each['who']}: {each['action']} {each['example']}",
+            "gate": "policy",
+            "by": ", ".join(each["by"]) or None,
+            "why": each["why"],
+            "fix": each.get("fix"),
+            "times": each["count"],
+            "unit": "requests",
+        }
+        for each in record["requests"]
+        if each["outcome"] == "refused"
+    ]
+
+
 def sign(body: dict[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
     public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
     value = base64.b64encode(key.sign(_canonical(body))).decode()

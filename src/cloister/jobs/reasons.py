@@ -1,0 +1,78 @@
+"""FailureReasons: AWS's known sentences, then the cause behind them in the words of `cloister why`. Pure.
+
+A cause is a refusal: the sentence that names the rule by its id, and the command that would change it.
+Where the command does not fit in AWS's limit, the reason says who prints it.
+"""
+
+from __future__ import annotations
+
+from cloister.jobs.model import Instance, ProcessingJob
+from cloister.vpc.flow import Step
+from cloister.vpc.model import NetworkInterface
+from cloister.why.job import Place, among, asked
+from cloister.world import World
+
+#: characters (AWS: DescribeProcessingJob)
+LIMIT = 1024
+INTERNAL = "InternalServerError: We encountered an internal error. Please try again."
+
+
+def with_cause(reason: str, refusal: Step | None, job: str, *, what: str = "") -> str:
+    """`what` are words before the cause. What the reason says already is not said again."""
+    if refusal is None or not refusal.sentence:
+        return reason
+    known, _, rule = refusal.sentence.rpartition(": ")
+    sentence = rule if known and known in reason else refusal.sentence
+    start = f"{reason.rstrip('.')}: {what}{sentence}"
+    if not refusal.fix:
+        return start
+    whole = f"{start} ({refusal.fix})"
+    return whole if len(whole) <= LIMIT else f"{start} (cloister why {job} prints the change)"
+
+
+def of_request(
+    world: World, job: ProcessingJob, instance: Instance, request: str, place: Place
+) -> Step | None:
+    """Why the rules refuse "METHOD s3://…" to an instance's agent."""
+    interface = world.get(NetworkInterface, instance.interface_id)
+    if interface is None:
+        return None
+    method, _, url = request.partition(" ")
+    return asked(world, job.request, interface, method, url, place).refusal
+
+
+def of_exit(instance: Instance, *, told: bool) -> str:
+    """Of a container that did not exit with 0; `told`: one of the job's containers left a message."""
+    if instance.exit_code is None:
+        return (
+            f"{INTERNAL} The container of {instance.host} was lost: its monitor was killed, "
+            "or the machine went down."
+        )
+    if instance.out_of_memory:
+        return (
+            "ClientError: Please use an instance type with more memory, or reduce the size of job data "
+            "processed on an instance."
+        )
+    if told:
+        return "AlgorithmError: See job logs for more information"
+    return f"AlgorithmError: , exit code: {instance.exit_code}"
+
+
+def of_time(job: ProcessingJob) -> str:
+    return (
+        "ClientError: The job was stopped because it exceeded MaxRuntimeInSeconds "
+        f"({job.max_runtime} seconds)."
+    )
+
+
+def while_running(world: World, job: ProcessingJob, reason: str, noticed: tuple[str, Step] | None) -> str:
+    """A reason with why the instances cannot talk, else with what was refused to a container while it ran:
+    `noticed`, in words and as a step."""
+    found = (world.get(NetworkInterface, each.interface_id) for each in job.instances)
+    for answer in among(world, [interface for interface in found if interface is not None]):
+        if answer.verdict.refusal is not None:
+            return with_cause(reason, answer.verdict.refusal, job.name, what=f"{answer.what}: ")
+    if noticed is not None:
+        what, refusal = noticed
+        return with_cause(reason, refusal, job.name, what=f"{what} was refused: ")
+    return reason
