@@ -5,7 +5,6 @@ AWS: "Amazon S3 API Reference", the operations of the same names.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from xml.sax.saxutils import escape
 
 from cloister.engine import Engine
 from cloister.iam import policy as iam_policy
+from cloister.s3 import bucket_policy
 from cloister.s3.address import check_bucket_name
 from cloister.s3.model import Bucket
 from cloister.wire.errors import AwsError
@@ -219,15 +219,7 @@ def put_policy(ask: Ask) -> Answer:
         text = ask.body.decode("utf-8")
     except UnicodeDecodeError:
         raise AwsError("MalformedPolicy", "Policies must be valid UTF-8.") from None
-    parsed = iam_policy.parse(text, "resource")
-    own = f"arn:aws:s3:::{bucket.name}"
-    for statement in parsed.statements:
-        for action in statement.actions:
-            if action != "*" and not action.lower().startswith("s3:"):
-                raise AwsError("MalformedPolicy", "Policy has invalid action", Detail=action[:500])
-        for resource in statement.resources or ():
-            if not fnmatch.fnmatchcase(own, resource.partition("/")[0].replace("[", "[[]")):
-                raise AwsError("MalformedPolicy", "Policy has invalid resource", Detail=resource[:500])
+    bucket_policy.parse(text, bucket.name)
     with ask.engine.transaction() as tx:
         tx.put(replace(bucket, policy=text))
     return _empty(204)
