@@ -127,7 +127,7 @@ def inside(rounds: int) -> list[measure.Row]:
 def _sizes(folder: Path) -> list[measure.Row]:
     """Per interface, at growing numbers, in a VPC with 10,000 rules: what is linear keeps its ratio."""
     lab = Lab(folder, "rules", RULES)
-    took: dict[str, list[float]] = {"compile": [], "apply": [], "explain": []}
+    took: dict[str, list[float]] = {"compile": [], "apply": [], "attach": [], "explain": []}
     have = 0
     for size in SIZES:
         tx = lab.world.begin()
@@ -138,6 +138,7 @@ def _sizes(folder: Path) -> list[measure.Row]:
         began = time.perf_counter()
         lab.commit(tx)
         took["apply"].append((time.perf_counter() - began) * 1000 / (size - before))
+        took["attach"].append(min(lab.attach_some() for _ in range(3)))
         took["compile"].append(_ms(lambda: compile(lab.world)))
         ends = list(lab.world.all(NetworkInterface))
         flow = Flow(
@@ -156,7 +157,8 @@ def _sizes(folder: Path) -> list[measure.Row]:
                     times[:1], at_most=limit,
                     note=f"at {sizes}: {', '.join(f'{t:.2f}' for t in times)} ms{each}")
         for what, times, limit, each in (
-            ("apply of one", took["apply"], 1.5, " for each interface of one commit"),
+            ("attach of one", took["attach"], 1.5, ""),
+            ("apply of many", took["apply"], 2.0, " for each interface of one commit"),
             ("compile of all", took["compile"], SIZES[-1] / SIZES[0], ""),
             ("explain of one flow", took["explain"], 1.5, ""),
         )

@@ -12,11 +12,14 @@ import pytest
 from tests.jobs.worlds import documents, request
 
 from cloister.engine import Engine
+from cloister.iam.decide import Policies, Request, decide
+from cloister.iam.model import Principal
 from cloister.jobs.allocation import allocate
 from cloister.jobs.lifecycle import JobState
 from cloister.jobs.model import Instance, ProcessingJob
 from cloister.kernel.conntrack import Connection
 from cloister.kernel.netns import Namespaces
+from cloister.services.api import Origin
 from cloister.store import Store
 from cloister.vpc import addresses
 from cloister.witness import LIMIT, Witness, signing_key
@@ -48,7 +51,7 @@ class House:
             "number": number,
             "protocol": 6,
             "source": self.own,
-            "destination": "10.0.1.200",
+            "destination": "10.0.3.200",
             "port": 443,
             "sent": (1, sent),
             "received": (1, received),
@@ -78,7 +81,7 @@ def test_a_connection_counts_once_however_often_it_is_read_also_by_the_next_daem
         witness._take("vpc-1", [house.connection(7, 150, 200)], [])
         (line,) = witness.record(house.job)["flows"]
         assert (line["connections"], line["bytes_sent"], line["bytes_received"]) == (2, 151, 201)
-        assert (line["who"], line["way"], line["other"]) == ("algo-1", "to", "10.0.1.200")
+        assert (line["who"], line["way"], line["other"]) == ("algo-1", "to", "10.0.3.200")
         witness._take("vpc-1", [], [])
         witness._take("vpc-1", [house.connection(7, 5, 5)], [])  # the number is used again
         (line,) = witness.record(house.job)["flows"]
@@ -98,6 +101,27 @@ def test_a_refusal_is_told_with_the_rule_of_its_time(house: House) -> None:
         assert (line["gate"], line["by"]) == ("route", "rtb-1")
 
     house.witnessing(use)
+
+
+def test_a_request_from_elsewhere_is_its_jobs_by_the_keys_that_signed_it(house: House) -> None:
+    who = Principal(
+        arn="arn:aws:sts::1:assumed-role/jobs/x", account="1", user_id="A:x", access_key_id="ASIA7"
+    )
+    asked = Request(principal=who, action="s3:GetObject", resource="arn:aws:s3:::b/k")
+    outside = Origin(address="198.51.100.9", secure=True)
+
+    def first(witness: Witness) -> None:
+        witness.decided(outside, "s3:GetObject", "arn:aws:s3:::b/k", decide(asked, Policies()))
+        assert witness.record(house.job)["requests"] == []
+        witness.issued(house.job, "algo-1", "ASIA7")
+
+    def next_daemon(witness: Witness) -> None:
+        witness.decided(outside, "s3:GetObject", "arn:aws:s3:::b/k", decide(asked, Policies()))
+        (line,) = witness.record(house.job)["requests"]
+        assert (line["who"], line["outcome"], line["endpoint"]) == ("algo-1", "refused", None)
+
+    house.witnessing(first)
+    house.witnessing(next_daemon)
 
 
 def test_a_record_is_bounded_and_says_what_it_left_out(house: House) -> None:

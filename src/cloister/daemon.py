@@ -149,6 +149,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         options=options,
         noticed=witness.noticed,
         last_look=witness.last,
+        issued=witness.issued,
     )
     side = SideServices(state, namespaces, account=options.account, region=options.region)
     stack.push_async_callback(side.stop)

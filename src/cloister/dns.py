@@ -216,12 +216,7 @@ class Resolvers(Servers[tuple[str, str]]):
         try:
             for host in (address, ip.LINK_LOCAL_RESOLVER):
                 for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                    one = self._namespaces.socket(vpc_id, socket.AF_INET, kind)
-                    made.append(one)
-                    one.setblocking(False)
-                    if kind == socket.SOCK_STREAM:
-                        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    one.bind((host, PORT))
+                    made.append(self._namespaces.bound(vpc_id, PORT, host, kind))
         except BaseException:
             for one in made:
                 one.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from aiohttp import web
@@ -20,13 +19,12 @@ from cloister.kernel.netns import Namespaces
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
 from cloister.s3.doors import BACKLOG, serve, server
-from cloister.servers import Servers
+from cloister.servers import Close, Servers
 from cloister.services.api import Origin
 from cloister.vpc.interface_endpoints import HTTP, HTTPS, InterfaceService, service_of
 from cloister.vpc.model import NetworkInterface, VpcEndpoint
 from cloister.world import World
 
-Close = Callable[[], Awaitable[None]]
 #: an endpoint and one of its interfaces
 Key = tuple[str, str]
 
@@ -68,12 +66,7 @@ class InterfaceDoors:
         with contextlib.ExitStack() as stack:
             listeners: dict[int, socket.socket] = {}
             for port in service.ports:
-                made = self._namespaces.socket(interface_id, socket.AF_INET, socket.SOCK_STREAM)
-                stack.enter_context(made)
-                made.setblocking(False)
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                made.bind(("0.0.0.0", port))
-                listeners[port] = made
+                listeners[port] = stack.enter_context(self._namespaces.bound(interface_id, port))
             close = await self._serve(endpoint, service, listeners)
             stack.pop_all()
         self._open_now.add(key)

@@ -8,8 +8,6 @@ alone, as on the internet: `aws:SourceIp` is the Elastic IP, and no key of a VPC
 from __future__ import annotations
 
 import contextlib
-import socket
-from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
 
 from aiohttp import web
@@ -21,13 +19,11 @@ from cloister.kernel.netns import Namespaces
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
 from cloister.s3.doors import BACKLOG, HTTP, HTTPS, server
-from cloister.servers import Servers
+from cloister.servers import Close, Servers
 from cloister.services.api import Origin
 from cloister.vpc.gateways import INTERNET, STAND_IN
 from cloister.vpc.model import InternetGateway
 from cloister.world import World
-
-Close = Callable[[], Awaitable[None]]
 
 
 class InternetDoors:
@@ -65,18 +61,13 @@ class InternetDoors:
         if number == 0 or self._namespaces.number(INTERNET) != number:
             raise LookupError(INTERNET)
         with contextlib.ExitStack() as stack:
-            listeners = []
-            for port in (HTTP, HTTPS):
-                made = self._namespaces.socket(INTERNET, socket.AF_INET, socket.SOCK_STREAM)
-                stack.enter_context(made)
-                made.setblocking(False)
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                made.bind(("0.0.0.0", port))
-                listeners.append(made)
+            plain, tls = (
+                stack.enter_context(self._namespaces.bound(INTERNET, port)) for port in (HTTP, HTTPS)
+            )
             runner = web.ServerRunner(server(self._handle), shutdown_timeout=1.0)
             await runner.setup()
-            await web.SockSite(runner, listeners[0], backlog=BACKLOG).start()
-            await web.SockSite(runner, listeners[1], ssl_context=self._context, backlog=BACKLOG).start()
+            await web.SockSite(runner, plain, backlog=BACKLOG).start()
+            await web.SockSite(runner, tls, ssl_context=self._context, backlog=BACKLOG).start()
             stack.pop_all()
         return runner.cleanup
 

@@ -1,11 +1,12 @@
 """What every job reached and was refused, kept for `cloister receipt` and for `cloister why` of an ended job.
 
-Three sources, told apart by the interface they come from: the connections that the VPC's router tracked (read
-every few seconds, and once more before the interfaces go), the packets that it refused (`vpc/refusals.py`),
-and the decisions of policies at the doors. Aggregated, so a job's record stays small; beyond `LIMIT` lines of
-one kind only their number is kept. Rules are looked up when a line is first seen: later changes do not
-alter it. Of a killed daemon's last seconds the kernel still knows the connections and the refusals, not the
-decisions.
+Three sources: the connections that the VPC's router tracked (read every few seconds, and once more before the
+interfaces go), the packets that it refused (`vpc/refusals.py`), and the decisions of policies at the doors.
+What is whose is told by the interface that it comes from; at a door of the internet, where that is not to be
+seen, by the keys that a request is signed with. Aggregated, so a job's record stays small; beyond `LIMIT`
+lines of one kind only their number is kept. Rules are looked up when a line is first seen: later changes do
+not alter it. Of a killed daemon's last seconds the kernel still knows the connections and the refusals, not
+the decisions.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from cloister.engine import Engine
 from cloister.iam.decide import Decision
-from cloister.jobs.model import Instance, ProcessingJob
+from cloister.iam.model import Principal
+from cloister.jobs.model import Instance, ProcessingJob, agent_of
 from cloister.kernel.conntrack import Connection, connections
 from cloister.kernel.flows import Counts
 from cloister.kernel.netns import Namespaces
@@ -82,6 +84,8 @@ class _Record:
     refused: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: int = 0
+    #: access key id of a session of the job's -> whose it is
+    keys: dict[str, str] = field(default_factory=dict)
 
 
 class Witness:
@@ -94,6 +98,7 @@ class Witness:
         self._store.execute("CREATE TABLE IF NOT EXISTS witness (job TEXT PRIMARY KEY, record TEXT NOT NULL)")
         self._records: dict[str, _Record] = {}
         self._whos: dict[tuple[str, str], _Who] = {}  # (VPC, address)
+        self._job_of: dict[str, str] = {}  # by access key id
         self._task: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()  # of two readings, the older must not come in last
 
@@ -130,19 +135,20 @@ class Witness:
     def decided(self, origin: Origin, action: str, resource: str, decision: Decision) -> None:
         """A door asked the policies about a request that came in at `origin`."""
         who = self._whos.get((origin.vpc_id or "", origin.address))
-        if who is None:
+        job_id, name = (who.job_id, who.name) if who is not None else self._of_keys(decision)
+        if job_id is None:
             return
-        record = self._load(who.job_id)
+        record = self._load(job_id)
         place = resource.partition("/")[0] if action.startswith("s3:") else resource
         outcome = "allowed" if decision.allowed else "refused"
-        key = f"{who.name} {action} {place} {origin.endpoint_id} {outcome}"
+        key = f"{name} {action} {place} {origin.endpoint_id} {outcome}"
         line = self._line(record, record.requests, key)
         if line is None:
             return
         if not line:
             wanted = "Allow" if decision.allowed else "Deny"
             line |= {
-                "who": who.name,
+                "who": name,
                 "action": action,
                 "resource": place,
                 "endpoint": origin.endpoint_id,
@@ -154,6 +160,18 @@ class Witness:
                 refusal = permission.refusal(self._engine.world, decision, endpoint_id=origin.endpoint_id)
                 line |= {"example": resource, "why": refusal.sentence, "fix": refusal.fix}
         line["count"] += 1
+
+    def issued(self, job: ProcessingJob, who: str, access_key_id: str) -> None:
+        """Keys of the job's role were made for `who`."""
+        self._load(job.job_id).keys[access_key_id] = who
+        self._job_of[access_key_id] = job.job_id
+        self._keep(job.job_id)
+
+    def _of_keys(self, decision: Decision) -> tuple[str | None, str]:
+        caller = decision.request.principal
+        key = caller.access_key_id if isinstance(caller, Principal) else ""
+        job_id = self._job_of.get(key)
+        return (job_id, self._load(job_id).keys[key]) if job_id is not None else (None, "")
 
     async def noticed(self, job: ProcessingJob) -> tuple[str, Step] | None:
         """The first thing that was refused to one of the job's containers so far, in words and as a step."""
@@ -204,6 +222,8 @@ class Witness:
         if job.terminal:
             for key in [key for key, who in self._whos.items() if who.job_id == job.job_id]:
                 del self._whos[key]
+            for access_key_id in self._load(job.job_id).keys:
+                self._job_of.pop(access_key_id, None)
             self._keep(job.job_id)
             return
         for instance in job.instances:
@@ -212,6 +232,7 @@ class Witness:
                 for who in _whos(job, instance, interface):
                     self._whos[interface.vpc_id, who.address] = who
                 record = self._load(job.job_id)
+                self._job_of.update(dict.fromkeys(record.keys, job.job_id))
                 if not record.network:
                     record.network = network_of(world, job)
 
@@ -362,7 +383,7 @@ def signing_key(state: Path) -> Ed25519PrivateKey:
 
 
 def _whos(job: ProcessingJob, instance: Instance, interface: NetworkInterface) -> Iterator[_Who]:
-    names = {instance.address: instance.host, instance.agent_address: f"{instance.host}'s agent"}
+    names = {instance.address: instance.host, instance.agent_address: agent_of(instance)}
     for index, held in enumerate(interface.addresses):
         if held.address in names:
             yield _Who(

@@ -160,6 +160,10 @@ def test_a_job_without_a_vpc_reaches_what_the_internet_reaches_and_no_other_job(
         assert (each["algo-1"], each["algo-2"]) == ("reached", "reached")
         assert each["other"] == "TimeoutError"
         assert each["machine"] == "TimeoutError"
+    told = json.loads(cloister.command("why", second["ProcessingJobName"], "--json", check=False))["refused"]
+    requests = [each for each in told if each["unit"] == "requests"]
+    assert {each["who"] for each in requests} == {"algo-1", "algo-2"}
+    assert {each["by"] for each in requests} == {f"bucket policy of {outside.bucket}/statement 2"}
     done = story.wait_for(outside.on, first["ProcessingJobName"])
     assert done["ProcessingJobStatus"] == "Completed", done
     listed = outside.on.ec2.describe_network_interfaces()["NetworkInterfaces"]

@@ -14,7 +14,7 @@ from tests.fabric.lab import ANYWHERE, Lab, in_world, rule
 from cloister.dns import Resolvers
 from cloister.fabric import Fabric
 from cloister.kernel.reconcile import Reconciler
-from cloister.vpc.explain import explain_s3
+from cloister.vpc.explain_s3 import explain_s3
 from cloister.vpc.model import NetworkInterface
 
 pytestmark = pytest.mark.fabric

@@ -14,7 +14,8 @@ from cloister.jobs.allocation import allocate, give_back
 from cloister.jobs.model import Instance, ProcessingJob
 from cloister.services.api import Call
 from cloister.vpc.elastic_ips import taken
-from cloister.vpc.explain import explain, explain_s3
+from cloister.vpc.explain import explain
+from cloister.vpc.explain_s3 import explain_s3
 from cloister.vpc.flow import Flow
 from cloister.vpc.model import (
     InternetGateway,

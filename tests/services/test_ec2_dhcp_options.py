@@ -10,7 +10,7 @@ from tests.services.ec2 import ec2, filters, ids, refusal
 
 from cloister.services.api import Call
 from cloister.vpc import dhcp
-from cloister.vpc.explain import explain_s3
+from cloister.vpc.explain_s3 import explain_s3
 from cloister.vpc.interfaces import create_interface
 from cloister.vpc.model import Vpc
 from cloister.why.request import why_request

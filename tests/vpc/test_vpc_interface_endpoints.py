@@ -9,7 +9,8 @@ import pytest
 from cloister.kernel.plan import Chain, Element, Netns
 from cloister.vpc import dns
 from cloister.vpc.compile import compile, update
-from cloister.vpc.explain import explain, explain_s3
+from cloister.vpc.explain import explain
+from cloister.vpc.explain_s3 import explain_s3
 from cloister.vpc.flow import Flow, Verdict
 from cloister.vpc.interface_endpoints import (
     ENDPOINT_INTERFACE,

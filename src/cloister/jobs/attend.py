@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cloister.credentials import SessionKeys
@@ -29,7 +30,8 @@ _TUNNEL_SECONDS, _AGAIN_SECONDS = 20.0, 1.0
 
 
 class Attendants:
-    """`keys(job)` makes new keys of the job's role, None when SageMaker may not assume it any more."""
+    """`keys(job, who)` makes new keys of the job's role for "algo-1", None when SageMaker may not assume it
+    any more."""
 
     def __init__(
         self,
@@ -37,7 +39,7 @@ class Attendants:
         containers: Containers,
         logs: LogStore,
         namespaces: Namespaces,
-        keys: Callable[[ProcessingJob], SessionKeys | None],
+        keys: Callable[[ProcessingJob, str], SessionKeys | None],
         jobs: Path,
     ) -> None:
         self._engine = engine
@@ -67,7 +69,7 @@ class Attendants:
             if key in self._endpoints or each.netns is None:
                 continue
             endpoint = CredentialsEndpoint(
-                job.credentials_path, job.request["RoleArn"], lambda: self._keys(job)
+                job.credentials_path, job.request["RoleArn"], partial(self._keys, job, each.host)
             )
             listener = await asyncio.to_thread(self._listen, each.netns)
             self._endpoints[key] = endpoint

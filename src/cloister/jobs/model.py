@@ -44,6 +44,11 @@ class Instance:
         return f"algo-{self.index}"
 
 
+def agent_of(instance: Instance) -> str:
+    """What the platform's agent at an instance is called."""
+    return f"{instance.host}'s agent"
+
+
 @document("processing-job", key="name", index=("arn",))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessingJob:

@@ -19,6 +19,7 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,11 @@ from cloister.jobs.containers import ContainerError
 from cloister.jobs.effects import Containers, Credentials, Engine, Fabric, Images, Namespaces
 from cloister.jobs.images import Image, ImageNotFound
 from cloister.jobs.lifecycle import InstanceEvent, JobEvent, JobState, after, instance_after
-from cloister.jobs.model import Instance, ProcessingJob
+from cloister.jobs.model import Instance, ProcessingJob, agent_of
 from cloister.logs import LogStore
 from cloister.options import Options
 from cloister.vpc import dhcp
-from cloister.vpc.explain import explain_s3
+from cloister.vpc.explain_s3 import explain_s3
 from cloister.vpc.flow import Step
 from cloister.vpc.model import NetworkInterface, Subnet, Vpc
 from cloister.why.job import Place
@@ -66,7 +67,8 @@ class Outcome:
 
 class Supervisor:
     """Owns the jobs of one daemon. `noticed(job)` tells what was refused to one of the job's containers so
-    far, in words and as a step. `last_look` comes before a job's interfaces go, when nothing uses them."""
+    far, in words and as a step. `last_look` comes before a job's interfaces go, when nothing uses them.
+    `issued(job, who, access_key_id)`: keys of the job's role were made for "algo-1" or "algo-1's agent"."""
 
     def __init__(
         self,
@@ -83,7 +85,9 @@ class Supervisor:
         perform: Callable[[Spec, Path], Awaitable[Result]] = agent_process.perform,
         noticed: Callable[[ProcessingJob], Awaitable[tuple[str, Step] | None]] | None = None,
         last_look: Callable[[ProcessingJob], Awaitable[None]] | None = None,
+        issued: Callable[[ProcessingJob, str, str], None] | None = None,
     ) -> None:
+        self._issued = issued
         self._noticed = noticed
         self._last_look = last_look
         self._engine = engine
@@ -102,7 +106,7 @@ class Supervisor:
         self._changed: dict[str, asyncio.Event] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._attendants = Attendants(
-            engine, containers, logs, namespaces, lambda job: self._keys(job, SESSION_SECONDS), self._jobs
+            engine, containers, logs, namespaces, partial(self._keys, seconds=SESSION_SECONDS), self._jobs
         )
         self._closing = False
         self._steps: dict[JobState, Callable[[ProcessingJob], Coroutine[Any, Any, Outcome]]] = {
@@ -359,11 +363,15 @@ class Supervisor:
             raise JobFailure(f"ClientError: The subnet ID '{job.subnet_id}' does not exist")
         return vpc
 
-    def _keys(self, job: ProcessingJob, seconds: float) -> SessionKeys | None:
+    def _keys(self, job: ProcessingJob, who: str, *, seconds: float) -> SessionKeys | None:
         role = execution_role.assume(self._engine.world, job.request["RoleArn"])
         if role is None:
             return None
-        return self._credentials.issue(role, execution_role.SESSION_NAME, seconds, now=self._engine.clock())
+        now = self._engine.clock()
+        keys = self._credentials.issue(role, execution_role.SESSION_NAME, seconds, now=now)
+        if self._issued is not None:
+            self._issued(job, who, keys.access_key_id)
+        return keys
 
     # ---- data ------------------------------------------------------------------------------------
 
@@ -380,7 +388,7 @@ class Supervisor:
 
     async def _transfer_one(self, job: ProcessingJob, instance: Instance, task: str) -> None:
         path = self._task_path(job, instance, task)
-        keys = self._keys(job, AGENT_SECONDS)
+        keys = self._keys(job, agent_of(instance), seconds=AGENT_SECONDS)
         if keys is None:
             raise JobFailure(
                 f"ClientError: SageMaker was unable to assume the role '{job.request['RoleArn']}'"

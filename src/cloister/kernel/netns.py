@@ -115,6 +115,21 @@ class Namespaces:
         finally:
             os.close(fd)
 
+    def bound(
+        self, name: str, port: int, address: str = "0.0.0.0", kind: int = socket.SOCK_STREAM
+    ) -> socket.socket:
+        """A socket in the namespace that is bound to `address` and `port`, and does not block."""
+        made = self.socket(name, socket.AF_INET, kind)
+        try:
+            made.setblocking(False)
+            if kind == socket.SOCK_STREAM:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((address, port))
+        except BaseException:
+            made.close()
+            raise
+        return made
+
     def socket(self, name: str, family: int, kind: int, proto: int = 0) -> socket.socket:
         """A socket that lives in the namespace, usable from any thread and by asyncio."""
         return self.call(name, lambda: socket.socket(family, kind, proto))

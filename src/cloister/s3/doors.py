@@ -24,7 +24,7 @@ from cloister.s3 import buckets
 from cloister.s3.backend import UNIT
 from cloister.s3.certificates import Authority
 from cloister.s3.door import MAX_HEADERS, Door
-from cloister.servers import Servers
+from cloister.servers import Close, Servers
 from cloister.services.api import Origin
 from cloister.vpc.model import VpcEndpoint
 from cloister.wire.errors import AwsError
@@ -37,8 +37,6 @@ BACKLOG = 1024
 CONNECTIONS = 512
 #: seconds from a connection's start, or its last answer, within which a whole head must have come
 HEAD_SECONDS = 30.0
-
-Close = Callable[[], Awaitable[None]]
 
 
 async def serve(
@@ -166,17 +164,10 @@ class EndpointDoors:
         if endpoint is None:
             raise LookupError(endpoint_id)
         with contextlib.ExitStack() as stack:
-            listeners = []
-            for port in (HTTP, HTTPS):
-                made = self._namespaces.socket(endpoint_id, socket.AF_INET, socket.SOCK_STREAM)
-                stack.enter_context(made)
-                made.setblocking(False)
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                made.bind(("0.0.0.0", port))
-                listeners.append(made)
-            close = await serve(
-                self._door, listeners[0], listeners[1], self._context, endpoint_id, endpoint.vpc_id
+            plain, tls = (
+                stack.enter_context(self._namespaces.bound(endpoint_id, port)) for port in (HTTP, HTTPS)
             )
+            close = await serve(self._door, plain, tls, self._context, endpoint_id, endpoint.vpc_id)
             stack.pop_all()
         return close
 

@@ -7,12 +7,11 @@ can, so that all that is missing is seen at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cloister.vpc import addresses as ip
 from cloister.vpc import (
-    dhcp,
     gateways,
     interface_endpoints,
     isolation,
@@ -34,13 +33,12 @@ from cloister.vpc.model import (
     VpcEndpoint,
     VpcPeering,
 )
+from cloister.vpc.steps import allowed, either, permission, refused, traffic
 from cloister.world import World
-
-_HTTPS, _DNS = 443, 53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _End:
+class End:
     """An interface and which of its addresses."""
 
     interface: NetworkInterface
@@ -54,40 +52,34 @@ class _End:
 
 def explain(world: World, flow: Flow) -> Verdict:
     """Whether `flow` is let through, gate by gate."""
-    return _verdict(_flow_steps(world, flow))
+    return verdict_of(_flow_steps(world, flow))
 
 
-def explain_s3(world: World, interface: NetworkInterface) -> Verdict:
-    """Whether `interface` reaches S3 of its own Region by a gateway endpoint or over the
-    internet: names, route, groups."""
-    return _verdict(_s3_steps(world, interface))
-
-
-def _verdict(steps: Iterator[Step]) -> Verdict:
+def verdict_of(steps: Iterator[Step]) -> Verdict:
     found = tuple(steps)
     return Verdict(allowed=bool(found) and all(step.allowed for step in found), steps=found)
 
 
 def _flow_steps(world: World, flow: Flow) -> Iterator[Step]:
-    source = _end(world, flow.source, flow.vpc_id)
+    source = end_of(world, flow.source, flow.vpc_id)
     if source is None:
-        yield _refused("interface", flow.source, f"No network interface has the address {flow.source}.")
+        yield refused("interface", flow.source, f"No network interface has the address {flow.source}.")
         return
     sender = source.interface
     if sender.interface_type == interface_endpoints.ENDPOINT_INTERFACE:
         sentence = f"{sender.interface_id} is an interface endpoint's: it opens nothing."
-        yield _refused("endpoint", sender.interface_id, sentence)
+        yield refused("endpoint", sender.interface_id, sentence)
     if not any(held.address == source.address and held.netns for held in sender.addresses):
         sentence = f"{sender.interface_id} is not attached to anything with its address {source.address}."
-        yield _refused("interface", sender.interface_id, sentence, code="UNASSOCIATED_COMPONENT")
+        yield refused("interface", sender.interface_id, sentence, code="UNASSOCIATED_COMPONENT")
     vpc = world.get(Vpc, sender.vpc_id)
-    target = _end(world, flow.destination, sender.vpc_id)
+    target = end_of(world, flow.destination, sender.vpc_id)
     if vpc is None or (target is None and flow.destination.startswith("eni-")):
-        yield _refused("interface", flow.destination, f"There is no network interface {flow.destination}.")
+        yield refused("interface", flow.destination, f"There is no network interface {flow.destination}.")
         return
     destination = target.address if target is not None else flow.destination
     if destination == source.address:
-        yield _allowed("interface", sender.interface_id, f"{destination} is its own: nothing leaves it.")
+        yield allowed("interface", sender.interface_id, f"{destination} is its own: nothing leaves it.")
         return
     isolated = _isolation_step(source, target, destination)
     if isolated is not None:
@@ -99,10 +91,10 @@ def _flow_steps(world: World, flow: Flow) -> Iterator[Step]:
     if target is None:
         target = _public_end(world, destination)
     for carried in _carried(source, destination, flow):
-        yield from _path(world, source, target, destination, carried)
+        yield from path(world, source, target, destination, carried)
 
 
-def _isolation_step(source: _End, target: _End | None, destination: str) -> Step | None:
+def _isolation_step(source: End, target: End | None, destination: str) -> Step | None:
     """The refusal of network isolation, at either end."""
     for end, other in ((source, destination), (target, source.address)):
         only = end.held.only if end is not None and end.held is not None else None
@@ -110,11 +102,11 @@ def _isolation_step(source: _End, target: _End | None, destination: str) -> Step
             continue
         whom = f"only {', '.join(only)}, the other instances of its job" if only else "nobody"
         sentence = f"{end.address} ({end.interface.interface_id}) has network isolation: it reaches {whom}."
-        return _refused("interface", end.interface.interface_id, sentence)
+        return refused("interface", end.interface.interface_id, sentence)
     return None
 
 
-def _carried(source: _End, destination: str, flow: Flow) -> tuple[Flow, ...]:
+def _carried(source: End, destination: str, flow: Flow) -> tuple[Flow, ...]:
     """The flows by which a flow travels: between instances that encrypt, keys and IPsec."""
     if source.held is None or destination not in source.held.encrypted_with:
         return (flow,)
@@ -122,10 +114,10 @@ def _carried(source: _End, destination: str, flow: Flow) -> tuple[Flow, ...]:
     return keys, replace(flow, protocol=isolation.ESP, port=None, source_port=None)
 
 
-def _path(
+def path(
     world: World,
-    source: _End,
-    target: _End | None,
+    source: End,
+    target: End | None,
     destination: str,
     flow: Flow,
     passed: tuple[str, ...] = (),
@@ -135,13 +127,13 @@ def _path(
     hop, step = _route_step(world, sender, destination)
     yield step
     if sender.interface_type != gateways.NAT_INTERFACE:
-        yield _egress_step(world, sender, destination, target, flow)
+        yield egress_step(world, sender, destination, target, flow)
     if hop is None or not step.allowed:
         return
     if hop.kind in ("local", "pcx"):
         yield from _neighbour_steps(world, source, target, destination, hop, flow)
         return
-    yield from _near_acl_steps(world, sender, destination, flow)
+    yield from near_acl_steps(world, sender, destination, flow)
     if hop.kind == "vpce":
         yield _endpoint_step(world, hop.route.target, destination, flow)
     elif hop.kind == "nat":
@@ -151,24 +143,24 @@ def _path(
 
 
 def _neighbour_steps(
-    world: World, source: _End, target: _End | None, destination: str, hop: route_tables.Hop, flow: Flow
+    world: World, source: End, target: End | None, destination: str, hop: route_tables.Hop, flow: Flow
 ) -> Iterator[Step]:
     """To an interface of this VPC or of a peer, and its replies back."""
     sender, vpc_id = source.interface, source.interface.vpc_id
     if hop.kind == "pcx":
         peering = world.get(VpcPeering, hop.route.target)
         vpc_id = peering.other(vpc_id) if peering is not None else ""
-        target = _end(world, destination, vpc_id)
+        target = end_of(world, destination, vpc_id)
     if target is None or target.interface.vpc_id != vpc_id or target.address != destination:
         sentence = f"No network interface of {vpc_id} has the address {destination}."
-        yield _refused("interface", vpc_id, sentence)
+        yield refused("interface", vpc_id, sentence)
         return
     if target.interface.subnet_id != sender.subnet_id:
-        yield from _near_acl_steps(world, sender, destination, flow)
+        yield from near_acl_steps(world, sender, destination, flow)
         yield from _far_acl_steps(world, target.interface, source.address, flow)
     if target.interface.interface_type == gateways.NAT_INTERFACE:
         sentence = f"{target.interface.interface_id} is a NAT gateway's: it answers nobody."
-        yield _refused("ingress", target.interface.interface_id, sentence)
+        yield refused("ingress", target.interface.interface_id, sentence)
         return
     yield _ingress_step(world, target.interface, source, flow)
     if target.interface.interface_type == interface_endpoints.ENDPOINT_INTERFACE:
@@ -177,7 +169,7 @@ def _neighbour_steps(
         back, step = _route_step(world, target.interface, source.address)
         if back is None or not step.allowed or back.route.target != hop.route.target:
             table = step.origin.partition("/")[0]
-            yield _refused(
+            yield refused(
                 "route",
                 step.origin,
                 f"Replies of {target.interface.interface_id}: {step.sentence}",
@@ -188,8 +180,8 @@ def _neighbour_steps(
 
 def _nat_steps(
     world: World,
-    source: _End,
-    target: _End | None,
+    source: End,
+    target: End | None,
     destination: str,
     nat_id: str,
     flow: Flow,
@@ -200,15 +192,15 @@ def _nat_steps(
     interface = world.get(NetworkInterface, nat.interface_id) if nat else None
     subnet = world.get(Subnet, interface.subnet_id) if interface else None
     if nat is None or interface is None or subnet is None:
-        yield _refused("gateway", nat_id, f"{nat_id} is gone.")
+        yield refused("gateway", nat_id, f"{nat_id} is gone.")
         return
     if nat_id in passed:
         sentence = f"The route table of {subnet.subnet_id} leads from {nat_id} back to it."
-        yield _refused("gateway", nat_id, sentence)
+        yield refused("gateway", nat_id, sentence)
         return
     if flow.protocol not in ("tcp", "udp", "icmp"):
-        sentence = f"{nat_id} translates tcp, udp and icmp, not {_what(flow)}."
-        yield _refused("gateway", nat_id, sentence)
+        sentence = f"{nat_id} translates tcp, udp and icmp, not {traffic(flow)}."
+        yield refused("gateway", nat_id, sentence)
         return
     if not ip.contains(subnet.cidr, source.address):
         yield from _acl_step(world, subnet, flow, egress=False, peer=source.address, ports=_ports(flow))
@@ -216,15 +208,15 @@ def _nat_steps(
             world, subnet, flow, egress=True, peer=source.address, ports=_reply_ports(flow), reply=True
         )
     sentence = f"{nat_id} translates {source.address} to {nat.private_ip}."
-    yield replace(_allowed("gateway", nat_id, sentence), becomes=nat.private_ip)
+    yield replace(allowed("gateway", nat_id, sentence), becomes=nat.private_ip)
     # it chooses another source port: replies go to any port
     onward = replace(flow, source_port=None)
-    here = _End(interface=interface, address=nat.private_ip)
-    yield from _path(world, here, target, destination, onward, (*passed, nat_id))
+    here = End(interface=interface, address=nat.private_ip)
+    yield from path(world, here, target, destination, onward, (*passed, nat_id))
 
 
 def _igw_steps(
-    world: World, source: _End, target: _End | None, destination: str, gateway_id: str, flow: Flow
+    world: World, source: End, target: End | None, destination: str, gateway_id: str, flow: Flow
 ) -> Iterator[Step]:
     interface = source.interface
     held = next(held for held in interface.addresses if held.address == source.address)
@@ -234,127 +226,38 @@ def _igw_steps(
             f"aws ec2 associate-address --network-interface-id {interface.interface_id} "
             "--allocation-id $(aws ec2 allocate-address --query AllocationId --output text)"
         )
-        yield _refused("gateway", gateway_id, sentence, fix, code="IGW_PUBLIC_IP_ASSOCIATION_FOR_EGRESS")
+        yield refused("gateway", gateway_id, sentence, fix, code="IGW_PUBLIC_IP_ASSOCIATION_FOR_EGRESS")
         return
     sentence = f"{gateway_id} translates {source.address} to {held.public_ip}."
-    yield replace(_allowed("gateway", gateway_id, sentence), becomes=held.public_ip)
+    yield replace(allowed("gateway", gateway_id, sentence), becomes=held.public_ip)
     if target is None:
         if gateways.is_service(destination):
             if flow.protocol != "tcp" or flow.port not in (80, 443):
                 sentence = f"AWS services at {destination} answer tcp ports 80 and 443 only."
-                yield _refused("gateway", gateway_id, sentence)
+                yield refused("gateway", gateway_id, sentence)
             return
         return
     there = gateways.of_vpc(world, target.interface.vpc_id)
     if there is None:
         sentence = f"{destination} is an address of {target.interface.vpc_id}, which has no internet gateway."
-        yield _refused("gateway", target.interface.vpc_id, sentence)
+        yield refused("gateway", target.interface.vpc_id, sentence)
         return
-    outside = _End(interface=interface, address=held.public_ip)
+    outside = End(interface=interface, address=held.public_ip)
     yield from _far_acl_steps(world, target.interface, held.public_ip, flow)
     if target.interface.interface_type == gateways.NAT_INTERFACE:
         sentence = f"{target.interface.interface_id} is a NAT gateway's: nothing can be opened from outside."
-        yield _refused("ingress", target.interface.interface_id, sentence)
+        yield refused("ingress", target.interface.interface_id, sentence)
         return
     yield _ingress_step(world, target.interface, outside, flow)
     back, step = _route_step(world, target.interface, held.public_ip)
     if back is None or not step.allowed or back.kind != "igw":
-        yield _refused("route", step.origin, f"Replies of {target.interface.interface_id}: {step.sentence}")
+        yield refused("route", step.origin, f"Replies of {target.interface.interface_id}: {step.sentence}")
 
 
-def _s3_steps(world: World, interface: NetworkInterface) -> Iterator[Step]:
-    vpc, subnet = world.get(Vpc, interface.vpc_id), world.get(Subnet, interface.subnet_id)
-    if vpc is None or subnet is None:
-        yield _refused("interface", interface.interface_id, f"{interface.interface_id} is in no subnet.")
-        return
-    region = subnet.zone.rstrip("abcdefghijklmnopqrstuvwxyz")
-    yield _servers_step(world, vpc, interface, region)
-    private = interface_endpoints.resolve_private(world, vpc, f"s3.{region}.amazonaws.com", region)
-    if private:
-        source = _End(interface=interface, address=interface.addresses[0].address)
-        flow = Flow(source=interface.interface_id, destination=private[0], protocol="tcp", port=_HTTPS)
-        yield from _path(world, source, _end(world, private[0], vpc.vpc_id), private[0], flow)
-        return
-    service, listed = s3_service_name(region), s3_prefix_list(region)
-    table = route_tables.of_subnet(world, subnet)
-    endpoints = [
-        endpoint
-        for endpoint in world.where(VpcEndpoint, vpc_id=vpc.vpc_id)
-        if endpoint.service_name == service and endpoint.kind == "Gateway"
-    ]
-    address = str(next(iter(listed.entries))).partition("/")[0]
-    flow = Flow(source=interface.interface_id, destination=address, protocol="tcp", port=_HTTPS)
-    hop = route_tables.lookup(world, table, address) if table else None
-    if hop is not None and hop.kind in ("nat", "igw"):
-        source = _End(interface=interface, address=interface.addresses[0].address)
-        yield from _path(world, source, None, address, flow)
-        return
-    yield _s3_route_step(world, vpc, subnet, table, endpoints, service)
-    yield from _near_acl_steps(world, interface, address, flow)
-    match = _admitted(world, interface, address, None, flow, egress=True)
-    if match is not None:
-        yield match
-    else:
-        group_id = interface.group_ids[0] if interface.group_ids else ""
-        permission = (
-            f"IpProtocol=tcp,FromPort={_HTTPS},ToPort={_HTTPS},"
-            f"PrefixListIds=[{{PrefixListId={listed.prefix_list_id}}}]"
-        )
-        yield _refused(
-            "egress",
-            group_id,
-            f"No egress rule of {_and(interface.group_ids)} allows tcp port {_HTTPS} to "
-            f"{listed.prefix_list_id} ({service}).",
-            f"aws ec2 authorize-security-group-egress --group-id {group_id} --ip-permissions '{permission}'",
-        )
-
-
-def _s3_route_step(
-    world: World,
-    vpc: Vpc,
-    subnet: Subnet,
-    table: RouteTable | None,
-    endpoints: Sequence[VpcEndpoint],
-    service: str,
-) -> Step:
-    where = table.route_table_id if table else vpc.vpc_id
-    hops = route_tables.resolve(world, table).values() if table else ()
-    routed = next(
-        (
-            hop
-            for hop in hops
-            if hop.kind == "vpce" and hop.route.target in {e.endpoint_id for e in endpoints}
-        ),
-        None,
-    )
-    if routed is not None:
-        route = f"{routed.route.destination} to {routed.route.target}"
-        return _allowed(
-            "route", f"{where}/{routed.route.destination}", f"{where} of {subnet.subnet_id} routes {route}."
-        )
-    if endpoints:
-        endpoint_id = endpoints[0].endpoint_id
-        return _refused(
-            "route",
-            where,
-            f"The route table {where} of {subnet.subnet_id} has no route to S3: "
-            f"the gateway endpoint {endpoint_id} is not associated with it.",
-            f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {endpoint_id} --add-route-table-ids {where}",
-        )
-    return _refused(
-        "route",
-        where,
-        f"The route table {where} of {subnet.subnet_id} has no route to S3: "
-        f"{vpc.vpc_id} has no gateway endpoint for {service}.",
-        f"aws ec2 create-vpc-endpoint --vpc-id {vpc.vpc_id} --service-name {service} "
-        f"--route-table-ids {where}",
-    )
-
-
-def _dns_support_step(vpc: Vpc) -> Step:
+def dns_support_step(vpc: Vpc) -> Step:
     if vpc.enable_dns_support:
-        return _allowed("dns", vpc.vpc_id, f"{vpc.vpc_id} has a resolver at {ip.resolver_address(vpc)}.")
-    return _refused(
+        return allowed("dns", vpc.vpc_id, f"{vpc.vpc_id} has a resolver at {ip.resolver_address(vpc)}.")
+    return refused(
         "dns",
         vpc.vpc_id,
         f"DNS support of {vpc.vpc_id} is off, so no S3 name resolves in it.",
@@ -362,31 +265,10 @@ def _dns_support_step(vpc: Vpc) -> Step:
     )
 
 
-def _servers_step(world: World, vpc: Vpc, interface: NetworkInterface, region: str) -> Step:
-    """Whether a DNS server is reached: the VPC's resolver, or another that its DHCP options name."""
-    servers = dhcp.servers(world, vpc, region)
-    first: Step | None = None
-    for server in servers:
-        if server == ip.resolver_address(vpc):
-            step = _dns_support_step(vpc)
-        else:
-            flow = Flow(source=interface.interface_id, destination=server, protocol="udp", port=_DNS)
-            refusal = explain(world, flow).refusal
-            said = f"{server}, a DNS server of {vpc.dhcp_options_id}, is "
-            step = _allowed("dns", vpc.dhcp_options_id, f"{said}reached.")
-            if refusal is not None:
-                step = replace(refusal, gate="dns", sentence=f"{said}not reached: {refusal.sentence}")
-        if step.allowed:
-            return step
-        first = first or step
-    said = f"{vpc.vpc_id} has no DNS server, so no S3 name resolves in it."
-    return first or _refused("dns", vpc.dhcp_options_id or vpc.vpc_id, said)
-
-
 def _resolver_step(vpc: Vpc, flow: Flow) -> Step:
-    step = _dns_support_step(vpc)
+    step = dns_support_step(vpc)
     if step.allowed and (flow.protocol not in ("tcp", "udp") or flow.port != 53):
-        return _refused("dns", vpc.vpc_id, f"The resolver of {vpc.vpc_id} answers udp and tcp port 53 only.")
+        return refused("dns", vpc.vpc_id, f"The resolver of {vpc.vpc_id} answers udp and tcp port 53 only.")
     return step
 
 
@@ -396,12 +278,12 @@ def _route_step(
     subnet = world.get(Subnet, sender.subnet_id)
     table = route_tables.of_subnet(world, subnet) if subnet else None
     if subnet is None or table is None:
-        return None, _refused("route", sender.subnet_id, f"{sender.subnet_id} has no route table.")
+        return None, refused("route", sender.subnet_id, f"{sender.subnet_id} has no route table.")
     hop = route_tables.lookup(world, table, destination)
     name = table.route_table_id
     if hop is None:
         sentence = f"The route table {name} of {subnet.subnet_id} has no route to {destination}."
-        return None, _refused("route", name, sentence, _route_fix(world, sender, table, destination))
+        return None, refused("route", name, sentence, _route_fix(world, sender, table, destination))
     origin = f"{name}/{hop.route.destination}"
     if hop.kind == "blackhole":
         sentence = (
@@ -409,9 +291,9 @@ def _route_step(
             f"{hop.route.target} is gone or leads nowhere."
         )
         fix = f"aws ec2 delete-route --route-table-id {name} --destination-cidr-block {hop.route.destination}"
-        return hop, _refused("route", origin, sentence, fix, code="BAD_STATE_ROUTE")
+        return hop, refused("route", origin, sentence, fix, code="BAD_STATE_ROUTE")
     sentence = f"{name} of {subnet.subnet_id} routes {hop.route.destination} to {hop.route.target}."
-    return hop, _allowed("route", origin, sentence)
+    return hop, allowed("route", origin, sentence)
 
 
 def _route_fix(world: World, sender: NetworkInterface, table: RouteTable, destination: str) -> str | None:
@@ -433,19 +315,19 @@ def _route_fix(world: World, sender: NetworkInterface, table: RouteTable, destin
     )
 
 
-def _egress_step(
-    world: World, sender: NetworkInterface, destination: str, target: _End | None, flow: Flow
+def egress_step(
+    world: World, sender: NetworkInterface, destination: str, target: End | None, flow: Flow
 ) -> Step:
-    found = _admitted(world, sender, destination, target, flow, egress=True)
+    found = admitted(world, sender, destination, target, flow, egress=True)
     return found or _group_refusal(world, sender, destination, target, flow, egress=True)
 
 
-def _ingress_step(world: World, receiver: NetworkInterface, source: _End, flow: Flow) -> Step:
-    found = _admitted(world, receiver, source.address, source, flow, egress=False)
+def _ingress_step(world: World, receiver: NetworkInterface, source: End, flow: Flow) -> Step:
+    found = admitted(world, receiver, source.address, source, flow, egress=False)
     return found or _group_refusal(world, receiver, source.address, source, flow, egress=False)
 
 
-def _near_acl_steps(world: World, sender: NetworkInterface, destination: str, flow: Flow) -> Iterator[Step]:
+def near_acl_steps(world: World, sender: NetworkInterface, destination: str, flow: Flow) -> Iterator[Step]:
     """The ACL of the sender's subnet: what goes out, and, as it is stateless, the replies."""
     near = world.get(Subnet, sender.subnet_id)
     if near is not None:
@@ -489,18 +371,18 @@ def _acl_step(
     if not decision.acl_id:
         return
     way = "outbound" if egress else "inbound"
-    what = f"the replies of {_what(flow)}" if reply else _what(flow)
+    what = f"the replies of {traffic(flow)}" if reply else traffic(flow)
     whom = f"{'to' if egress else 'from'} {peer}"
     rule = f"{way} rule {decision.entry.number if decision.entry else '*'} of {decision.acl_id}"
     if decision.allowed:
-        yield _allowed(
+        yield allowed(
             "acl", decision.origin, f"{rule.capitalize()} ({subnet.subnet_id}) allows {what} {whom}."
         )
         return
     sentence = f"{rule.capitalize()} ({subnet.subnet_id}) denies {what} {whom}."
     fix = _acl_fix(world, decision, flow, egress, peer, ports)
     direction = "egress" if egress else "ingress"
-    yield _refused("acl", decision.origin, sentence, fix, direction=direction)
+    yield refused("acl", decision.origin, sentence, fix, direction=direction)
 
 
 def _acl_fix(
@@ -532,8 +414,8 @@ def _acl_fix(
     )
 
 
-def _admitted(
-    world: World, owner: NetworkInterface, peer: str, other: _End | None, flow: Flow, *, egress: bool
+def admitted(
+    world: World, owner: NetworkInterface, peer: str, other: End | None, flow: Flow, *, egress: bool
 ) -> Step | None:
     match = security_groups.admits(
         world, owner.group_ids, egress=egress, peer=peer, protocol=flow.protocol, port=flow.port
@@ -543,38 +425,37 @@ def _admitted(
     gate, way = ("egress", "to") if egress else ("ingress", "from")
     whom = match.member_of or match.rule.prefix_list_id or match.rule.cidr
     sentence = f"{gate.capitalize()} rule {match.rule.rule_id} of {match.group_id} allows it {way} {whom}."
-    return _allowed(gate, match.origin, sentence)
+    return allowed(gate, match.origin, sentence)
 
 
 def _group_refusal(
-    world: World, owner: NetworkInterface, peer: str, other: _End | None, flow: Flow, *, egress: bool
+    world: World, owner: NetworkInterface, peer: str, other: End | None, flow: Flow, *, egress: bool
 ) -> Step:
     gate, way = ("egress", "to") if egress else ("ingress", "from")
     present = [group_id for group_id in owner.group_ids if world.get(SecurityGroup, group_id)]
-    sentence = (
-        f"No {gate} rule of {_and(owner.group_ids)} ({owner.interface_id}) allows {_what(flow)} {way} {peer}."
-    )
+    rules = f"{gate} rule of {either(owner.group_ids)} ({owner.interface_id})"
+    sentence = f"No {rules} allows {traffic(flow)} {way} {peer}."
     if not present:
-        return _refused(gate, owner.interface_id, sentence)
+        return refused(gate, owner.interface_id, sentence)
     if other is not None and other.interface.vpc_id == owner.vpc_id and other.interface.group_ids:
         whom = f"UserIdGroupPairs=[{{GroupId={other.interface.group_ids[0]}}}]"
     else:
         whom = f"IpRanges=[{{CidrIp={peer}/32}}]"
     fix = (
         f"aws ec2 authorize-security-group-{gate} --group-id {present[0]} "
-        f"--ip-permissions '{_permission(flow)},{whom}'"
+        f"--ip-permissions '{permission(flow)},{whom}'"
     )
-    return _refused(gate, present[0], sentence, fix)
+    return refused(gate, present[0], sentence, fix)
 
 
 def _endpoint_step(world: World, endpoint_id: str, destination: str, flow: Flow) -> Step:
     endpoint = world.get(VpcEndpoint, endpoint_id)
     blocks = prefix_list_of(world, endpoint).entries if endpoint is not None else ()
     if not any(ip.contains(block, destination) for block in blocks):
-        return _refused("endpoint", endpoint_id, f"{destination} is no address of S3 behind {endpoint_id}.")
+        return refused("endpoint", endpoint_id, f"{destination} is no address of S3 behind {endpoint_id}.")
     if flow.protocol == "tcp" and flow.port in (80, 443):
-        return _allowed("endpoint", endpoint_id, f"{endpoint_id} takes it to S3, where policies decide.")
-    return _refused("endpoint", endpoint_id, f"Behind {endpoint_id} S3 answers tcp ports 80 and 443 only.")
+        return allowed("endpoint", endpoint_id, f"{endpoint_id} takes it to S3, where policies decide.")
+    return refused("endpoint", endpoint_id, f"Behind {endpoint_id} S3 answers tcp ports 80 and 443 only.")
 
 
 def _service_step(world: World, interface: NetworkInterface, flow: Flow) -> Step:
@@ -584,86 +465,28 @@ def _service_step(world: World, interface: NetworkInterface, flow: Flow) -> Step
     ports = interface_endpoints.ports_of(world, interface)
     if endpoint is not None and flow.protocol == "tcp" and flow.port in ports:
         sentence = f"{name} takes it to {endpoint.service_name}, where policies decide."
-        return _allowed("endpoint", name, sentence)
+        return allowed("endpoint", name, sentence)
     answered = " and ".join(str(port) for port in ports) or "none"
-    return _refused("endpoint", name, f"{name} answers tcp ports {answered} only, not {_what(flow)}.")
+    return refused("endpoint", name, f"{name} answers tcp ports {answered} only, not {traffic(flow)}.")
 
 
-def _end(world: World, text: str, vpc_id: str | None) -> _End | None:
+def end_of(world: World, text: str, vpc_id: str | None) -> End | None:
     """The interface that `text` names by id (its primary address) or by an address in `vpc_id`."""
     interface = world.get(NetworkInterface, text)
     if interface is not None:
         primary = next((a for a in interface.addresses if a.primary), None) or interface.addresses[0]
-        return _End(interface=interface, address=primary.address)
+        return End(interface=interface, address=primary.address)
     near = world.where(NetworkInterface, vpc_id=vpc_id) if vpc_id else iter(world.all(NetworkInterface))
     for one in near:
         if any(held.address == text for held in one.addresses):
-            return _End(interface=one, address=text)
+            return End(interface=one, address=text)
     return None
 
 
-def _public_end(world: World, address: str) -> _End | None:
+def _public_end(world: World, address: str) -> End | None:
     """The interface with this public address."""
     for interface in world.all(NetworkInterface):
         for held in interface.addresses:
             if held.public_ip == address:
-                return _End(interface=interface, address=held.address)
+                return End(interface=interface, address=held.address)
     return None
-
-
-def _permission(flow: Flow) -> str:
-    if flow.port is None:
-        every = {"tcp": (0, 65535), "udp": (0, 65535), "icmp": (-1, -1)}.get(flow.protocol)
-        ports = f",FromPort={every[0]},ToPort={every[1]}" if every else ""
-        return f"IpProtocol={flow.protocol}{ports}"
-    if flow.protocol == "icmp":
-        return f"IpProtocol=icmp,FromPort={flow.port >> 8},ToPort={flow.port & 0xFF}"
-    return f"IpProtocol={flow.protocol},FromPort={flow.port},ToPort={flow.port}"
-
-
-def _what(flow: Flow) -> str:
-    if flow.protocol == security_groups.ALL:
-        return "everything"
-    if flow.protocol == isolation.ESP:
-        return "protocol 50 (ESP)"
-    return flow.protocol if flow.port is None else f"{flow.protocol} port {flow.port}"
-
-
-def _and(ids: Sequence[str]) -> str:
-    return " or ".join(ids) if ids else "no group"
-
-
-def _allowed(gate: str, origin: str, sentence: str) -> Step:
-    return Step(gate=gate, allowed=True, origin=origin, sentence=sentence)
-
-
-#: AWS (Reachability Analyzer guide, "Explanation codes"), by gate; others are given where a refusal is made
-_CODES = {
-    "route": "NO_ROUTE_TO_DESTINATION",
-    "egress": "ENI_SG_RULES_MISMATCH",
-    "ingress": "ENI_SG_RULES_MISMATCH",
-    "acl": "SUBNET_ACL_RESTRICTION",
-    "endpoint": "VPCE_GATEWAY_PROTOCOL_RESTRICTION",
-    "interface": "NO_POSSIBLE_DESTINATION",
-    "gateway": "CANNOT_ROUTE",
-}
-
-
-def _refused(
-    gate: str,
-    origin: str,
-    sentence: str,
-    fix: str | None = None,
-    *,
-    code: str | None = None,
-    direction: str | None = None,
-) -> Step:
-    return Step(
-        gate=gate,
-        allowed=False,
-        origin=origin,
-        sentence=sentence,
-        fix=fix,
-        code=code or _CODES.get(gate),
-        direction=direction or (gate if gate in ("egress", "ingress") else None),
-    )
