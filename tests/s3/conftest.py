@@ -16,7 +16,7 @@ from botocore.config import Config
 from cloister.credentials import Credentials
 from cloister.engine import Engine
 from cloister.iam.model import Role
-from cloister.s3.backend import SeaweedFS
+from cloister.s3.backend import Backend, SeaweedFS
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
 from cloister.s3.doors import serve
@@ -29,10 +29,12 @@ ENDPOINT = "vpce-0aaaaaaaaaaaaaaaa"
 
 
 class Site:
-    """The door in a loop of its own: `port` from outside any VPC, `vpc_port` through the endpoint."""
+    """The door in a loop of its own: `port` from outside any VPC, `vpc_port` through the endpoint. `backend`
+    holds the objects; SeaweedFS by default."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, backend: Backend | None = None) -> None:
         self.state = state
+        self.backend = backend or SeaweedFS(state)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
@@ -42,7 +44,6 @@ class Site:
 
     async def _start(self) -> None:
         self.engine = Engine(Store(self.state / "world.sqlite"))
-        self.backend = SeaweedFS(self.state)
         await self.backend.start()
         self.door = Door(self.engine, self.credentials, self.backend, region=REGION, account=ACCOUNT)
         sockets = []
