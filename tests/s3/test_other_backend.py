@@ -1,4 +1,4 @@
-"""Objects may be kept in any S3 that one has, instead of the embedded SeaweedFS: here moto's, over loopback."""
+"""Objects may be kept in any S3 that one has, instead of the embedded SeaweedFS: here in moto's."""
 
 from __future__ import annotations
 

@@ -105,6 +105,7 @@ class Supervisor:
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
+        self._sessions: dict[tuple[str, str], SessionKeys] = {}  # by job id and whose
         self._attendants = Attendants(
             engine, containers, logs, namespaces, partial(self._keys, seconds=SESSION_SECONDS), self._jobs
         )
@@ -364,11 +365,21 @@ class Supervisor:
         return vpc
 
     def _keys(self, job: ProcessingJob, who: str, *, seconds: float) -> SessionKeys | None:
+        """Keys of the job's role for `who`: the same until half their time is over, however often a container
+        asks. None when SageMaker may not assume the role any more."""
         role = execution_role.assume(self._engine.world, job.request["RoleArn"])
         if role is None:
             return None
         now = self._engine.clock()
+        kept = self._sessions.get((job.job_id, who))
+        if (
+            kept is not None
+            and kept.expiration > now + seconds / 2
+            and kept.principal.user_id.startswith(f"{role.role_id}:")
+        ):
+            return kept
         keys = self._credentials.issue(role, execution_role.SESSION_NAME, seconds, now=now)
+        self._sessions[job.job_id, who] = keys
         if self._issued is not None:
             self._issued(job, who, keys.access_key_id)
         return keys
@@ -574,6 +585,8 @@ class Supervisor:
         for each in job.instances:
             for task in ("download", "upload"):
                 agent_process.end(self._task_path(job, each, task))
+        for key in [key for key in self._sessions if key[0] == job.job_id]:
+            del self._sessions[key]
         self._attendants.follow(job)  # a daemon that has just come may have lines left to read
         await asyncio.gather(*(self._release_container(job, each) for each in job.instances))
         if self._last_look is not None:
