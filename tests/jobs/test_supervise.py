@@ -416,27 +416,6 @@ async def test_a_transfer_that_s3_refuses_names_whose_policy_and_the_change(
     assert "role jobs has no such statement (aws iam put-role-policy " in reason
 
 
-async def test_however_often_a_container_asks_it_gets_one_session_while_the_role_is_there(
-    house: Callable[..., Any],
-) -> None:
-    h = await house(lambda spec, containers: None)
-    issued = []
-    h.supervisor._issued = lambda job, who, access_key_id: issued.append((who, access_key_id))
-    h.submit(request())
-    await h.until(lambda: bool(h.containers.starts))
-    job = next(iter(h.engine.world.all(ProcessingJob)))
-
-    def keys(who: str) -> Any:
-        return h.supervisor._keys(job, who, seconds=3600)
-
-    first = keys("algo-1")
-    assert [keys("algo-1") for _ in range(100)] == 100 * [first]
-    assert keys("algo-1's agent") != first
-    assert [who for who, _ in issued] == ["algo-1", "algo-1's agent"]
-    h.put(role(service="ec2.amazonaws.com"))
-    assert keys("algo-1") is None
-
-
 async def test_outputs_are_uploaded_also_after_a_failure(house: Callable[..., Any]) -> None:
     def behave(spec: ContainerSpec, containers: FakeContainers) -> None:
         out = next(m.source for m in spec.mounts if m.target == "/opt/ml/processing/out")

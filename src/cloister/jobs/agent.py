@@ -28,8 +28,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloister.jobs.names import asking
 from cloister.jobs.objects import BadKey, Object, plan_files, request_of, shard, split_uri, under
+from cloister.jobs.resolver import getaddrinfo_by
 
 PARALLEL = 16
 CHUNK = 1 << 20
@@ -158,7 +158,7 @@ def _enter(spec: Spec) -> None:
         syscalls.setns(fd, syscalls.CLONE_NEWNET)
         os.close(fd)
     if spec.resolvers is not None:
-        resolve = asking(spec.resolvers)
+        resolve = getaddrinfo_by(spec.resolvers)
         socket.getaddrinfo = resolve
 
 

@@ -30,7 +30,7 @@ _TUNNEL_SECONDS, _AGAIN_SECONDS = 20.0, 1.0
 
 
 class Attendants:
-    """`keys(job, who)` makes new keys of the job's role for "algo-1", None when SageMaker may not assume it
+    """`keys(job, instance)` are keys of the job's role for a container, None when SageMaker may not assume it
     any more."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Attendants:
         containers: Containers,
         logs: LogStore,
         namespaces: Namespaces,
-        keys: Callable[[ProcessingJob, str], SessionKeys | None],
+        keys: Callable[[ProcessingJob, Instance], SessionKeys | None],
         jobs: Path,
     ) -> None:
         self._engine = engine
@@ -69,7 +69,7 @@ class Attendants:
             if key in self._endpoints or each.netns is None:
                 continue
             endpoint = CredentialsEndpoint(
-                job.credentials_path, job.request["RoleArn"], partial(self._keys, job, each.host)
+                job.credentials_path, job.request["RoleArn"], partial(self._keys, job, each)
             )
             listener = await asyncio.to_thread(self._listen, each.netns)
             self._endpoints[key] = endpoint

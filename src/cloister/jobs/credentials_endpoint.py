@@ -22,7 +22,7 @@ SECONDS = 5.0
 #: a container may hold as many connections open as it likes, but not of ours
 MAX_CONNECTIONS = 64
 
-#: makes new keys, or None when the role cannot be assumed any more
+#: the keys to give, or None when the role cannot be assumed any more
 Issue = Callable[[], SessionKeys | None]
 
 

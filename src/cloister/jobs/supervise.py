@@ -19,13 +19,11 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cloister.credentials import SessionKeys
 from cloister.iam.model import Role
-from cloister.jobs import agent_process, contract, execution_role, reasons, staging
+from cloister.jobs import agent_process, contract, execution_role, reasons, sessions, staging
 from cloister.jobs.agent import Result, Spec
 from cloister.jobs.allocation import allocate, give_back
 from cloister.jobs.attend import Attendants
@@ -33,7 +31,8 @@ from cloister.jobs.containers import ContainerError
 from cloister.jobs.effects import Containers, Credentials, Engine, Fabric, Images, Namespaces
 from cloister.jobs.images import Image, ImageNotFound
 from cloister.jobs.lifecycle import InstanceEvent, JobEvent, JobState, after, instance_after
-from cloister.jobs.model import Instance, ProcessingJob, agent_of
+from cloister.jobs.model import Instance, ProcessingJob
+from cloister.jobs.sessions import Sessions
 from cloister.logs import LogStore
 from cloister.options import Options
 from cloister.vpc import dhcp
@@ -46,9 +45,6 @@ from cloister.world import Change, Transaction, World
 
 log = logging.getLogger(__name__)
 
-SESSION_SECONDS = 6 * 3600.0
-#: a job's agent keys must outlive the longest transfer
-AGENT_SECONDS = 12 * 3600.0
 _RETRY_SECONDS = 1.0
 
 
@@ -87,7 +83,6 @@ class Supervisor:
         last_look: Callable[[ProcessingJob], Awaitable[None]] | None = None,
         issued: Callable[[ProcessingJob, str, str], None] | None = None,
     ) -> None:
-        self._issued = issued
         self._noticed = noticed
         self._last_look = last_look
         self._engine = engine
@@ -105,9 +100,9 @@ class Supervisor:
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
-        self._sessions: dict[tuple[str, str], SessionKeys] = {}  # by job id and whose
+        self._sessions = Sessions(engine, credentials, issued)
         self._attendants = Attendants(
-            engine, containers, logs, namespaces, partial(self._keys, seconds=SESSION_SECONDS), self._jobs
+            engine, containers, logs, namespaces, self._sessions.of_container, self._jobs
         )
         self._closing = False
         self._steps: dict[JobState, Callable[[ProcessingJob], Coroutine[Any, Any, Outcome]]] = {
@@ -275,7 +270,7 @@ class Supervisor:
     async def _allocate(self, job: ProcessingJob) -> Outcome:
         role = self._role(job)
         session = self._credentials.issue(
-            role, execution_role.SESSION_NAME, SESSION_SECONDS, now=self._engine.clock()
+            role, execution_role.SESSION_NAME, sessions.SECONDS, now=self._engine.clock()
         ).principal
         missing = execution_role.missing_permissions(self._engine.world, session)
         if missing and job.vpc_config is not None:
@@ -364,26 +359,6 @@ class Supervisor:
             raise JobFailure(f"ClientError: The subnet ID '{job.subnet_id}' does not exist")
         return vpc
 
-    def _keys(self, job: ProcessingJob, who: str, *, seconds: float) -> SessionKeys | None:
-        """Keys of the job's role for `who`: the same until half their time is over, however often a container
-        asks. None when SageMaker may not assume the role any more."""
-        role = execution_role.assume(self._engine.world, job.request["RoleArn"])
-        if role is None:
-            return None
-        now = self._engine.clock()
-        kept = self._sessions.get((job.job_id, who))
-        if (
-            kept is not None
-            and kept.expiration > now + seconds / 2
-            and kept.principal.user_id.startswith(f"{role.role_id}:")
-        ):
-            return kept
-        keys = self._credentials.issue(role, execution_role.SESSION_NAME, seconds, now=now)
-        self._sessions[job.job_id, who] = keys
-        if self._issued is not None:
-            self._issued(job, who, keys.access_key_id)
-        return keys
-
     # ---- data ------------------------------------------------------------------------------------
 
     async def _transfer(self, job: ProcessingJob, task: str) -> None:
@@ -399,7 +374,7 @@ class Supervisor:
 
     async def _transfer_one(self, job: ProcessingJob, instance: Instance, task: str) -> None:
         path = self._task_path(job, instance, task)
-        keys = self._keys(job, agent_of(instance), seconds=AGENT_SECONDS)
+        keys = self._sessions.of_agent(job, instance)
         if keys is None:
             raise JobFailure(
                 f"ClientError: SageMaker was unable to assume the role '{job.request['RoleArn']}'"
@@ -585,8 +560,7 @@ class Supervisor:
         for each in job.instances:
             for task in ("download", "upload"):
                 agent_process.end(self._task_path(job, each, task))
-        for key in [key for key in self._sessions if key[0] == job.job_id]:
-            del self._sessions[key]
+        self._sessions.forget(job)
         self._attendants.follow(job)  # a daemon that has just come may have lines left to read
         await asyncio.gather(*(self._release_container(job, each) for each in job.instances))
         if self._last_look is not None:

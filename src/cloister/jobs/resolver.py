@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def asking(servers: tuple[str, ...]) -> Callable[..., list[Any]]:
+def getaddrinfo_by(servers: tuple[str, ...]) -> Callable[..., list[Any]]:
     """A `getaddrinfo` that asks these DNS servers, over UDP: the next one when one is silent, twice round."""
     import dnslib
 
