@@ -152,7 +152,7 @@ def test_why_says_which_server_is_asked_and_whether_it_is_reached(call: Call, vp
             now=0,
         )
         assert [step.gate for step in verdict.steps] == ["dns"]
-        return verdict.cause
+        return verdict.reason
 
     assert asked() == (
         f"db.corp.example is asked of 10.0.1.9 ({own}); Cloister cannot tell what that server answers."

@@ -232,7 +232,7 @@ def test_why_names_the_rule_and_what_keeps_its_server_away(
             region="us-east-1",
             account=ACCOUNT,
             now=0,
-        ).cause
+        ).reason
 
     # the server's default group lets in only its own members
     assert f"is asked of 10.0.1.9 ({made['Id']}), which is not reached" in asked()

@@ -51,14 +51,6 @@ class Verdict:
         return next((step for step in self.steps if not step.allowed), None)
 
     @property
-    def cause(self) -> str:
-        """The first refusal in a sentence with what would change it; "" when nothing refuses."""
-        refusal = self.refusal
-        if refusal is None:
-            return ""
-        return f"{refusal.sentence} ({refusal.fix})" if refusal.fix else refusal.sentence
-
-    @property
     def reason(self) -> str:
         """The sentence that decided: of the first gate that refused, else of the last one."""
         decisive = self.refusal or (self.steps[-1] if self.steps else None)
