@@ -405,7 +405,11 @@ class Door:
             response.content_length = int(answer.headers["Content-Length"])
         await response.prepare(request)
         whole = int(answer.headers.get("Content-Length", "0"))
-        if not (is_head or await splice.send(request, response, answer, whole)):
+        direct = None
+        if not is_head and answer.status == 200:
+            path = address.encode_path(asked.bucket or "", asked.key)
+            direct = await self._backend.direct(path, answer.headers.get("ETag", ""), whole)
+        if not (is_head or await splice.send(request, response, answer, whole, direct)):
             try:
                 async for piece in answer.content.iter_any():
                     await response.write(piece)
