@@ -121,8 +121,11 @@ class Backend:
                 "ServiceUnavailable", "The object store does not answer. Please try again.", 503
             ) from error
 
+    #: bytes of an object that a GET asks for first, to take the rest by `direct`; 0: always asks for all
+    first = 0
+
     async def direct(self, path: str, etag: str, length: int) -> splice.Source | None:
-        """A shorter way to the bytes of a whole object that was just answered for, if there is one."""
+        """A shorter way to the bytes after the first ones of an object that was just answered for."""
         return None
 
     def _client(self) -> aiohttp.ClientSession:
@@ -153,6 +156,8 @@ class SeaweedFS(Backend):
     """One `weed server` that we start, adopt after our own crash, restart when it dies, and stop.
 
     `namespaces` None: it listens on the host's loopback on free ports (tests)."""
+
+    first = volumes.FIRST
 
     def __init__(self, state: Path, namespaces: Netns | None = None) -> None:
         self._folder = state / "objects"
@@ -308,13 +313,11 @@ class SeaweedFS(Backend):
 
     async def direct(self, path: str, etag: str, length: int) -> splice.Source | None:
         """Its chunks at the volume server."""
-        if length < volumes.LEAST:
-            return None
         *_, volume, _, filer, _ = self._ports
         url = URL(f"http://127.0.0.1:{filer}/buckets{path}?metadata=true", encoded=True)
         try:
             async with self._client().get(url, allow_redirects=False) as answer:
-                listed = volumes.chunks(json.loads(await answer.read()), etag, length)
+                listed = volumes.chunks(json.loads(await answer.read()), etag, self.first, length)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             log.debug("no chunks of %s: %s", path, error)
             return None

@@ -15,8 +15,10 @@ import base64
 import hashlib
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -48,6 +50,8 @@ log = logging.getLogger(__name__)
 MAX_DOCUMENT = 4 << 20
 MAX_OBJECT = 5 << 30  # AWS: one PUT, one part
 MAX_HEADERS = 16 << 10
+
+Ask = Callable[[tuple[tuple[str, str], ...]], Awaitable[aiohttp.ClientResponse]]
 
 _STREAMED = frozenset({"PutObject", "UploadPart"})
 
@@ -363,15 +367,21 @@ class Door:
         assert asked.bucket is not None
         query = {key: value for key, value in asked.query.items() if key not in passing.UNSENT_QUERY}
         path = address.encode_path(asked.bucket, asked.key)
+        whole = name == "GetObject" and "range" not in asked.headers and "partNumber" not in query
+        first = (("Range", f"bytes=0-{self._backend.first - 1}"),) if whole and self._backend.first else ()
+        ask = partial(self._backend.request, asked.head.method, path, address.encode_query(query))
         try:
-            answer = await self._backend.request(
-                asked.head.method, path, address.encode_query(query), tuple(headers), body
-            )
+            answer = await ask((*headers, *first), body)
+            if first and answer.status == 416:  # an object without a first byte
+                answer.release()
+                answer, first = await ask(tuple(headers)), ()
         except (AwsError, aiohttp.ClientError, OSError) as error:
             raise (failed[0] if failed else _unavailable(error)) from None
         async with answer:
             if failed:
                 raise failed[0]
+            if first and answer.status == 206:
+                return await self._pass_whole(request, asked, answer, ids, ask)
             return await self._pass_back(request, asked, answer, ids)
 
     async def _pass_back(
@@ -386,38 +396,51 @@ class Door:
             raise AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
         if answer.status >= 400 and asked.head.method != "HEAD":
             raise _backend_error(answer.status, (await answer.read()).decode("utf-8", "replace"))
-        headers: CIMultiDict[str] = CIMultiDict()
-        for key, value in answer.headers.items():
-            if key.lower() not in passing.DOWN_DROPPED and not key.lower().startswith(
-                ("x-seaweedfs", "seaweed-")
-            ):
-                headers.add(key, value)
-        headers.update(ids)
+        headers = _headers_down(answer, ids)
         is_head = asked.head.method == "HEAD"
-        if not is_head and int(answer.headers.get("Content-Length", UNIT + 1)) <= UNIT:
-            try:
-                body = await answer.read()
-            except (aiohttp.ClientError, OSError) as error:
-                raise _unavailable(error) from None
-            return web.Response(status=answer.status, headers=headers, body=body)  # one packet with its head
+        length = answer.headers.get("Content-Length")
+        if not is_head and length is not None and int(length) <= UNIT:
+            return await _in_one(answer, answer.status, headers)
         response = web.StreamResponse(status=answer.status, headers=headers)
-        if "Content-Length" in answer.headers:
-            response.content_length = int(answer.headers["Content-Length"])
+        if length is not None:
+            response.content_length = int(length)
         await response.prepare(request)
-        whole = int(answer.headers.get("Content-Length", "0"))
-        direct = None
-        if not is_head and answer.status == 200:
-            path = address.encode_path(asked.bucket or "", asked.key)
-            direct = await self._backend.direct(path, answer.headers.get("ETag", ""), whole)
-        if not (is_head or await splice.send(request, response, answer, whole, direct)):
+        if not is_head:
+            await _pass_body(request, response, answer)
+        await response.write_eof()
+        return response
+
+    async def _pass_whole(
+        self,
+        request: web.BaseRequest,
+        asked: _Asked,
+        answer: aiohttp.ClientResponse,
+        ids: dict[str, str],
+        ask: Ask,
+    ) -> web.StreamResponse:
+        """An object of which `answer` has the first bytes, and `ask` may ask for more."""
+        headers = _headers_down(answer, ids)
+        length = int(headers.pop("Content-Range").rpartition("/")[2])
+        part = int(answer.headers["Content-Length"])
+        if length <= UNIT:
+            return await _in_one(answer, 200, headers)
+        response = web.StreamResponse(headers=headers)
+        response.content_length = length
+        etag = answer.headers.get("ETag", "")
+        path = address.encode_path(asked.bucket or "", asked.key)
+        more = await self._backend.direct(path, etag, length) if part < length else None
+        with closing(more) if more else nullcontext():
+            await response.prepare(request)
+            complete = await _pass_body(request, response, answer, more)
+        if part < length and not complete:
             try:
-                async for piece in answer.content.iter_any():
-                    await response.write(piece)
-            except aiohttp.ClientError as error:
-                # The head promised more bytes: an error's answer must not be taken for them.
-                if request.transport is not None:
-                    request.transport.abort()
-                raise ConnectionResetError("the object store broke off") from error
+                rest = await ask((("Range", f"bytes={part}-"), ("If-Match", etag)))
+            except AwsError as error:
+                raise _broken_off(request) from error
+            async with rest:
+                if rest.status != 206:  # another object has its name by now
+                    raise _broken_off(request)
+                await _pass_body(request, response, rest)
         await response.write_eof()
         return response
 
@@ -486,6 +509,50 @@ class Door:
             f"{rows}</DeleteResult>"
         )
         return web.Response(body=text.encode(), headers={"Content-Type": "application/xml", **ids})
+
+
+def _headers_down(answer: aiohttp.ClientResponse, ids: dict[str, str]) -> CIMultiDict[str]:
+    headers: CIMultiDict[str] = CIMultiDict()
+    for key, value in answer.headers.items():
+        if key.lower() not in passing.DOWN_DROPPED and not key.lower().startswith(
+            ("x-seaweedfs", "seaweed-")
+        ):
+            headers.add(key, value)
+    headers.update(ids)
+    return headers
+
+
+async def _in_one(answer: aiohttp.ClientResponse, status: int, headers: CIMultiDict[str]) -> web.Response:
+    """A small body, in one packet with its head."""
+    try:
+        body = await answer.read()
+    except (aiohttp.ClientError, OSError) as error:
+        raise _unavailable(error) from None
+    return web.Response(status=status, headers=headers, body=body)
+
+
+async def _pass_body(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    answer: aiohttp.ClientResponse,
+    more: splice.Source | None = None,
+) -> bool:
+    """Send the body of `answer` after the head of `response`; whether `more` was sent, too."""
+    if await splice.send(request, response, answer, int(answer.headers.get("Content-Length", "0")), more):
+        return more is not None
+    try:
+        async for piece in answer.content.iter_any():
+            await response.write(piece)
+    except aiohttp.ClientError as error:
+        raise _broken_off(request) from error
+    return False
+
+
+def _broken_off(request: web.BaseRequest) -> ConnectionResetError:
+    """The head promised more bytes: an error's answer must not be taken for them."""
+    if request.transport is not None:
+        request.transport.abort()
+    return ConnectionResetError("the object store broke off")
 
 
 def _can_be(key: str) -> bool:

@@ -18,10 +18,11 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Protocol
 
 import aiohttp
@@ -44,35 +45,15 @@ _pool = ThreadPoolExecutor(COPIES, "s3-splice")
 _free = threading.BoundedSemaphore(COPIES)
 
 
-class Source(Protocol):
-    """Where a body comes from. The thread takes `runs`: from each socket, which does not block, so many bytes.
-    `stop` wakes it with an OSError, `close` is called when it has gone."""
+Runs = Iterable[tuple[socket.socket, int]]  #: from each socket, which does not block, so many bytes
 
-    def runs(self) -> Iterator[tuple[socket.socket, int]]: ...
+
+class Source(Protocol):
+    """More of a body. The thread takes its `runs`; `stop` wakes it with an OSError; who made it closes it."""
+
+    def runs(self) -> Runs: ...
     def stop(self) -> None: ...
     def close(self) -> None: ...
-
-
-class _Connection:
-    """The rest of an answer, on a duplicate of its connection's descriptor."""
-
-    def __init__(self, transport: asyncio.Transport, left: int) -> None:
-        self._end = _duplicate(transport)
-        self._left = left
-
-    def runs(self) -> Iterator[tuple[socket.socket, int]]:
-        yield self._end, self._left
-
-    def stop(self) -> None:
-        with contextlib.suppress(OSError):
-            self._end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._end.close()
-
-
-def _duplicate(transport: asyncio.Transport) -> socket.socket:
-    return socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,31 +84,33 @@ async def send(
     response: web.StreamResponse,
     answer: aiohttp.ClientResponse,
     length: int,
-    direct: Source | None = None,
+    more: Source | None = None,
 ) -> bool:
-    """Send the body of `length` bytes of `answer`, none of it read yet, after the prepared `response`'s head;
-    or the same bytes from `direct`, which is closed in any case. False, and nothing was sent, when this way is
-    not open: a small or a chunked body, too many copies. ConnectionError when either side breaks off."""
+    """Send the body of `length` bytes of `answer`, none of it read yet, after the prepared `response`'s head,
+    and then `more`. False, and nothing was done, when this way is not open: a small or a chunked body, too many
+    copies. ConnectionError when either side breaks off."""
+    client, connection = request.transport, answer.connection
+    if length < LEAST or not isinstance(client, asyncio.Transport) or connection is None:
+        return False
+    source, protocol = connection.transport, connection.protocol
+    if not isinstance(source, asyncio.Transport) or protocol is None:
+        return False
+    tls = None
+    if client.get_extra_info("sslcontext") and (tls := _tls(client)) is None:
+        return False
+    # When the parser was held up, it may keep bytes that we do not see.
+    if source.get_extra_info("sslcontext") or not source.is_reading() or protocol._tail:
+        return False
+    if not _free.acquire(blocking=False):
+        return False
     with contextlib.ExitStack() as stack:
-        if direct is not None:
-            stack.callback(direct.close)
-        client = request.transport
-        if length < LEAST or not isinstance(client, asyncio.Transport):
-            return False
-        tls = None
-        if client.get_extra_info("sslcontext") and (tls := _tls(client)) is None:
-            return False
-        if not _free.acquire(blocking=False):
-            return False
         stack.callback(_free.release)
-        source = direct
-        if source is not None:
-            answer.close()
+        protocol.pause_reading()
+        held = answer.content.read_nowait(-1)
+        protocol.pause_reading()  # taking the bytes let it read again
+        await response.write(held or b"")
+        if not held:
             request.writer.send_headers()
-        elif (source := await _rest(request, response, answer, length)) is not None:
-            stack.callback(source.close)
-        else:
-            return False
         if tls is not None:
             for each in (client, tls.below):  # what the client sends would be opened by the loop's thread
                 each.pause_reading()
@@ -137,50 +120,34 @@ async def send(
             if client.is_closing() or time.monotonic() > deadline:
                 raise ConnectionResetError("the client does not read")
             await asyncio.sleep(0.001)
-        target = stack.enter_context(_duplicate(client))
-        copy = asyncio.get_running_loop().run_in_executor(_pool, _copy, source, target, tls)
+        ends = []
+        for transport in (source, client):
+            fd = os.dup(transport.get_extra_info("socket").fileno())
+            ends.append(stack.enter_context(socket.socket(fileno=fd)))
+        runs = chain([(ends[0], length - len(held))], more.runs() if more else ())
+        copy = asyncio.get_running_loop().run_in_executor(_pool, _copy, runs, ends[1], tls)
         try:
             await asyncio.shield(copy)
         except OSError as error:
             client.abort()  # the head promised more bytes: nothing else may follow on this connection
             raise ConnectionResetError("a large object's copy broke off") from error
         except asyncio.CancelledError:
-            with contextlib.suppress(OSError):
-                target.shutdown(socket.SHUT_RDWR)
-            source.stop()  # wakes the thread; the descriptors are closed after it has gone
+            for end in ends:  # wakes the thread; the descriptors are closed after it has gone
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            if more is not None:
+                more.stop()
             with contextlib.suppress(OSError):
                 await copy
             raise
     return True
 
 
-async def _rest(
-    request: web.BaseRequest, response: web.StreamResponse, answer: aiohttp.ClientResponse, length: int
-) -> Source | None:
-    """What of the answer has come is sent; the rest is the source. None when its connection has it not plain."""
-    connection = answer.connection
-    if connection is None:
-        return None
-    source, protocol = connection.transport, connection.protocol
-    # When the parser was held up, it may keep bytes that we do not see.
-    if not isinstance(source, asyncio.Transport) or protocol is None or protocol._tail:
-        return None
-    if source.get_extra_info("sslcontext") or not source.is_reading():
-        return None
-    protocol.pause_reading()
-    held = answer.content.read_nowait(-1)
-    protocol.pause_reading()  # taking the bytes let it read again
-    await response.write(held or b"")
-    if not held:
-        request.writer.send_headers()
-    return _Connection(source, length - len(held))
-
-
-def _copy(source: Source, target: socket.socket, tls: _Tls | None) -> None:
+def _copy(runs: Runs, target: socket.socket, tls: _Tls | None) -> None:
     move: Callable[[socket.socket, socket.socket, int], None] = _splice
     if tls is not None:
         move = partial(_seal, tls=tls)
-    for end, size in source.runs():
+    for end, size in runs:
         move(end, target, size)
 
 
