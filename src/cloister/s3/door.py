@@ -400,7 +400,8 @@ class Door:
         is_head = asked.head.method == "HEAD"
         length = answer.headers.get("Content-Length")
         if not is_head and length is not None and int(length) <= UNIT:
-            return await _in_one(answer, answer.status, headers)
+            body = await _whole(answer)  # in one packet with its head
+            return web.Response(status=answer.status, headers=headers, body=body)
         response = web.StreamResponse(status=answer.status, headers=headers)
         if length is not None:
             response.content_length = int(length)
@@ -421,28 +422,39 @@ class Door:
         """An object of which `answer` has the first bytes, and `ask` may ask for more."""
         headers = _headers_down(answer, ids)
         length = int(headers.pop("Content-Range").rpartition("/")[2])
-        part = int(answer.headers["Content-Length"])
-        if length <= UNIT:
-            return await _in_one(answer, 200, headers)
-        response = web.StreamResponse(headers=headers)
-        response.content_length = length
+        beginning = await _whole(answer)
+        if len(beginning) == length:
+            return web.Response(headers=headers, body=beginning)
         etag = answer.headers.get("ETag", "")
         path = address.encode_path(asked.bucket or "", asked.key)
-        more = await self._backend.direct(path, etag, length) if part < length else None
+        more = await self._backend.direct(path, etag, length)
+        response = web.StreamResponse(headers=headers)
+        response.content_length = length
         with closing(more) if more else nullcontext():
             await response.prepare(request)
-            complete = await _pass_body(request, response, answer, more)
-        if part < length and not complete:
-            try:
-                rest = await ask((("Range", f"bytes={part}-"), ("If-Match", etag)))
-            except AwsError as error:
-                raise _broken_off(request) from error
-            async with rest:
-                if rest.status != 206:  # another object has its name by now
-                    raise _broken_off(request)
-                await _pass_body(request, response, rest)
+            await response.write(beginning)
+            if more is None or not await splice.send_more(request, more):
+                await self._pass_rest(
+                    request, response, ask, (("Range", f"bytes={len(beginning)}-"), ("If-Match", etag))
+                )
         await response.write_eof()
         return response
+
+    async def _pass_rest(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        ask: Ask,
+        which: tuple[tuple[str, str], ...],
+    ) -> None:
+        try:
+            rest = await ask(which)
+        except AwsError as error:
+            raise _broken_off(request) from error
+        async with rest:
+            if rest.status != 206:  # another object has its name by now
+                raise _broken_off(request)
+            await _pass_body(request, response, rest)
 
     async def _delete_objects(
         self, request: web.BaseRequest, asked: _Asked, ids: dict[str, str]
@@ -522,30 +534,24 @@ def _headers_down(answer: aiohttp.ClientResponse, ids: dict[str, str]) -> CIMult
     return headers
 
 
-async def _in_one(answer: aiohttp.ClientResponse, status: int, headers: CIMultiDict[str]) -> web.Response:
-    """A small body, in one packet with its head."""
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
     try:
-        body = await answer.read()
+        return await answer.read()
     except (aiohttp.ClientError, OSError) as error:
         raise _unavailable(error) from None
-    return web.Response(status=status, headers=headers, body=body)
 
 
 async def _pass_body(
-    request: web.BaseRequest,
-    response: web.StreamResponse,
-    answer: aiohttp.ClientResponse,
-    more: splice.Source | None = None,
-) -> bool:
-    """Send the body of `answer` after the head of `response`; whether `more` was sent, too."""
-    if await splice.send(request, response, answer, int(answer.headers.get("Content-Length", "0")), more):
-        return more is not None
+    request: web.BaseRequest, response: web.StreamResponse, answer: aiohttp.ClientResponse
+) -> None:
+    """Send the body of `answer` after what `response` has sent."""
+    if await splice.send(request, response, answer, int(answer.headers.get("Content-Length", "0"))):
+        return
     try:
         async for piece in answer.content.iter_any():
             await response.write(piece)
     except aiohttp.ClientError as error:
         raise _broken_off(request) from error
-    return False
 
 
 def _broken_off(request: web.BaseRequest) -> ConnectionResetError:

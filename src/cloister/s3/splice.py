@@ -18,11 +18,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Protocol
 
 import aiohttp
@@ -32,7 +31,7 @@ from aiohttp import web
 LEAST = 4 << 20
 PIPE = 1 << 20
 #: bytes that the backend should have sent before the thread is woken
-WORTH = 256 << 10
+WORTH = 1 << 20
 #: bytes that are sealed at once
 PIECE = 256 << 10
 #: seconds without one byte moved, as of the backend's session
@@ -80,67 +79,106 @@ def _tls(client: asyncio.Transport) -> _Tls | None:
 
 
 async def send(
-    request: web.BaseRequest,
-    response: web.StreamResponse,
-    answer: aiohttp.ClientResponse,
-    length: int,
-    more: Source | None = None,
+    request: web.BaseRequest, response: web.StreamResponse, answer: aiohttp.ClientResponse, length: int
 ) -> bool:
-    """Send the body of `length` bytes of `answer`, none of it read yet, after the prepared `response`'s head,
-    and then `more`. False, and nothing was done, when this way is not open: a small or a chunked body, too many
-    copies. ConnectionError when either side breaks off."""
-    client, connection = request.transport, answer.connection
-    if length < LEAST or not isinstance(client, asyncio.Transport) or connection is None:
+    """Send the body of `length` bytes of `answer`, none of it read yet, after the prepared `response`'s head.
+    False, and nothing was done, when this way is not open: a small or a chunked body, too many copies.
+    ConnectionError when either side breaks off."""
+    connection = answer.connection
+    if length < LEAST or connection is None:
         return False
-    source, protocol = connection.transport, connection.protocol
-    if not isinstance(source, asyncio.Transport) or protocol is None:
-        return False
-    tls = None
-    if client.get_extra_info("sslcontext") and (tls := _tls(client)) is None:
+    transport, protocol = connection.transport, connection.protocol
+    if not isinstance(transport, asyncio.Transport) or protocol is None:
         return False
     # When the parser was held up, it may keep bytes that we do not see.
-    if source.get_extra_info("sslcontext") or not source.is_reading() or protocol._tail:
+    if transport.get_extra_info("sslcontext") or not transport.is_reading() or protocol._tail:
         return False
-    if not _free.acquire(blocking=False):
-        return False
-    with contextlib.ExitStack() as stack:
-        stack.callback(_free.release)
+    async with _client(request) as client:
+        if client is None:
+            return False
         protocol.pause_reading()
         held = answer.content.read_nowait(-1)
         protocol.pause_reading()  # taking the bytes let it read again
         await response.write(held or b"")
         if not held:
             request.writer.send_headers()
-        if tls is not None:
-            for each in (client, tls.below):  # what the client sends would be opened by the loop's thread
-                each.pause_reading()
-                stack.callback(each.resume_reading)
+        with _duplicate(transport) as source:
+            await client.copy([(source, length - len(held))], lambda: _shut(source))
+    return True
+
+
+async def send_more(request: web.BaseRequest, source: Source) -> bool:
+    """Send all of `source` after what was written of a response's body; else as `send`."""
+    async with _client(request) as client:
+        if client is None:
+            return False
+        await client.copy(source.runs(), source.stop)
+    return True
+
+
+class _Client:
+    """A client's connection while a thread writes to it and asyncio does not."""
+
+    def __init__(self, transport: asyncio.Transport, tls: _Tls | None) -> None:
+        self._transport = transport
+        self._tls = tls
+
+    async def copy(self, runs: Runs, stop: Callable[[], None]) -> None:
+        """Send the runs, whole; `stop` makes the thread's reading fail."""
+        await self._written()
+        with _duplicate(self._transport) as target:
+            copy = asyncio.get_running_loop().run_in_executor(_pool, _copy, runs, target, self._tls)
+            try:
+                await asyncio.shield(copy)
+            except OSError as error:
+                self._transport.abort()  # the head promised more bytes: nothing else may follow
+                raise ConnectionResetError("a large object's copy broke off") from error
+            except asyncio.CancelledError:
+                _shut(target)  # wakes the thread; the descriptors are closed after it has gone
+                stop()
+                with contextlib.suppress(OSError):
+                    await copy
+                raise
+
+    async def _written(self) -> None:
+        """Until asyncio has nothing left to write."""
         deadline = time.monotonic() + STALLED
-        while client.get_write_buffer_size() or (tls and tls.below.get_write_buffer_size()):
-            if client.is_closing() or time.monotonic() > deadline:
+        below = self._tls.below if self._tls else self._transport
+        while self._transport.get_write_buffer_size() or below.get_write_buffer_size():
+            if self._transport.is_closing() or time.monotonic() > deadline:
                 raise ConnectionResetError("the client does not read")
             await asyncio.sleep(0.001)
-        ends = []
-        for transport in (source, client):
-            fd = os.dup(transport.get_extra_info("socket").fileno())
-            ends.append(stack.enter_context(socket.socket(fileno=fd)))
-        runs = chain([(ends[0], length - len(held))], more.runs() if more else ())
-        copy = asyncio.get_running_loop().run_in_executor(_pool, _copy, runs, ends[1], tls)
-        try:
-            await asyncio.shield(copy)
-        except OSError as error:
-            client.abort()  # the head promised more bytes: nothing else may follow on this connection
-            raise ConnectionResetError("a large object's copy broke off") from error
-        except asyncio.CancelledError:
-            for end in ends:  # wakes the thread; the descriptors are closed after it has gone
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-            if more is not None:
-                more.stop()
-            with contextlib.suppress(OSError):
-                await copy
-            raise
-    return True
+
+
+@contextlib.asynccontextmanager
+async def _client(request: web.BaseRequest) -> AsyncIterator[_Client | None]:
+    """None: the thread cannot write to it, or there are too many copies."""
+    transport = request.transport
+    tls = None
+    if not isinstance(transport, asyncio.Transport) or (
+        transport.get_extra_info("sslcontext") and (tls := _tls(transport)) is None
+    ):
+        yield None
+        return
+    if not _free.acquire(blocking=False):
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        stack.callback(_free.release)
+        if tls is not None:
+            for each in (transport, tls.below):  # what the client sends would be opened by the loop's thread
+                each.pause_reading()
+                stack.callback(each.resume_reading)
+        yield _Client(transport, tls)
+
+
+def _duplicate(transport: asyncio.Transport) -> socket.socket:
+    return socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+
+
+def _shut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _copy(runs: Runs, target: socket.socket, tls: _Tls | None) -> None:
