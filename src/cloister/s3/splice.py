@@ -33,7 +33,7 @@ PIPE = 1 << 20
 #: bytes that the backend should have sent before the thread is woken
 WORTH = 1 << 20
 #: bytes that are sealed at once
-PIECE = 256 << 10
+PIECE = 512 << 10
 #: seconds without one byte moved, as of the backend's session
 STALLED = 120.0
 #: copies at the same time; what comes above goes the slow way
