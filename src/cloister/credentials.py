@@ -18,6 +18,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -62,7 +63,7 @@ class Credentials:
         self._secret_key = _derive(key, b"session secret")
         self.root_access_key_id, self.root_secret_access_key = _root_key(state_dir, environ)
 
-    @property
+    @cached_property
     def root(self) -> Principal:
         return Principal(
             arn=f"arn:aws:iam::{self.account}:root",

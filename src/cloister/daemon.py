@@ -8,6 +8,7 @@ and in the host's network namespace.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -67,6 +68,10 @@ async def run(state: Path, options: Options) -> None:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         url = await compose(state, options, stack)
+        # What is there now stays: no collection need look through it again, or come for every small thing.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
         log.info("ready at %s", url)
         await stop.wait()
         log.info("stopping")

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from cloister.iam.model import Caller, FederatedPrincipal, Principal, ServicePrincipal
 
 
 def iso(seconds: float) -> str:
+    """2026-01-02T03:04:05Z"""
+    return _iso(int(seconds))
+
+
+@lru_cache(maxsize=64)
+def _iso(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

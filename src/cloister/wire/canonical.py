@@ -98,22 +98,12 @@ def string_to_sign(stamp: str, scope: str, canonical: str) -> str:
     return f"{ALGORITHM}\n{stamp}\n{scope}\n{digest}"
 
 
-_KEYS: dict[tuple[str, str, str, str], bytes] = {}
-_MAX_KEYS = 512
-
-
 @lru_cache(maxsize=1024)
 def signing_key(secret: str, day: str, region: str, service: str) -> bytes:
     """The key of one day, region and service. Four HMACs, remembered for the last few hundred."""
-    index = (secret, day, region, service)
-    key = _KEYS.get(index)
-    if key is None:
-        key = ("AWS4" + secret).encode()
-        for part in (day, region, service, "aws4_request"):
-            key = hmac.digest(key, part.encode(), "sha256")
-        if len(_KEYS) >= _MAX_KEYS:
-            _KEYS.clear()
-        _KEYS[index] = key
+    key = ("AWS4" + secret).encode()
+    for part in (day, region, service, "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
     return key
 
 
@@ -131,4 +121,9 @@ def header_map(headers: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def write_stamp(seconds: float) -> str:
     """20260102T030405Z"""
+    return _stamp(int(seconds))
+
+
+@lru_cache(maxsize=64)
+def _stamp(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%dT%H%M%SZ")

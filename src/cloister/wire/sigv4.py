@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from cloister.wire.canonical import (
@@ -293,6 +294,7 @@ def _malformed(is_s3: bool, message: str) -> AwsError:
     return AwsError("IncompleteSignature", message)
 
 
+@lru_cache(maxsize=256)
 def _read_stamp(text: str, is_s3: bool) -> tuple[str, float]:
     match = _STAMP.fullmatch(text)
     try:
