@@ -40,7 +40,6 @@ _IFF_UP = 1
 _RT_TABLE_LOCAL = 255
 _ROUTE_TYPES = {"unicast": 1, "local": 2, "blackhole": 6, "throw": 9}
 _TYPE_NAMES = {number: name for name, number in _ROUTE_TYPES.items()}
-_LOOPBACK = 1  # its number in every namespace
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST = 0, 253, 254
 _ONLINK = 4
 _PERMANENT = 0x80
@@ -236,11 +235,12 @@ def set_alias(index: int, alias: str) -> Message:
     return Message(type=SETLINK, flags=0, body=body, what=f"set the alias of link {index}")
 
 
-def add_address(index: int, cidr: str) -> Message:
+def add_address(index: int, cidr: str, *, own: bool = False) -> Message:
+    """`own`: of this host alone, never the source of packets that leave by a link without an address."""
     return Message(
         type=NEWADDR,
         flags=_CREATE | _REPLACE,
-        body=_address(index, cidr),
+        body=_address(index, cidr, _SCOPE_HOST if own else _SCOPE_UNIVERSE),
         what=f"add address {cidr}",
     )
 
@@ -255,10 +255,8 @@ def delete_address(index: int, cidr: str) -> Message:
     )
 
 
-def _address(index: int, cidr: str) -> bytes:
+def _address(index: int, cidr: str, scope: int = _SCOPE_UNIVERSE) -> bytes:
     interface = ipaddress.IPv4Interface(cidr)
-    # What is on the loopback must not become the source of packets that leave by a link without an address.
-    scope = _SCOPE_HOST if index == _LOOPBACK else _SCOPE_UNIVERSE
     packed = interface.ip.packed
     return (
         _IFADDR.pack(socket.AF_INET, interface.network.prefixlen, 0, scope, index)

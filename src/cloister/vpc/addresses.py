@@ -8,10 +8,10 @@ Blocks given with host bits set are canonicalised: 100.68.0.18/18 becomes 100.68
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import IPv4Address, IPv4Network
 
-from cloister.vpc.model import NetworkInterface, Subnet, Vpc
+from cloister.vpc.model import NetworkInterface, Subnet, Vpc, place
 from cloister.wire.errors import AwsError
 from cloister.world import World
 
@@ -122,13 +122,8 @@ def is_reserved(cidr: str, address: str) -> bool:
     return not RESERVED_FIRST <= offset < network.num_addresses - RESERVED_LAST
 
 
-def used(world: World, subnet_id: str) -> set[str]:
-    """The addresses that interfaces of this subnet hold."""
-    return {
-        held.address
-        for interface in world.where(NetworkInterface, subnet_id=subnet_id)
-        for held in interface.addresses
-    }
+def in_use(world: World, vpc_id: str, address: str) -> bool:
+    return any(world.where(NetworkInterface, places=place(vpc_id, address)))
 
 
 def free_count(world: World, subnet: Subnet) -> int:
@@ -137,8 +132,8 @@ def free_count(world: World, subnet: Subnet) -> int:
     return capacity(subnet.cidr) - held
 
 
-def next_free(cidr: str, taken: Collection[str], count: int, seed: str = "") -> list[str]:
-    """`count` free addresses of a subnet's block, fewer when it has fewer.
+def next_free(cidr: str, taken: Callable[[str], bool], count: int, seed: str = "") -> list[str]:
+    """`count` addresses of a subnet's block that are not `taken`, fewer when it has fewer.
 
     The search starts at a place that `seed` decides and wraps around: like AWS's, addresses look random,
     so an address is not handed to a stranger right after it was released."""
@@ -151,7 +146,7 @@ def next_free(cidr: str, taken: Collection[str], count: int, seed: str = "") -> 
         if len(found) == count:
             break
         address = str(IPv4Address(first + (start + step) % size))
-        if address not in taken:
+        if not taken(address):
             found.append(address)
     return found
 

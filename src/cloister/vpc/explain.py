@@ -32,6 +32,7 @@ from cloister.vpc.model import (
     Vpc,
     VpcEndpoint,
     VpcPeering,
+    place,
 )
 from cloister.vpc.steps import allowed, either, permission, refused, traffic
 from cloister.world import World
@@ -476,7 +477,9 @@ def end_of(world: World, text: str, vpc_id: str | None) -> End | None:
     if interface is not None:
         primary = next((a for a in interface.addresses if a.primary), None) or interface.addresses[0]
         return End(interface=interface, address=primary.address)
-    near = world.where(NetworkInterface, vpc_id=vpc_id) if vpc_id else iter(world.all(NetworkInterface))
+    near = (
+        world.where(NetworkInterface, places=place(vpc_id, text)) if vpc_id else world.all(NetworkInterface)
+    )
     for one in near:
         if any(held.address == text for held in one.addresses):
             return End(interface=one, address=text)

@@ -166,7 +166,10 @@ def check_groups(world: World, group_ids: Sequence[str], subnet: Subnet) -> tupl
 def choose_addresses(world: World, subnet: Subnet, wanted: Sequence[str], count: int, seed: str) -> list[str]:
     """`count` addresses of `subnet` that are free: those wanted, then others. Raises InvalidParameterValue,
     InvalidIPAddress.InUse, InsufficientFreeAddressesInSubnet."""
-    taken = ip.used(world, subnet.subnet_id)
+
+    def taken(address: str) -> bool:
+        return address in chosen or ip.in_use(world, subnet.vpc_id, address)
+
     chosen: list[str] = []
     for text in wanted:
         address = str(ip.parse_address(text))
@@ -178,9 +181,8 @@ def choose_addresses(world: World, subnet: Subnet, wanted: Sequence[str], count:
             raise AwsError(
                 "InvalidParameterValue", f"Address {address} is in subnet's reserved address range"
             )
-        if address in taken:
+        if taken(address):
             raise AwsError("InvalidIPAddress.InUse", f"The address {address} is already in use.")
-        taken.add(address)
         chosen.append(address)
     chosen += ip.next_free(subnet.cidr, taken, count - len(chosen), seed)
     if len(chosen) < count:

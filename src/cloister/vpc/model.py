@@ -196,7 +196,12 @@ class PrivateAddress:
     encrypted_with: tuple[str, ...] = ()
 
 
-@document("network-interface", key="interface_id", index=("vpc_id", "subnet_id", "group_ids"), prefix="eni")
+@document(
+    "network-interface",
+    key="interface_id",
+    index=("vpc_id", "subnet_id", "group_ids", "places"),
+    prefix="eni",
+)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkInterface:
     """An ENI. Each of its addresses may be attached to a namespace of its own (a job's container and
@@ -216,6 +221,16 @@ class NetworkInterface:
     attachment_id: str | None = None
     attached: float | None = None
     tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Its addresses as `place` writes them: no other interface has one of these."""
+        return tuple(place(self.vpc_id, held.address) for held in self.addresses)
+
+
+def place(vpc_id: str, address: str) -> str:
+    """An address of a VPC: two VPCs may have the same addresses."""
+    return f"{vpc_id}/{address}"
 
 
 @document("internet-gateway", key="internet_gateway_id", index=("vpc_id",), prefix="igw")

@@ -26,7 +26,7 @@ from ipaddress import IPv4Address, IPv4Network
 from cloister.kernel.plan import Chain, Element, Part, Rule, Set
 from cloister.vpc import gateways
 from cloister.vpc.endpoints import prefix_list
-from cloister.vpc.model import GroupRule, NetworkInterface, SecurityGroup
+from cloister.vpc.model import GroupRule, NetworkInterface, SecurityGroup, place
 from cloister.world import World
 
 ALL = "-1"
@@ -131,9 +131,10 @@ def _rule_matches(
 
 
 def is_member(world: World, group_id: str, address: str) -> bool:
-    return any(
-        held.netns is not None and held.address == address
-        for interface in world.where(NetworkInterface, group_ids=group_id)
+    group = world.get(SecurityGroup, group_id)
+    return group is not None and any(
+        group_id in interface.group_ids and held.netns is not None and held.address == address
+        for interface in world.where(NetworkInterface, places=place(group.vpc_id, address))
         for held in interface.addresses
     )
 
