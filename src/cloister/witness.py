@@ -2,12 +2,12 @@
 
 Three sources: the connections that the VPC's router tracked (read every few seconds, and once more before the
 interfaces go; the kernel tells of those that end in between, with their final counts), the packets that it
-refused (`vpc/refusals.py`), and the decisions of policies at the doors. What is whose is told by the interface
-that it comes from; at a door of the internet, where that is not to be seen, by the keys that a request is
-signed with. Aggregated, so a job's record stays small; beyond `LIMIT` lines of one kind only their number is
-kept. Rules are looked up when a line is first seen: later changes do not alter it. Of a killed daemon's last
-seconds the kernel still knows most connections and the refusals, not the decisions. Where connections may be
-missing, `gaps` says why.
+refused (`vpc/refusals.py`), and the decisions of policies at the doors. What is whose is told by the
+interface that it comes from; at a door of the internet, where that is not to be seen, by the keys that a
+request is signed with. Aggregated, so a job's record stays small; beyond `LIMIT` lines of one kind only their
+number is kept. Rules are looked up when a line is first seen: later changes do not alter it. Of a killed
+daemon's last seconds the kernel still knows most connections and the refusals, not the decisions. Where
+connections may be missing, `gaps` says why.
 """
 
 from __future__ import annotations
