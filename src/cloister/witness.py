@@ -331,7 +331,13 @@ class Witness:
         listener = self._listeners.get(vpc_id)
         if listener is None or listener.endings is None:
             return 0
-        found, lost = listener.endings.read()
+        try:
+            found, lost = listener.endings.read()
+        except OSError:
+            log.exception("the ends of connections in %s are told no longer: asked for anew", vpc_id)
+            self._gap(vpc_id, _FULL)
+            self._hush(vpc_id)
+            return 0
         if lost:
             self._gap(vpc_id, _FULL)
         listener.pending += found

@@ -241,6 +241,39 @@ async def test_what_goes_to_an_address_that_nobody_has_is_judged_where_it_is_sen
     assert got.recv(100) == b"hello"
 
 
+@in_world
+async def test_a_log_of_an_interface_counts_that_one_and_a_log_of_the_vpc_all_of_them(lab: Lab) -> None:
+    vpc, subnet, _ = await lab.vpc()
+    group = await lab.group(vpc, ANYWHERE, rule(cidr="0.0.0.0/0"))
+    one, two = await lab.interface(subnet, group), await lab.interface(subnet, group)
+    first, second = one.interface_id, two.interface_id
+    await _log(lab, first, vpc)
+    flow_logs = _service(lab)
+    await flow_logs.collect(0)
+
+    def told(since: int, until: int) -> dict[str, Sum]:
+        readings = flow_logs.readings.between(vpc, since, until)
+        assert not any(reading.lost for reading in readings)
+        found = aggregate(readings, lambda logged: True)
+        return {name: _total(its.flows, lambda key: key.protocol == 1) for name, its in found.items()}
+
+    _ping(lab, one, two.addresses[0].address, 3)
+    await flow_logs.collect(60)
+    assert told(0, 60) == {first: (6, 6 * 28)}  # there and back
+    # more of one interval, when the whole VPC is logged, and no more
+    _ping(lab, one, two.addresses[0].address, 1)
+    whole = await _log(lab, vpc, vpc)
+    _ping(lab, one, two.addresses[0].address, 3)
+    await flow_logs.collect(120)
+    assert told(60, 120) == {first: (8, 8 * 28), second: (6, 6 * 28)}
+    with lab.engine.transaction() as tx:
+        tx.delete(FlowLog, whole.flow_log_id)
+    await lab.settle()
+    _ping(lab, one, two.addresses[0].address, 3)
+    await flow_logs.collect(180)
+    assert told(120, 180) == {first: (6, 6 * 28)}
+
+
 def _burst(lab: Lab, source: NetworkInterface, address: str, flows: int) -> float:
     """Send one datagram of each of so many flows; the seconds it took."""
     ports = 1000

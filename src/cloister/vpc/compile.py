@@ -363,7 +363,9 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         netns=vpc_id,
         name="input",
         hook="type filter hook input priority 0; policy drop;",
-        rules=(Rule(text=f'iifname "e*" {dns} accept', comment="the resolver"),) if resolver else (),
+        rules=(Rule(text=f'iifname "{ip.PORT_PREFIX}*" {dns} accept', comment="the resolver"),)
+        if resolver
+        else (),
     )
     yield Chain(
         netns=vpc_id,
