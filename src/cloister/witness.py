@@ -63,7 +63,7 @@ LIMIT = 1000
 _FULL = "More connections ended at once than could be taken down: some may be missing."
 _AWAY = "Cloister was started again meanwhile: connections that began and ended before that may be missing."
 _DEAF = "This kernel does not tell when connections end: those of under 4 seconds may be missing."
-_UNTOLD = "The end of a connection was not told: its last bytes may be missing."
+_UNTOLD = "The end of a connection was not told: its last bytes, and other short ones, may be missing."
 _NAMES = {1: "icmp", 6: "tcp", 17: "udp"}
 _TO_PORT, _TO = struct.Struct("!16s4sB3xH2x"), struct.Struct("!16s4sB3x")
 
