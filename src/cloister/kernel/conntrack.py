@@ -29,7 +29,7 @@ _NETFILTER = 12  # the netlink protocol
 #: linux/netlink.h, linux/netfilter/nfnetlink.h: the group that is told of connections that end
 _SOL_NETLINK, _ADD_MEMBERSHIP, _DESTROYED = 270, 1, 3
 _SO_RCVBUFFORCE = 33
-#: bytes; some 50,000 connections. Only root of the host gets as much, others net.core.rmem_max: 300 by default
+#: bytes; some 50,000 connections. Only root of the host gets as much, others net.core.rmem_max (mostly 300)
 _BUFFER = 32 << 20
 #: messages taken in one go
 _AT_ONCE = 1000
