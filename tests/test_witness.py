@@ -91,6 +91,51 @@ def test_a_connection_counts_once_however_often_it_is_read_also_by_the_next_daem
     house.witnessing(second)
 
 
+def test_the_final_counts_of_a_connection_that_ended_are_told_once(house: House) -> None:
+    def use(witness: Witness) -> None:
+        def flow() -> tuple[int, int, int]:
+            (line,) = witness.record(house.job)["flows"]
+            return line["connections"], line["bytes_sent"], line["bytes_received"]
+
+        # read, and ended afterwards with more
+        witness._take("vpc-1", [house.connection(7, 10, 20)], [])
+        witness._ended("vpc-1", [house.connection(7, 100, 200)])
+        assert flow() == (1, 100, 200)
+        # begun and ended between two readings, twice under the same number
+        witness._ended("vpc-1", [house.connection(7, 100, 200), house.connection(7, 150, 250)])
+        assert flow() == (3, 350, 650)
+        # read while the kernel told of its end, which comes after
+        witness._take("vpc-1", [house.connection(8, 1, 1)], [])
+        witness._ended("vpc-1", [house.connection(8, 1, 1)])
+        witness._miss("vpc-1", witness._take("vpc-1", [], []))
+        assert flow() == (4, 351, 651)
+        # not the job's
+        witness._ended("vpc-1", [house.connection(9, 5, 5, source="10.0.9.9")])
+        assert flow() == (4, 351, 651)
+        assert witness.record(house.job)["gaps"] == []
+
+    house.witnessing(use)
+
+
+def test_a_connection_that_one_reading_missed_is_not_counted_again(house: House) -> None:
+    def use(witness: Witness) -> None:
+        def read(*found: Connection) -> None:
+            witness._miss("vpc-1", witness._take("vpc-1", list(found), []))
+
+        read(house.connection(7, 10, 10))
+        read()
+        read(house.connection(7, 30, 10))
+        read()
+        assert witness.record(house.job)["gaps"] == []
+        read()  # it is gone, and its end was not told
+        record = witness.record(house.job)
+        (line,) = record["flows"]
+        assert (line["connections"], line["bytes_sent"]) == (1, 30)
+        assert len(record["gaps"]) == 1
+
+    house.witnessing(use)
+
+
 def test_a_refusal_is_told_with_the_rule_of_its_time(house: House) -> None:
     def use(witness: Witness) -> None:
         for packets in (1, 3):

@@ -16,6 +16,8 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+import aiohttp
+
 from cloister import parquet
 from cloister.engine import Engine
 from cloister.fabric import Fabric
@@ -52,12 +54,18 @@ from cloister.world import Change, World
 log = logging.getLogger(__name__)
 
 READ_SECONDS = 15
+#: in which the object store has to take a file: while it is waited for, nothing is read
+STORE_SECONDS = 10.0
 #: events put into a log stream without letting others run
 _BATCH = 1000
 
 
 class AccessError(Exception):
     """The records may not be written where they shall go."""
+
+
+class StoreDown(OSError):
+    """The object store does not answer."""
 
 
 class FlowLogs:
@@ -141,7 +149,9 @@ class FlowLogs:
     # --- delivery ----------------------------------------------------------------------------------------
 
     async def deliver(self, now: int) -> None:
-        """Deliver every interval that has ended, of every log."""
+        """Deliver every interval that has ended, of every log. What the object store did not take is tried
+        again; what may not be written is not kept."""
+        down = False
         for flow_log in list(self._engine.world.all(FlowLog)):
             until = now // flow_log.interval * flow_log.interval
             done = self.readings.delivered(flow_log.flow_log_id)
@@ -150,11 +160,14 @@ class FlowLogs:
             for end in self._intervals(flow_log, done, until):
                 error: str | None = None
                 try:
+                    if down and flow_log.destination_type == "s3":  # not waited for once more
+                        raise StoreDown("the object store does not answer")
                     await self._deliver(flow_log, done, end)
                 except (AccessError, UnknownLog):
                     error = ACCESS_ERROR
-                except (AwsError, OSError):
-                    log.exception("cannot deliver %s: tried again", flow_log.flow_log_id)
+                except (AwsError, OSError, aiohttp.ClientError) as failure:
+                    down = down or isinstance(failure, StoreDown)
+                    log.warning("cannot deliver %s, tried again: %r", flow_log.flow_log_id, failure)
                     self._note(flow_log.flow_log_id, UNKNOWN_ERROR)
                     break
                 self._note(flow_log.flow_log_id, error)
@@ -293,14 +306,19 @@ class FlowLogs:
         body = await asyncio.to_thread(file_of, flow_log, records)
         if self._backend is None:
             raise OSError("there is no object store")
-        answer = await self._backend.request(
-            "PUT", encode_path(bucket, key), headers=(("Content-Length", str(len(body))),), body=body
-        )
-        async with answer:
-            if answer.status == 404:
-                raise AccessError
-            if answer.status != 200:
-                raise OSError(f"the object store answered {answer.status}")
+        try:
+            async with asyncio.timeout(STORE_SECONDS):
+                answer = await self._backend.request(
+                    "PUT", encode_path(bucket, key), headers=(("Content-Length", str(len(body))),), body=body
+                )
+                async with answer:
+                    status = answer.status
+        except (AwsError, TimeoutError) as error:
+            raise StoreDown("the object store does not answer") from error
+        if status == 404:
+            raise AccessError
+        if status != 200:
+            raise OSError(f"the object store answered {status}")
 
 
 #: AWS: "traffic-path": through another resource in the same VPC; peering; a gateway endpoint, an internet

@@ -1,12 +1,13 @@
 """What every job reached and was refused, kept for `cloister receipt` and for `cloister why` of an ended job.
 
 Three sources: the connections that the VPC's router tracked (read every few seconds, and once more before the
-interfaces go), the packets that it refused (`vpc/refusals.py`), and the decisions of policies at the doors.
-What is whose is told by the interface that it comes from; at a door of the internet, where that is not to be
-seen, by the keys that a request is signed with. Aggregated, so a job's record stays small; beyond `LIMIT`
-lines of one kind only their number is kept. Rules are looked up when a line is first seen: later changes do
-not alter it. Of a killed daemon's last seconds the kernel still knows the connections and the refusals, not
-the decisions.
+interfaces go; the kernel tells of those that end in between, with their final counts), the packets that it
+refused (`vpc/refusals.py`), and the decisions of policies at the doors. What is whose is told by the
+interface that it comes from; at a door of the internet, where that is not to be seen, by the keys that a
+request is signed with. Aggregated, so a job's record stays small; beyond `LIMIT` lines of one kind only their
+number is kept. Rules are looked up when a line is first seen: later changes do not alter it. Of a killed
+daemon's last seconds the kernel still knows most connections and the refusals, not the decisions. Where
+connections may be missing, `gaps` says why.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from cloister.engine import Engine
 from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
 from cloister.jobs.model import Instance, ProcessingJob, agent_of
-from cloister.kernel.conntrack import Connection, connections
+from cloister.kernel.conntrack import Connection, Endings, connections
 from cloister.kernel.flows import Counts
 from cloister.kernel.netns import Namespaces
 from cloister.kernel.nft import Nft
@@ -55,8 +56,14 @@ log = logging.getLogger(__name__)
 
 #: seconds; shorter than the kernel keeps any connection that has ended (10 s)
 _EVERY = 4.0
+#: seconds until a router that was not there yet is looked for again
+_SOON = 0.2
 #: lines of one kind in a job's record
 LIMIT = 1000
+_FULL = "More connections ended at once than could be taken down: some may be missing."
+_AWAY = "Cloister was started again meanwhile: connections that began and ended before that may be missing."
+_DEAF = "This kernel does not tell when connections end: those of under 4 seconds may be missing."
+_UNTOLD = "The end of a connection was not told: its last bytes, and other short ones, may be missing."
 _NAMES = {1: "icmp", 6: "tcp", 17: "udp"}
 _TO_PORT, _TO = struct.Struct("!16s4sB3xH2x"), struct.Struct("!16s4sB3x")
 
@@ -72,6 +79,15 @@ class _Who:
     port: str  # of the router
 
 
+@dataclass(slots=True, kw_only=True)
+class _Listener:
+    """Of one router. `pending` came while the router was being read: what was read comes first."""
+
+    namespace: int | None
+    endings: Endings | None  # None: this kernel has none to tell
+    pending: list[Connection] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class _Record:
     """`network` is what it was when the job's interfaces were there first."""
@@ -84,6 +100,8 @@ class _Record:
     refused: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: int = 0
+    #: why connections may be missing
+    gaps: list[str] = field(default_factory=list)
     #: access key id of a session of the job's -> whose it is
     keys: dict[str, str] = field(default_factory=dict)
 
@@ -101,14 +119,19 @@ class Witness:
         self._job_of: dict[str, str] = {}  # by access key id
         self._task: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()  # of two readings, the older must not come in last
+        self._listeners: dict[str, _Listener] = {}  # by VPC
+        self._wake = asyncio.Event()
+        self._missing: set[tuple[str, str]] = set()  # (job, key in `open`): not in the last reading
 
     async def start(self) -> None:
         known = {job.job_id for job in self._engine.world.all(ProcessingJob)}
-        for (job_id,) in self._store.execute("SELECT job FROM witness").fetchall():
-            if job_id not in known:
-                self._forget(job_id)
+        kept = {job_id for (job_id,) in self._store.execute("SELECT job FROM witness")}
+        for job_id in kept - known:
+            self._forget(job_id)
         for job in self._engine.world.all(ProcessingJob):
             self._meet(self._engine.world, job)
+            if job.job_id in kept and not job.terminal and self._load(job.job_id).network:
+                self._lacks(job.job_id, _AWAY)
         self._engine.subscribe(self._committed)
         self._task = asyncio.create_task(self._watch(), name="witness")
 
@@ -117,12 +140,14 @@ class Witness:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        for vpc_id in list(self._listeners):
+            self._hush(vpc_id)
         for job_id in list(self._records):
             self._keep(job_id)
         self._store.close()
 
     def record(self, job: ProcessingJob) -> dict[str, Any]:
-        """{"network", "flows", "refused", "requests": lines, "left_out": number of lines}."""
+        """{"network", "flows", "refused", "requests": lines, "left_out": a number, "gaps": sentences}."""
         found = self._load(job.job_id)
         return {
             "network": found.network,
@@ -130,6 +155,7 @@ class Witness:
             "refused": [_plain(line) for line in found.refused.values()],
             "requests": [_plain(line) for line in found.requests.values()],
             "left_out": found.left_out,
+            "gaps": list(found.gaps),
         }
 
     def decided(self, origin: Origin, action: str, resource: str, decision: Decision) -> None:
@@ -225,6 +251,9 @@ class Witness:
             for access_key_id in self._load(job.job_id).keys:
                 self._job_of.pop(access_key_id, None)
             self._keep(job.job_id)
+            self._missing = {each for each in self._missing if each[0] != job.job_id}
+            for vpc_id in self._listeners.keys() - self._vpcs():
+                self._hush(vpc_id)
             return
         for instance in job.instances:
             interface = world.get(NetworkInterface, instance.interface_id)
@@ -235,13 +264,21 @@ class Witness:
                 self._job_of.update(dict.fromkeys(record.keys, job.job_id))
                 if not record.network:
                     record.network = network_of(world, job)
+                if interface.vpc_id not in self._listeners:
+                    self._wake.set()
 
     # ---- reading ---------------------------------------------------------------------------------
 
+    def _vpcs(self) -> set[str]:
+        return {vpc_id for vpc_id, _ in self._whos}
+
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(_EVERY)
-            for vpc_id in {vpc_id for vpc_id, _ in self._whos}:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SOON if self._vpcs() - self._listeners.keys() else _EVERY):
+                    await self._wake.wait()
+            self._wake.clear()
+            for vpc_id in self._vpcs():
                 try:
                     await self._read(vpc_id)
                 except Exception:
@@ -252,27 +289,122 @@ class Witness:
     async def _read(self, vpc_id: str) -> None:
         async with self._reading:
             try:
+                await self._listen(vpc_id)
+                self._told(vpc_id)
                 found, noted = await asyncio.to_thread(self._namespaces.call, vpc_id, _look)
             except LookupError:  # the namespace is not there yet
                 return
-            self._take(vpc_id, found, noted)
+            # Whatever was told meanwhile is younger than what was read, or as old.
+            seen = self._take(vpc_id, found, noted)
+            self._told(vpc_id)
+            self._miss(vpc_id, seen)
 
-    def _take(self, vpc_id: str, found: list[Connection], noted: list[Noted]) -> None:
-        seen: dict[str, set[str]] = {}
-        for each in found:
-            for who, way in ((self._whos.get((vpc_id, each.source)), "to"),
-                             (self._whos.get((vpc_id, each.destination)), "from")):  # fmt: skip
-                if who is not None:
-                    self._connection(who, way, each)
-                    seen.setdefault(who.job_id, set()).add(f"{each.number} {way}")
+    async def _listen(self, vpc_id: str) -> None:
+        """Have the kernel tell of connections that end in this VPC's router."""
+        number = self._namespaces.number(vpc_id)
+        known = self._listeners.get(vpc_id)
+        if known is not None and known.namespace == number:
+            return
+        self._hush(vpc_id)
+        endings: Endings | None = None
+        try:
+            endings = await asyncio.to_thread(self._namespaces.call, vpc_id, Endings)
+        except OSError:
+            log.exception("the ends of connections in %s are not told", vpc_id)
+            self._gap(vpc_id, _DEAF)
+        if vpc_id not in self._vpcs():  # the last job ended meanwhile
+            if endings is not None:
+                endings.close()
+            return
+        self._listeners[vpc_id] = _Listener(namespace=number, endings=endings)
+        if endings is not None:
+            asyncio.get_running_loop().add_reader(endings.fileno(), self._hear, vpc_id)
+
+    def _hush(self, vpc_id: str) -> None:
+        listener = self._listeners.pop(vpc_id, None)
+        if listener is not None and listener.endings is not None:
+            asyncio.get_running_loop().remove_reader(listener.endings.fileno())
+            listener.endings.close()
+
+    def _hear(self, vpc_id: str) -> int:
+        """Take what the kernel has told so far; how many connections that was."""
+        listener = self._listeners.get(vpc_id)
+        if listener is None or listener.endings is None:
+            return 0
+        try:
+            found, lost = listener.endings.read()
+        except OSError:
+            log.exception("the ends of connections in %s are told no longer: asked for anew", vpc_id)
+            self._gap(vpc_id, _FULL)
+            self._hush(vpc_id)
+            return 0
+        if lost:
+            self._gap(vpc_id, _FULL)
+        listener.pending += found
+        if not self._reading.locked():
+            self._end(vpc_id)
+        return len(found)
+
+    def _told(self, vpc_id: str) -> None:
+        """Take all that the kernel has told."""
+        while self._hear(vpc_id):
+            pass
+        self._end(vpc_id)
+
+    def _end(self, vpc_id: str) -> None:
+        listener = self._listeners.get(vpc_id)
+        if listener is not None:
+            ended, listener.pending = listener.pending, []
+            self._ended(vpc_id, ended)
+
+    def _ended(self, vpc_id: str, ended: list[Connection]) -> None:
+        """The final counts of connections; their numbers may be used again."""
+        for each in ended:
+            for who, way in self._of(vpc_id, each):
+                self._connection(who, way, each)
+                self._load(who.job_id).open.pop(f"{each.number} {way}", None)
+
+    def _of(self, vpc_id: str, each: Connection) -> Iterator[tuple[_Who, str]]:
+        for address, way in ((each.source, "to"), (each.destination, "from")):
+            who = self._whos.get((vpc_id, address))
+            if who is not None:
+                yield who, way
+
+    def _gap(self, vpc_id: str, why: str) -> None:
+        """Of all jobs in the VPC."""
+        for job_id in {who.job_id for who in self._whos.values() if who.interface.vpc_id == vpc_id}:
+            self._lacks(job_id, why)
+
+    def _lacks(self, job_id: str, why: str) -> None:
+        gaps = self._load(job_id).gaps
+        if why not in gaps:
+            gaps.append(why)
+
+    def _miss(self, vpc_id: str, seen: dict[str, set[str]]) -> None:
+        """Forget connections that are in no reading any more though their end was not told. Twice missed: a
+        walk of the kernel's table may miss one that is there."""
         for job_id in {who.job_id for who in self._whos.values() if who.interface.vpc_id == vpc_id}:
             record = self._load(job_id)
-            for gone in [key for key in record.open if key not in seen.get(job_id, ())]:
-                del record.open[gone]
+            before = {key for missed, key in self._missing if missed == job_id}
+            gone = record.open.keys() - seen.get(job_id, set())
+            for key in gone & before:
+                del record.open[key]
+                self._lacks(job_id, _UNTOLD)
+            self._missing -= {(job_id, key) for key in before}
+            self._missing |= {(job_id, key) for key in gone - before}
+
+    def _take(self, vpc_id: str, found: list[Connection], noted: list[Noted]) -> dict[str, set[str]]:
+        """The keys in `open` that are in this reading, by job."""
+        seen: dict[str, set[str]] = {}
+        for each in found:
+            for who, way in self._of(vpc_id, each):
+                self._connection(who, way, each)
+                seen.setdefault(who.job_id, set()).add(f"{each.number} {way}")
         by_port = {who.port: who for who in self._whos.values() if who.interface.vpc_id == vpc_id}
         for port, address, protocol, number, packets, size in noted:
             if port in by_port:
                 self._refusal(by_port[port], address, protocol, number, packets, size)
+        return seen
 
     def _connection(self, who: _Who, way: str, each: Connection) -> None:
         record = self._load(who.job_id)

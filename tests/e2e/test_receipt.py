@@ -90,6 +90,8 @@ def test_a_receipt_tells_what_a_job_reached_and_was_refused_and_cannot_be_altere
     agent = [each for each in body["reached"] if each["who"] == "algo-1's agent" and each["port"] == 443]
     assert agent
 
+    assert body["connections_may_be_missing"] == []
+
     # every decision of the policies, and every packet refused
     requests = {(r["who"], r["action"], r["resource"]): r for r in body["requests"]}
     assert requests["algo-1", "s3:GetObject", f"arn:aws:s3:::{lab.bucket}"]["outcome"] == "allowed"

@@ -28,10 +28,12 @@ from cloister.logs import LogStore
 from cloister.s3.model import Bucket
 from cloister.vpc import addresses as ip
 from cloister.vpc import flow_logs as vpc_flow_logs
+from cloister.vpc.explain import explain
+from cloister.vpc.flow import Flow
 from cloister.vpc.flow_logs import FlowLog
 from cloister.vpc.flow_records import DEFAULT_FORMAT, Counted, Key
 from cloister.vpc.interfaces import release
-from cloister.vpc.model import NetworkInterface
+from cloister.vpc.model import AclEntry, NetworkAcl, NetworkInterface, Subnet
 
 pytestmark = pytest.mark.fabric
 
@@ -171,6 +173,105 @@ async def test_records_are_what_the_interfaces_counters_say(lab: Lab) -> None:
     # a second reading has nothing of the first
     await flow_logs.collect(120)
     assert _read(flow_logs.readings, vpc) == found
+
+
+@in_world
+async def test_what_goes_to_an_address_that_nobody_has_is_judged_where_it_is_sent(lab: Lab) -> None:
+    vpc, subnet, _ = await lab.vpc()
+    udp = rule(egress=True, protocol="udp", ports=(0, 999), cidr="0.0.0.0/0")
+    icmp = rule(egress=True, protocol="icmp", cidr="0.0.0.0/0")
+    one = await lab.interface(subnet, await lab.group(vpc, udp, icmp))
+    acl = NetworkAcl(
+        network_acl_id=resource_id("acl"),
+        vpc_id=vpc,
+        entries=(
+            AclEntry(number=1, egress=True, allow=False, protocol="-1", cidr="10.0.7.0/24"),
+            AclEntry(number=2, egress=True, allow=True, protocol="-1", cidr="0.0.0.0/0"),
+            AclEntry(number=2, egress=False, allow=True, protocol="-1", cidr="0.0.0.0/0"),
+        ),
+    )
+    its_subnet = lab.engine.world.get(Subnet, subnet)
+    assert its_subnet is not None
+    await lab.put(acl, replace(its_subnet, network_acl_id=acl.network_acl_id))
+    await _log(lab, vpc, vpc)
+    flow_logs = _service(lab)
+    await flow_logs.collect(0)
+    before = _veth(lab, one)
+    made = lab.socket(one.interface_id, socket.SOCK_DGRAM)
+    wanted = {
+        ("10.0.0.200", 53): True,  # of the same subnet
+        ("10.0.3.200", 53): True,  # of another
+        ("10.0.3.200", 2000): False,  # no group lets it out
+        ("10.0.7.200", 53): False,  # the ACL does not
+    }
+    for place in wanted:
+        for _ in range(2):
+            made.sendto(b"x" * 72, place)
+    _ping(lab, one, "10.0.3.201", 3)
+    await asyncio.sleep(0.1)
+    after = _veth(lab, one)
+    await flow_logs.collect(60)
+    found = _read(flow_logs.readings, vpc)[one.interface_id]
+    told = {
+        (key.destination, key.destination_port): (key.accept, counted.packets, counted.bytes)
+        for key, counted in found.items()
+        if key.protocol == 17
+    }
+    assert told == {place: (accept, 2, 200) for place, accept in wanted.items()}
+    assert _total(found, lambda key: key.protocol == 1 and key.accept) == (3, 3 * 28)
+    # all of it, and nothing came back
+    assert _total(found, lambda key: True) == _less(after[0], before[0])
+    assert _less(after[1], before[1]) == (0, 0)
+    # `explain` says the same, and that nobody is there
+    for (address, port), accept in wanted.items():
+        flow = Flow(source=one.interface_id, destination=address, protocol="udp", port=port)
+        *gates, last = explain(lab.engine.world, flow).steps
+        assert all(step.allowed for step in gates) is accept
+        assert (last.gate, last.allowed) == ("interface", False)
+        assert f"has the address {address}" in last.sentence
+    # what was let out and came to nobody is noted for the job's receipt, too
+    noted = lab.reconciler.query(vpc, "list set ip cloister refused_to")
+    assert all(address in str(noted) for address, _ in wanted)
+    # somebody who comes gets it, and is nobody again afterwards
+    group = await lab.group(vpc, rule(protocol="udp", ports=(53, 53), cidr="0.0.0.0/0"))
+    two = await lab.interface(subnet, group, addresses=("10.0.0.200",))
+    got = lab.socket(two.interface_id, socket.SOCK_DGRAM)
+    got.bind(("0.0.0.0", 53))
+    made.sendto(b"hello", ("10.0.0.200", 53))
+    assert got.recv(100) == b"hello"
+
+
+@in_world
+async def test_a_log_of_an_interface_counts_that_one_and_a_log_of_the_vpc_all_of_them(lab: Lab) -> None:
+    vpc, subnet, _ = await lab.vpc()
+    group = await lab.group(vpc, ANYWHERE, rule(cidr="0.0.0.0/0"))
+    one, two = await lab.interface(subnet, group), await lab.interface(subnet, group)
+    first, second = one.interface_id, two.interface_id
+    await _log(lab, first, vpc)
+    flow_logs = _service(lab)
+    await flow_logs.collect(0)
+
+    def told(since: int, until: int) -> dict[str, Sum]:
+        readings = flow_logs.readings.between(vpc, since, until)
+        assert not any(reading.lost for reading in readings)
+        found = aggregate(readings, lambda logged: True)
+        return {name: _total(its.flows, lambda key: key.protocol == 1) for name, its in found.items()}
+
+    _ping(lab, one, two.addresses[0].address, 3)
+    await flow_logs.collect(60)
+    assert told(0, 60) == {first: (6, 6 * 28)}  # there and back
+    # more of one interval, when the whole VPC is logged, and no more
+    _ping(lab, one, two.addresses[0].address, 1)
+    whole = await _log(lab, vpc, vpc)
+    _ping(lab, one, two.addresses[0].address, 3)
+    await flow_logs.collect(120)
+    assert told(60, 120) == {first: (8, 8 * 28), second: (6, 6 * 28)}
+    with lab.engine.transaction() as tx:
+        tx.delete(FlowLog, whole.flow_log_id)
+    await lab.settle()
+    _ping(lab, one, two.addresses[0].address, 3)
+    await flow_logs.collect(180)
+    assert told(120, 180) == {first: (6, 6 * 28)}
 
 
 def _burst(lab: Lab, source: NetworkInterface, address: str, flows: int) -> float:

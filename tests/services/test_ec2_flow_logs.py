@@ -62,6 +62,22 @@ def test_a_flow_log_to_cloudwatch_logs_is_described_as_it_was_asked_for(call: Ca
     assert changed.code == "IdempotentParameterMismatch"
 
 
+def test_a_delivery_that_failed_is_described_with_its_reason_and_is_over_afterwards(
+    call: Call, vpc_id: str
+) -> None:
+    (made,) = ec2(call, "CreateFlowLogs", ResourceIds=[vpc_id], ResourceType="VPC", **TO_LOGS)["FlowLogIds"]
+    log = call.tx.get(FlowLog, made)
+    assert log is not None
+    for error, status in (("Access error", "FAILED"), (None, "SUCCESS")):
+        call.tx.put(replace(log, error=error))
+        (found,) = ec2(call, "DescribeFlowLogs", FlowLogIds=[made])["FlowLogs"]
+        assert found["DeliverLogsStatus"] == status
+        assert found.get("DeliverLogsErrorMessage") == error
+        assert found["FlowLogStatus"] == "ACTIVE"
+        failed = [{"Name": "deliver-log-status", "Values": ["FAILED"]}]
+        assert len(ec2(call, "DescribeFlowLogs", Filter=failed)["FlowLogs"]) == (status == "FAILED")
+
+
 def test_what_cannot_be_made_or_deleted_is_told_by_resource(call: Call, vpc_id: str) -> None:
     made = ec2(call, "CreateFlowLogs", ResourceIds=[vpc_id, "vpc-0bad"], ResourceType="VPC", **TO_LOGS)
     (wrong,) = made["Unsuccessful"]

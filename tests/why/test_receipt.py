@@ -37,7 +37,14 @@ def _job(**more: Any) -> ProcessingJob:
     )
 
 
-RECORD: dict[str, Any] = {"network": {}, "flows": [], "refused": [], "requests": [], "left_out": 0}
+RECORD: dict[str, Any] = {
+    "network": {},
+    "flows": [],
+    "refused": [],
+    "requests": [],
+    "left_out": 0,
+    "gaps": [],
+}
 
 
 def _signed() -> str:

@@ -141,6 +141,8 @@ def _print(body: dict[str, Any]) -> None:
                     )
     if body["lines_left_out"]:
         click.echo(f"\n{body['lines_left_out']} more lines were left out.")
+    for why in body["connections_may_be_missing"]:
+        click.echo(f"\n{mark(False)} {why}")
 
 
 def _heading(text: str) -> None:

@@ -19,6 +19,8 @@ RESERVED_FIRST = 4
 RESERVED_LAST = 1
 #: the resolver's second address, the same in every VPC
 LINK_LOCAL_RESOLVER = "169.254.169.253"
+#: how the names of interfaces' ports begin in a router, and no others'
+PORT_PREFIX = "e"
 
 _RFC1918 = tuple(IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
 _BENCHMARK = IPv4Network("198.19.0.0/16")
@@ -161,4 +163,4 @@ def mac(vpc_id: str, address: str, prefix: int = 0x0A) -> str:
 
 def port(interface_id: str, index: int) -> str:
     """The router's side of the pair of an interface's address."""
-    return f"e{interface_id[-12:]}{index:x}"
+    return f"{PORT_PREFIX}{interface_id[-12:]}{index:x}"

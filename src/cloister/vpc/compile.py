@@ -298,6 +298,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         loopback=tuple(f"{address}/32" for address in resolver),
         sysctls=((ACCOUNTING, "1"),),
     )
+    yield from route_tables.nobody_parts(vpc)
     yield from refusals.parts(vpc_id)
     yield Set(netns=vpc_id, name="sources", type="ifname . ipv4_addr")
     yield Set(netns=vpc_id, name="peer_sources", type="ifname . ipv4_addr . ipv4_addr")
@@ -345,6 +346,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
             hook=f"type filter hook forward priority {priority}; policy drop;",
             rules=(
                 Rule(text=f"{port_key} vmap @{name.replace('acl', 'acls')}", comment="the subnet's border"),
+                *((refusals.NOBODY,) if port_key == "oifname" else ()),
             ),
         )
     yield Chain(
@@ -361,7 +363,9 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         netns=vpc_id,
         name="input",
         hook="type filter hook input priority 0; policy drop;",
-        rules=(Rule(text=f'iifname "e*" {dns} accept', comment="the resolver"),) if resolver else (),
+        rules=(Rule(text=f'iifname "{ip.PORT_PREFIX}*" {dns} accept', comment="the resolver"),)
+        if resolver
+        else (),
     )
     yield Chain(
         netns=vpc_id,

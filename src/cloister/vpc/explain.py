@@ -153,6 +153,10 @@ def _neighbour_steps(
         vpc_id = peering.other(vpc_id) if peering is not None else ""
         target = end_of(world, destination, vpc_id)
     if target is None or target.interface.vpc_id != vpc_id or target.address != destination:
+        # What goes to nobody is judged where it is sent, all the same.
+        near = world.get(Subnet, sender.subnet_id)
+        if near is not None and not ip.contains(near.cidr, destination):
+            yield from near_acl_steps(world, sender, destination, flow)
         sentence = f"No network interface of {vpc_id} has the address {destination}."
         yield refused("interface", vpc_id, sentence)
         return

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cloister.kernel.plan import Chain, Element, Part, Rule, Set
+from cloister.vpc.addresses import PORT_PREFIX
 from cloister.vpc.model import NetworkInterface
 from cloister.world import World, document
 
@@ -115,7 +116,7 @@ def refusals(world: World, vpc_id: str, chain: str) -> tuple[Rule, ...]:
     if not is_logged(world, vpc_id):
         return ()
     point = next(point for point in POINTS if chain.replace("refused", "refuse") == point.name)
-    return (_logged(point),)
+    return (_logged(world, vpc_id, point),)
 
 
 def vpc_parts(world: World, vpc_id: str) -> Iterator[Part]:
@@ -134,12 +135,14 @@ def vpc_parts(world: World, vpc_id: str) -> Iterator[Part]:
                 netns=vpc_id,
                 name=f"flow_{point.name}",
                 hook=f"type filter hook forward priority {_HOOKS[point.name]}; policy accept;",
-                rules=(_logged(point),),
+                rules=(_logged(world, vpc_id, point),),
             )
 
 
-def _logged(point: Point) -> Rule:
-    return Rule(text=f"{point.port} @{PORTS} jump {dispatch(point)}", comment="flow logs")
+def _logged(world: World, vpc_id: str, point: Point) -> Rule:
+    # With a log of the whole VPC every port of an interface is logged: the name says so, without a look-up.
+    ports = f'"{PORT_PREFIX}*"' if any(world.where(FlowLog, resource_id=vpc_id)) else f"@{PORTS}"
+    return Rule(text=f"{point.port} {ports} jump {dispatch(point)}", comment="flow logs")
 
 
 #: kind of set -> its key's type
@@ -172,7 +175,7 @@ def counting_chain(vpc_id: str, point: Point, generation: str) -> Chain:
         rules=(
             Rule(text="counter"),
             Rule(
-                text=f"{point.port} @{FLAG_PORTS} tcp flags & (fin | syn | rst) != 0x0 "
+                text=f"tcp flags & (fin | syn | rst) != 0x0 {point.port} @{FLAG_PORTS} "
                 f"update @{names['flags']} {{ {ends} . tcp flags . th sport . th dport }}"
             ),
             Rule(

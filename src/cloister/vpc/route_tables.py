@@ -161,3 +161,15 @@ def parts(world: World, table: RouteTable) -> Iterator[Part]:
             yield KernelRoute(netns=vpc, table=table.number, destination=str(block), dev=hop.dev)
         else:
             yield KernelRoute(netns=vpc, table=table.number, destination=str(block), type="blackhole")
+
+
+#: where packets to addresses that nobody has are led: the router's loopback. No gate lets anything out there
+NOWHERE = "lo"
+_MAIN = 254
+
+
+def nobody_parts(vpc: Vpc) -> Iterator[Part]:
+    """Routes for the VPC's addresses that nobody has: what is sent there is judged at the sender's gates,
+    as in AWS, and goes no further. Those that somebody has have a longer one."""
+    for block in vpc.cidrs:
+        yield KernelRoute(netns=vpc.vpc_id, table=_MAIN, destination=block, dev=NOWHERE)

@@ -129,6 +129,7 @@ def receipt(job: ProcessingJob, record: dict[str, Any], *, now: float) -> dict[s
         "refused": record["refused"],
         "requests": record["requests"],
         "lines_left_out": record["left_out"],
+        "connections_may_be_missing": record["gaps"],
         "data": data,
         "notes": list(NOTES),
     }
