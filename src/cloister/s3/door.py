@@ -15,8 +15,7 @@ import base64
 import hashlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import closing, nullcontext
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +23,6 @@ from xml.sax.saxutils import escape
 
 import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict
 
 from cloister.credentials import Credentials
 from cloister.engine import Engine
@@ -32,9 +30,9 @@ from cloister.iam.collect import principal_tags
 from cloister.iam.context import global_keys
 from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
-from cloister.s3 import actions, address, buckets, passing, splice
+from cloister.s3 import actions, address, buckets, down, passing
 from cloister.s3.authorize import decide_need
-from cloister.s3.backend import UNIT, Backend
+from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
 from cloister.services.api import Observe, Origin
 from cloister.wire import sigv4
@@ -50,8 +48,6 @@ log = logging.getLogger(__name__)
 MAX_DOCUMENT = 4 << 20
 MAX_OBJECT = 5 << 30  # AWS: one PUT, one part
 MAX_HEADERS = 16 << 10
-
-Ask = Callable[[tuple[tuple[str, str], ...]], Awaitable[aiohttp.ClientResponse]]
 
 _STREAMED = frozenset({"PutObject", "UploadPart"})
 
@@ -376,12 +372,13 @@ class Door:
                 answer.release()
                 answer, first = await ask(tuple(headers)), ()
         except (AwsError, aiohttp.ClientError, OSError) as error:
-            raise (failed[0] if failed else _unavailable(error)) from None
+            raise (failed[0] if failed else down.unavailable(error)) from None
         async with answer:
             if failed:
                 raise failed[0]
             if first and answer.status == 206:
-                return await self._pass_whole(request, asked, answer, ids, ask)
+                more = partial(self._backend.direct, path)
+                return await down.whole(request, answer, down.headers(answer, ids), more, ask)
             return await self._pass_back(request, asked, answer, ids)
 
     async def _pass_back(
@@ -396,65 +393,10 @@ class Door:
             raise AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
         if answer.status >= 400 and asked.head.method != "HEAD":
             raise _backend_error(answer.status, (await answer.read()).decode("utf-8", "replace"))
-        headers = _headers_down(answer, ids)
-        is_head = asked.head.method == "HEAD"
-        length = answer.headers.get("Content-Length")
-        if not is_head and length is not None and int(length) <= UNIT:
-            body = await _whole(answer)  # in one packet with its head
-            return web.Response(status=answer.status, headers=headers, body=body)
-        response = web.StreamResponse(status=answer.status, headers=headers)
-        if length is not None:
-            response.content_length = int(length)
-        await response.prepare(request)
-        if not is_head:
-            await _pass_body(request, response, answer)
-        await response.write_eof()
-        return response
-
-    async def _pass_whole(
-        self,
-        request: web.BaseRequest,
-        asked: _Asked,
-        answer: aiohttp.ClientResponse,
-        ids: dict[str, str],
-        ask: Ask,
-    ) -> web.StreamResponse:
-        """An object of which `answer` has the first bytes, and `ask` may ask for more."""
-        headers = _headers_down(answer, ids)
-        length = int(headers.pop("Content-Range").rpartition("/")[2])
-        beginning = await _whole(answer)
-        if len(beginning) == length:
-            return web.Response(headers=headers, body=beginning)
-        etag = answer.headers.get("ETag", "")
-        path = address.encode_path(asked.bucket or "", asked.key)
-        more = await self._backend.direct(path, etag, length)
-        response = web.StreamResponse(headers=headers)
-        response.content_length = length
-        with closing(more) if more else nullcontext():
-            await response.prepare(request)
-            await response.write(beginning)
-            if more is None or not await splice.send_more(request, more):
-                await self._pass_rest(
-                    request, response, ask, (("Range", f"bytes={len(beginning)}-"), ("If-Match", etag))
-                )
-        await response.write_eof()
-        return response
-
-    async def _pass_rest(
-        self,
-        request: web.BaseRequest,
-        response: web.StreamResponse,
-        ask: Ask,
-        which: tuple[tuple[str, str], ...],
-    ) -> None:
-        try:
-            rest = await ask(which)
-        except AwsError as error:
-            raise _broken_off(request) from error
-        async with rest:
-            if rest.status != 206:  # another object has its name by now
-                raise _broken_off(request)
-            await _pass_body(request, response, rest)
+        headers = down.headers(answer, ids)
+        if asked.head.method == "HEAD":
+            return await down.head(request, answer, headers)
+        return await down.body(request, answer, headers)
 
     async def _delete_objects(
         self, request: web.BaseRequest, asked: _Asked, ids: dict[str, str]
@@ -523,44 +465,6 @@ class Door:
         return web.Response(body=text.encode(), headers={"Content-Type": "application/xml", **ids})
 
 
-def _headers_down(answer: aiohttp.ClientResponse, ids: dict[str, str]) -> CIMultiDict[str]:
-    headers: CIMultiDict[str] = CIMultiDict()
-    for key, value in answer.headers.items():
-        if key.lower() not in passing.DOWN_DROPPED and not key.lower().startswith(
-            ("x-seaweedfs", "seaweed-")
-        ):
-            headers.add(key, value)
-    headers.update(ids)
-    return headers
-
-
-async def _whole(answer: aiohttp.ClientResponse) -> bytes:
-    try:
-        return await answer.read()
-    except (aiohttp.ClientError, OSError) as error:
-        raise _unavailable(error) from None
-
-
-async def _pass_body(
-    request: web.BaseRequest, response: web.StreamResponse, answer: aiohttp.ClientResponse
-) -> None:
-    """Send the body of `answer` after what `response` has sent."""
-    if await splice.send(request, response, answer, int(answer.headers.get("Content-Length", "0"))):
-        return
-    try:
-        async for piece in answer.content.iter_any():
-            await response.write(piece)
-    except aiohttp.ClientError as error:
-        raise _broken_off(request) from error
-
-
-def _broken_off(request: web.BaseRequest) -> ConnectionResetError:
-    """The head promised more bytes: an error's answer must not be taken for them."""
-    if request.transport is not None:
-        request.transport.abort()
-    return ConnectionResetError("the object store broke off")
-
-
 def _can_be(key: str) -> bool:
     """Whether the backend could hold this key."""
     try:
@@ -583,13 +487,6 @@ def _not_implemented(what: str) -> AwsError:
         501,
         Header=what,
     )
-
-
-def _unavailable(error: BaseException) -> AwsError:
-    if isinstance(error, AwsError):
-        return error
-    log.warning("the object store broke off: %s", error)
-    return AwsError("ServiceUnavailable", "The object store does not answer. Please try again.", 503)
 
 
 def _body_length(asked: _Asked) -> int:

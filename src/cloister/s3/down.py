@@ -1,0 +1,137 @@
+"""An answer of the object store on its way down to the client, once the door has found nothing to refuse."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import closing, nullcontext
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+
+from cloister.s3 import passing, splice
+from cloister.s3.backend import UNIT
+from cloister.wire.errors import AwsError
+
+log = logging.getLogger(__name__)
+
+#: asks the store the same again, with these headers
+Ask = Callable[[tuple[tuple[str, str], ...]], Awaitable[aiohttp.ClientResponse]]
+#: `Backend.direct` of the object: of its ETag and length
+Direct = Callable[[str, int], Awaitable[splice.Source | None]]
+
+
+def headers(answer: aiohttp.ClientResponse, ids: dict[str, str]) -> CIMultiDict[str]:
+    """The client's headers: the store's, but for its own affairs, and the request's ids."""
+    found: CIMultiDict[str] = CIMultiDict()
+    for key, value in answer.headers.items():
+        name = key.lower()
+        if name not in passing.DOWN_DROPPED and not name.startswith(("x-seaweedfs", "seaweed-")):
+            found.add(key, value)
+    found.update(ids)
+    return found
+
+
+async def head(
+    request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: CIMultiDict[str]
+) -> web.StreamResponse:
+    """The answer to a HEAD: the length of a body that does not come."""
+    response = await _begun(request, answer, headers)
+    await response.write_eof()
+    return response
+
+
+async def body(
+    request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: CIMultiDict[str]
+) -> web.StreamResponse:
+    """The answer with its body. ConnectionError when either side breaks off inside of it."""
+    if int(answer.headers.get("Content-Length", UNIT + 1)) <= UNIT:
+        text = await _read(answer)  # in one packet with its head
+        return web.Response(status=answer.status, headers=headers, body=text)
+    response = await _begun(request, answer, headers)
+    await _pass(request, response, answer)
+    await response.write_eof()
+    return response
+
+
+async def whole(
+    request: web.BaseRequest,
+    answer: aiohttp.ClientResponse,
+    headers: CIMultiDict[str],
+    direct: Direct,
+    ask: Ask,
+) -> web.StreamResponse:
+    """An object of which `answer` has the first bytes: the rest by the direct way, else by asking for it."""
+    length = int(headers.pop("Content-Range").rpartition("/")[2])
+    beginning = await _read(answer)
+    if len(beginning) == length:
+        return web.Response(headers=headers, body=beginning)
+    etag = answer.headers.get("ETag", "")
+    more = await direct(etag, length)
+    response = web.StreamResponse(headers=headers)
+    response.content_length = length
+    with closing(more) if more else nullcontext():
+        await response.prepare(request)
+        await response.write(beginning)
+        if more is None or not await splice.send_more(request, more):
+            await _pass_rest(request, response, ask, len(beginning), etag)
+    await response.write_eof()
+    return response
+
+
+def unavailable(error: BaseException) -> AwsError:
+    if isinstance(error, AwsError):
+        return error
+    log.warning("the object store broke off: %s", error)
+    return AwsError("ServiceUnavailable", "The object store does not answer. Please try again.", 503)
+
+
+async def _begun(
+    request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: CIMultiDict[str]
+) -> web.StreamResponse:
+    response = web.StreamResponse(status=answer.status, headers=headers)
+    if "Content-Length" in answer.headers:
+        response.content_length = int(answer.headers["Content-Length"])
+    await response.prepare(request)
+    return response
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    try:
+        return await answer.read()
+    except (aiohttp.ClientError, OSError) as error:
+        raise unavailable(error) from None
+
+
+async def _pass_rest(
+    request: web.BaseRequest, response: web.StreamResponse, ask: Ask, start: int, etag: str
+) -> None:
+    try:
+        answer = await ask((("Range", f"bytes={start}-"), ("If-Match", etag)))
+    except AwsError as error:
+        raise _broken_off(request) from error
+    async with answer:
+        if answer.status != 206:  # another object has its name by now
+            raise _broken_off(request)
+        await _pass(request, response, answer)
+
+
+async def _pass(
+    request: web.BaseRequest, response: web.StreamResponse, answer: aiohttp.ClientResponse
+) -> None:
+    """Send the body of `answer` after what `response` has sent."""
+    if await splice.send(request, response, answer, int(answer.headers.get("Content-Length", "0"))):
+        return
+    try:
+        async for piece in answer.content.iter_any():
+            await response.write(piece)
+    except aiohttp.ClientError as error:
+        raise _broken_off(request) from error
+
+
+def _broken_off(request: web.BaseRequest) -> ConnectionResetError:
+    """The head promised more bytes: an error's answer must not be taken for them."""
+    if request.transport is not None:
+        request.transport.abort()
+    return ConnectionResetError("the object store broke off")
