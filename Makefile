@@ -37,7 +37,8 @@ e2e: install
 user: install
 	scripts/as-user.sh
 
-bench: install
+bench:
+	@scripts/install.sh curl wrk
 	$(PYTHON) -m bench
 
 # The long run of the property tests.

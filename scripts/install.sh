@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Installs what is missing: Debian packages (with apt, as root or with passwordless sudo; otherwise prints the
-# one command and stops) and the virtual environment. Quick when nothing is missing.
+# one command and stops) and the virtual environment. Quick when nothing is missing. Arguments: more packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(podman conmon runc nftables libnftables1 uidmap iproute2 slirp4netns ca-certificates busybox-static
-  dnf createrepo-c rpm procps postgresql)
+  dnf createrepo-c rpm procps postgresql "$@")
 # Some releases have no such package; the tests use it where it is.
 if [ ! -x /usr/bin/aws ] && apt-cache show awscli >/dev/null 2>&1; then
   packages+=(awscli)
@@ -42,7 +42,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   echo "installing ${missing[*]}"
   "${as_root[@]}" apt-get update -qq
   DEBIAN_FRONTEND=noninteractive "${as_root[@]}" $command >/dev/null
-  exec "$0"
+  exec "$0" "$@"
 fi
 
 want=$(cat requirements.lock pyproject.toml | sha256sum)

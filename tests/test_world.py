@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -123,3 +124,21 @@ def test_followers_see_before_and_after_of_each_change(tmp_path: Path) -> None:
 def test_an_index_that_is_not_declared_is_a_programming_error() -> None:
     with pytest.raises(LookupError, match="no index on mac"):
         list(World().where(NetworkInterface, mac="x"))
+
+
+def test_the_log_has_its_size_from_the_start_and_a_copy_of_a_killed_process_loads(tmp_path: Path) -> None:
+    folder, copy = tmp_path / "one", tmp_path / "copy"
+    folder.mkdir()
+    store = Store(folder / "world.sqlite")
+    log = folder / "world.sqlite-wal"
+    size = log.stat().st_size
+    docs = [interface(number, "subnet-a", ()) for number in range(200)]
+    for doc in docs:
+        store.save([Change(kind="network-interface", key=doc.interface_id, before=None, after=doc)])
+    assert log.stat().st_size == size
+    shutil.copytree(folder, copy)  # as a kill would leave it: never closed
+    for where in (copy, copy):
+        again = Store(where / "world.sqlite")
+        assert list(again.load().all(NetworkInterface)) == docs
+        again.close()
+    store.close()
