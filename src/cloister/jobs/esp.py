@@ -94,7 +94,8 @@ def spi_of(data: bytes) -> int:
 
 
 def fragments(packet: bytes, mtu: int) -> list[bytes]:
-    """An IP packet cut to fit (RFC 791): the kernel's ESP seals a large datagram whole."""
+    """An IP packet cut to fit (RFC 791): the kernel's ESP seals a large datagram whole, and what is sealed is
+    larger than a link for what is not."""
     head = (packet[0] & 15) * 4
     if len(packet) <= mtu:
         return [packet]

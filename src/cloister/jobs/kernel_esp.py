@@ -1,10 +1,14 @@
-"""What of a tunnel's work the kernel does, where it can: sealing and opening, with keys that the tunnel agreed on.
-All of it is in the container's namespace, which the container may not configure.
+"""What of a tunnel's work the kernel does, where it can: sealing and opening, with keys that the tunnel agreed
+on. All of it is in the container's namespace, which the container may not configure.
 
 Until there are keys for a peer nothing of it concerns that peer: its packets go by the second link to the
-tunnel, which asks for keys. Then come, in this order: states; policies, by which what goes to the peer by
-`eth0`, or comes from it, must go by those states; and a route to the peer by `eth0`, in a table of its own that
-is asked first. They go in the other order. So what leaves by `eth0` is sealed or lost, also without the tunnel.
+tunnel, which asks for keys. Then come, in this order: states; policies, by which what comes from the peer, or
+goes to it by `eth0`, must go by those states; and a route to the peer by `eth0`, in a table of its own that is
+asked first. They go in the other order. So what leaves by `eth0` is sealed or lost, also without the tunnel.
+
+Keys of a request that the tunnel answered come into the kernel when a packet proves that the asker has them.
+That packet, and what comes until the kernel has them, the tunnel lays before the kernel again, by the second
+link: the kernel opens all packets, and knows a repeated one.
 """
 
 from __future__ import annotations
@@ -77,8 +81,6 @@ class KernelEsp:
                     target=self._own,
                     spi=each.spi,
                     key=each.key,
-                    newest=each.newest,
-                    seen=each.seen,
                     hard_seconds=2 * int(esp.SECONDS) + 60,  # the peer's end goes first
                 )
             )

@@ -49,8 +49,8 @@ _SIOCETHTOOL, _SIOCGIFHWADDR, _ETHTOOL_STXCSUM = 0x8946, 0x8927, 0x17
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """`netns` is the container's, `tunnel_netns` where its second link ends. `secret` is in hex; `in_kernel` is
-    whether the kernel seals and opens."""
+    """`netns` is the container's, `tunnel_netns` where its second link ends. `secret` is in hex; `in_kernel`
+    is whether the kernel seals and opens."""
 
     address: str
     peers: tuple[str, ...]
@@ -93,8 +93,8 @@ class Tunnel:
         self._asked: dict[bytes, float] = {}
         #: peers whose keys in the kernel are worn, or gone
         self._worn: set[bytes] = set()
-        #: peers that have proven to have keys that the kernel is to have
-        self._proven: set[bytes] = set()
+        #: packets of peers that have just proven to have keys that the kernel is to have
+        self._proofs: dict[bytes, list[bytes]] = {}
         _enter(spec.netns)
         _without_offload(ESP_LINK)
         self._sealed = socket.socket(socket.AF_INET, socket.SOCK_RAW, int(ESP))
@@ -134,8 +134,8 @@ class Tunnel:
                 elif self._kernel is not None:
                     self._worn |= {socket.inet_aton(each) for each in self._kernel.events.read()}
                     self._worn &= self._peers.keys()
-            while self._proven:
-                self._hand_over(self._peers[self._proven.pop()])
+            while self._proofs:
+                self._hand_over(*self._proofs.popitem())
             for other, packets in self._waiting.items():
                 if packets or other in self._worn:
                     self._ask(other)
@@ -169,27 +169,26 @@ class Tunnel:
         peer = self._peers.get(other)
         if peer is None:
             return
-        data = data[(data[0] & 15) * 4 :]
+        outer, data = data, data[(data[0] & 15) * 4 :]
         spi = esp.spi_of(data)
         association = peer.inbound.get(spi)
         if association is None:  # it has keys that we lost, with the process before this one
             self._ask(other)
             return
         if self._kernel is not None and self._kernel.opens(other, spi):
+            self._deliver(outer)
             return
         try:
             packet = association.open(data)
         except ValueError:
             return
         peer.proven(spi)
-        if self._kernel is None:
-            self._flush(peer)
-        else:  # when what came with it is opened: the kernel saw it before it had the keys
-            self._proven.add(other)
+        if self._kernel is not None:
+            self._proofs.setdefault(other, []).append(outer)
+            return
+        self._flush(peer)
         if packet and packet[12:16] == other and packet[16:20] == self._own:
-            for part in esp.fragments(packet, ESP_MTU):
-                with suppress(OSError):
-                    self._clear.send(self._frame_head + part)
+            self._deliver(packet)
 
     def _key(self, message: bytes, sender: tuple[object, ...]) -> None:
         peer = self._peers.get(socket.inet_aton(str(sender[0])))
@@ -210,11 +209,20 @@ class Tunnel:
             self._send(self._sealed, proof, peer.other, 0)
             self._flush(peer)
 
-    def _hand_over(self, peer: esp.Peer) -> None:
-        if self._kernel is not None and peer.outbound is not None:
-            self._kernel.take(peer)
-            self._worn.discard(peer.other)
-            self._flush(peer)
+    def _hand_over(self, other: bytes, packets: list[bytes]) -> None:
+        """Have the kernel use the keys that these packets prove, and open them."""
+        if self._kernel is not None:
+            self._kernel.take(self._peers[other])
+            self._worn.discard(other)
+            for each in packets:
+                self._deliver(each)
+            self._flush(self._peers[other])
+
+    def _deliver(self, packet: bytes) -> None:
+        """To the container, by the second link."""
+        for part in esp.fragments(packet, ESP_MTU):
+            with suppress(OSError):  # no room: lost, as on any network
+                self._clear.send(self._frame_head + part)
 
     def _ask(self, other: bytes) -> None:
         now = time.monotonic()

@@ -1,5 +1,5 @@
-"""IPsec by the kernel, through its XFRM netlink: states (the keys of one direction) and policies (what must go by
-them). ESP in tunnel mode with AES-256-GCM (RFC 4106), between the ends of the packets themselves.
+"""IPsec by the kernel, through its XFRM netlink: states (the keys of one direction) and policies (what must go
+by them). ESP in tunnel mode with AES-256-GCM (RFC 4106), between the ends of the packets themselves.
 
 Who reads states reads keys: the kernel asks for CAP_NET_ADMIN in the user namespace that owns the network
 namespace, for reading too. A container's user namespace is a child of that one.
@@ -52,17 +52,15 @@ _REPLAY = struct.Struct("=6I")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """`key` is 32 bytes of key and 4 of salt. `sent`, `newest` and `seen` (bit n: newest - n came) are how far it
-    was used elsewhere. After the soft seconds or packets the kernel asks for another (`Events`); after the hard
-    ones it is gone, and what needs it is lost."""
+    """`key` is 32 bytes of key and 4 of salt; somebody else `sent` so many packets with it. After the soft
+    seconds or packets the kernel asks for another (`Events`); after the hard ones it is gone, and what needs it
+    is lost."""
 
     source: str
     target: str
     spi: int
     key: bytes
     sent: int = 0
-    newest: int = 0
-    seen: int = 0
     soft_seconds: int = 0
     hard_seconds: int = 0
     soft_packets: int = _FOREVER
@@ -118,11 +116,7 @@ def states() -> list[tuple[str, int, int]]:
 
 
 def add_state(state: State) -> Message:
-    bitmap = 0
-    for behind in range(min(WINDOW, state.newest)):
-        if state.seen >> behind & 1:
-            bitmap |= 1 << (state.newest - behind - 1) % WINDOW
-    replay = _REPLAY.pack(WINDOW // 32, state.sent, state.newest, 0, 0, WINDOW)
+    replay = _REPLAY.pack(WINDOW // 32, state.sent, 0, 0, 0, WINDOW)
     limits = _LIMITS.pack(
         _FOREVER, _FOREVER, state.soft_packets, _FOREVER, state.soft_seconds, state.hard_seconds, 0, 0
     )
@@ -136,7 +130,7 @@ def add_state(state: State) -> Message:
         + attribute(
             _A_AEAD, _AEAD.pack(b"rfc4106(gcm(aes))", 8 * len(state.key), 128) + state.key
         )
-        + attribute(_A_REPLAY, replay + bitmap.to_bytes(WINDOW // 8, "little"))
+        + attribute(_A_REPLAY, replay + bytes(WINDOW // 8))
     )  # fmt: skip
     return Message(type=_NEWSA, flags=_CREATE | _EXCL, body=body, what=f"add a state for {state.target}")
 
@@ -152,15 +146,15 @@ def delete_state(target: str, spi: int) -> Message:
 
 
 def add_policies(own: str, peer: str, link: int) -> list[Message]:
-    """What goes from `own` to `peer` by a link, or comes by it, must go by states: nothing else does."""
+    """What goes from `own` to `peer` by this link, and what comes from it by any, must go by states."""
     found = []
-    for direction, source, target in ((_OUT, own, peer), (_IN, peer, own)):
+    for direction, source, target, by in ((_OUT, own, peer, link), (_IN, peer, own, 0)):
         template = _TEMPLATE.pack(
             _ID.pack(_address(target), b"", _ESP),
             socket.AF_INET, _address(source), _REQUEST_ID, _TUNNEL, 0, 0, _ALL, _ALL, _ALL,
         )  # fmt: skip
         selector = _SELECTOR.pack(
-            _address(target), _address(source), 0, 0, 0, 0, socket.AF_INET, 32, 32, 0, link, 0
+            _address(target), _address(source), 0, 0, 0, 0, socket.AF_INET, 32, 32, 0, by, 0
         )
         found.append(
             Message(
