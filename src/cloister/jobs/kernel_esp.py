@@ -1,10 +1,10 @@
-"""What of a tunnel's work the kernel does, where it can: sealing and opening, with keys that the tunnel agreed
-on. All of it is in the container's namespace, which the container may not configure.
+"""What the kernel does of a tunnel's work, where it can: sealing and opening, with keys the tunnel agreed on.
+All of it is in the container's namespace, which the container may not configure.
 
 Until there are keys for a peer nothing of it concerns that peer: its packets go by the second link to the
 tunnel, which asks for keys. Then come, in this order: states; policies, by which what comes from the peer, or
-goes to it by `eth0`, must go by those states; and a route to the peer by `eth0`, in a table of its own that is
-asked first. They go in the other order. So what leaves by `eth0` is sealed or lost, also without the tunnel.
+goes to it by `eth0`, must go by those states; and a route to the peer by `eth0`, in a table asked first. They
+go in the other order. So what leaves by `eth0` is sealed or lost, also without the tunnel.
 
 Keys of a request that the tunnel answered come into the kernel when a packet proves that the asker has them.
 That packet, and what comes until the kernel has them, the tunnel lays before the kernel again, by the second

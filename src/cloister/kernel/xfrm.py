@@ -1,5 +1,5 @@
-"""IPsec by the kernel, through its XFRM netlink: states (the keys of one direction) and policies (what must go
-by them). ESP in tunnel mode with AES-256-GCM (RFC 4106), between the ends of the packets themselves.
+"""IPsec by the kernel, through its XFRM netlink: states (keys of one direction) and policies (what must go by
+them). ESP in tunnel mode with AES-256-GCM (RFC 4106), between the ends of the packets themselves.
 
 Who reads states reads keys: the kernel asks for CAP_NET_ADMIN in the user namespace that owns the network
 namespace, for reading too. A container's user namespace is a child of that one.
@@ -53,8 +53,8 @@ _REPLAY = struct.Struct("=6I")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """`key` is 32 bytes of key and 4 of salt; somebody else `sent` so many packets with it. After the soft
-    seconds or packets the kernel asks for another (`Events`); after the hard ones it is gone, and what needs it
-    is lost."""
+    seconds or packets the kernel asks for another (`Events`); after the hard ones it is gone, and what needs
+    it is lost."""
 
     source: str
     target: str
@@ -206,7 +206,7 @@ def trouble() -> str:
             here.send([add_state(State(source="10.0.0.1", target="10.0.0.2", spi=256, key=bytes(36)))])
             found[0] = ""
         except OSError as error:
-            found[0] = error.strerror or str(error)
+            found[0] = (error.strerror or str(error)).removeprefix("add a state for 10.0.0.2: ")
         finally:
             if here is not None:
                 with suppress(OSError):
