@@ -409,3 +409,22 @@ for each in tries:
     path = str(lab.namespaces.path(here.one.interface_id))
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@in_kernel
+@in_world
+async def test_the_kernel_says_which_keys_are_worn(lab: Lab) -> None:
+    here = await _two(lab)
+    state = xfrm.State(
+        source="10.0.0.4", target="10.0.0.5", spi=300, key=bytes(36), soft_seconds=1, hard_seconds=60
+    )
+
+    def worn() -> list[str]:
+        events = xfrm.Events()
+        xfrm.Xfrm().send([xfrm.add_state(state)])
+        deadline = time.monotonic() + 5
+        while not (found := list(events.read())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
+
+    assert lab.namespaces.call(here.one.interface_id, worn) == ["10.0.0.5"]

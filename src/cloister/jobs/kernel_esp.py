@@ -52,9 +52,10 @@ class KernelEsp:
         )
         self._rtnl.send([rtnl.add_rule(_PRIORITY, _TABLE, None, rtnl.OTHER_PROTOCOL)])
         self._xfrm.send(xfrm.flush())
-        # For packets that the second link brought before the kernel had the keys: from here the policies and
-        # the route are for them too.
+        # For packets that the second link brought before the kernel had keys. By this link the policies are
+        # for them, also when the route is gone.
         self._clear = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        self._clear.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _LINK.encode())
         self._clear.bind((self._own, 0))
         self._clear.setblocking(False)
 
