@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 # Tests and tools never need the network once installed.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check as-i-am fabric e2e user bench fuzz clean install
+.PHONY: demo test check as-i-am fabric e2e user kernels bench fuzz clean install
 
 demo: install
 	.venv/bin/cloister demo
@@ -36,6 +36,11 @@ e2e: install
 # The same two again as an unprivileged user (made here, as root); without root they already ran so.
 user: install
 	scripts/as-user.sh
+
+# What this host's kernel may not have, under Debian's own in an emulated machine: some ten minutes, as root.
+kernels: install
+	scripts/in-vm.sh $(PYTHON) -m cloister.kernel.holder --exec \
+	  $(PYTHON) -m pytest -q tests/fabric/test_isolation_packets.py tests/kernel
 
 bench:
 	@scripts/install.sh curl wrk

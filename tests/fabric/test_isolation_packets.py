@@ -14,6 +14,7 @@ import pytest
 from tests.fabric.lab import ANYWHERE, QUIET, Lab, in_world, rule
 
 from cloister.jobs.tunnel import Spec, ready_path
+from cloister.kernel import xfrm
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow
 from cloister.vpc.isolation import tunnel_netns
@@ -113,7 +114,9 @@ async def test_instances_that_encrypt_send_each_other_nothing_in_the_clear(lab: 
             assert not arrives
 
 
-def _tunnel(lab: Lab, own: NetworkInterface, *peers: NetworkInterface) -> subprocess.Popen[bytes]:
+def _tunnel(
+    lab: Lab, own: NetworkInterface, *peers: NetworkInterface, in_kernel: bool = False
+) -> subprocess.Popen[bytes]:
     spec = lab.folder / f"{own.interface_id}.json"
     spec.write_text(
         Spec(
@@ -122,6 +125,7 @@ def _tunnel(lab: Lab, own: NetworkInterface, *peers: NetworkInterface) -> subpro
             netns=str(lab.namespaces.path(own.interface_id)),
             tunnel_netns=str(lab.namespaces.path(tunnel_netns(own.interface_id))),
             secret="ab" * 32,
+            in_kernel=in_kernel,
         ).to_json()
     )
     ready_path(spec).unlink(missing_ok=True)
@@ -217,3 +221,210 @@ async def test_traffic_between_instances_is_ipsec_on_the_wire_and_needs_its_two_
     assert not _exchange(lab, one, two, b"x")
     _tunnel(lab, two, one)
     assert _exchange(lab, one, two, b"x")
+
+
+#: some hosts' kernels have no ESP; `make kernels` runs these under one that has
+in_kernel = pytest.mark.skipif(bool(xfrm.trouble()), reason="the kernel has no ESP")
+_KEYS_AND_ESP = [
+    rule(egress=egress, protocol=protocol, ports=ports, cidr="10.0.0.0/16")
+    for egress in (False, True)
+    for protocol, ports in (("udp", (500, 500)), ("50", None))
+]
+
+
+class _Two:
+    """Two instances that encrypt, with a capture of what is on the wire between them."""
+
+    def __init__(self, lab: Lab, vpc: str, one: NetworkInterface, two: NetworkInterface) -> None:
+        self.lab, self.one, self.two = lab, one, two
+        self._wire = lab.namespaces.call(
+            vpc, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+        )
+        self._wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+        self._wire.setblocking(False)
+        lab.open.append(self._wire)
+
+    def exchange(self, data: bytes, *, back: bool = False) -> bool:
+        return _exchange(self.lab, *((self.two, self.one) if back else (self.one, self.two)), data)
+
+    def captured(self) -> list[bytes]:
+        """Since the last time; checked to be keys and sealed packets only."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                found.append(self._wire.recv(65536))
+        assert {packet[9] for packet in found} <= {50, 17}
+        assert all(packet[22:24] == b"\x01\xf4" for packet in found if packet[9] == 17)
+        assert not any(b"secret" in packet for packet in found)
+        return found
+
+    def datagram(self, size: int) -> bool:
+        receiver = self.lab.socket(self.two.interface_id, socket.SOCK_DGRAM)
+        receiver.bind((_address(self.two), 7001))
+        receiver.settimeout(3)
+        data = b"secret" + bytes(size - 6)
+        try:
+            self.lab.socket(self.one.interface_id, socket.SOCK_DGRAM).sendto(data, (_address(self.two), 7001))
+            return receiver.recv(65536) == data
+        except TimeoutError:
+            return False
+        finally:
+            receiver.close()
+
+    def states(self, end: NetworkInterface) -> list[tuple[str, int, int]]:
+        """The target, SPI and packets of every state."""
+        return self.lab.namespaces.call(end.interface_id, xfrm.states)
+
+
+async def _two(lab: Lab) -> _Two:
+    vpc, subnet, _ = await lab.vpc()
+    group = await lab.group(vpc, *_KEYS_AND_ESP)
+    one, two = [await lab.interface(subnet, group) for _ in range(2)]
+    one = _primary(one, encrypted_with=(_address(two),))
+    two = _primary(two, encrypted_with=(_address(one),))
+    await lab.put(one, two)
+    return _Two(lab, vpc, one, two)
+
+
+async def _ends_understand_each_other(lab: Lab, first: bool, second: bool) -> None:
+    """Whichever of the two the kernel seals for."""
+    here = await _two(lab)
+    _tunnel(lab, here.one, here.two, in_kernel=first)
+    other = _tunnel(lab, here.two, here.one, in_kernel=second)
+    secret = b"a secret that nobody may read on the wire" * 5000
+    assert here.exchange(secret)
+    assert sum(packet[9] == 50 for packet in here.captured()) > 20
+    for end, kernel in ((here.one, first), (here.two, second)):
+        assert len(here.states(end)) == (2 if kernel else 0)
+        assert all(packets > 10 for _, _, packets in here.states(end))
+    for size in (8900, 8918, 8919, 20_000):  # the second just fits into one packet
+        assert here.datagram(size), size
+    assert here.exchange(secret, back=True)
+    here.captured()
+    # One that lost its keys has new ones, whoever speaks first.
+    for back in (False, True):
+        other.kill()
+        other.wait()
+        other = _tunnel(lab, here.two, here.one, in_kernel=second)
+        assert here.exchange(secret, back=back)
+        assert here.exchange(secret, back=not back)
+        here.captured()
+
+
+@in_kernel
+@in_world
+async def test_two_ends_for_which_the_kernel_seals(lab: Lab) -> None:
+    await _ends_understand_each_other(lab, True, True)
+
+
+@in_kernel
+@in_world
+async def test_the_kernel_at_one_end_and_a_process_at_the_other(lab: Lab) -> None:
+    await _ends_understand_each_other(lab, True, False)
+
+
+@in_kernel
+@in_world
+async def test_a_process_at_one_end_and_the_kernel_at_the_other(lab: Lab) -> None:
+    await _ends_understand_each_other(lab, False, True)
+
+
+@in_world
+async def test_two_ends_of_processes(lab: Lab) -> None:
+    await _ends_understand_each_other(lab, False, False)
+
+
+@in_kernel
+@in_world
+async def test_what_the_kernel_seals_goes_on_without_the_tunnel_and_without_states_nothing_goes(
+    lab: Lab,
+) -> None:
+    here = await _two(lab)
+    tunnels = [_tunnel(lab, here.one, here.two, in_kernel=True)]
+    tunnels.append(_tunnel(lab, here.two, here.one, in_kernel=True))
+    assert here.exchange(b"secret")
+    for each in tunnels:
+        each.kill()
+        each.wait()
+    assert here.exchange(b"secret")
+    here.captured()
+    # As when they are worn: the policies stay.
+    flush = xfrm.flush()[1:]
+    for end in (here.one, here.two):
+        lab.namespaces.call(end.interface_id, lambda: xfrm.Xfrm().send(flush))
+    assert not here.exchange(b"secret")
+    assert not here.datagram(100)
+    assert not here.captured()
+    # A tunnel that begins anew first takes the route away, then the policies.
+    _tunnel(lab, here.one, here.two, in_kernel=True)
+    _tunnel(lab, here.two, here.one, in_kernel=True)
+    assert here.exchange(b"secret")
+    here.captured()
+
+
+@in_kernel
+@in_world
+async def test_the_kernel_asks_for_keys_when_it_has_none_left(lab: Lab) -> None:
+    here = await _two(lab)
+    _tunnel(lab, here.one, here.two, in_kernel=True)
+    _tunnel(lab, here.two, here.one, in_kernel=True)
+    assert here.exchange(b"secret")
+    before = here.states(here.one)
+    outbound = next(spi for target, spi, _ in before if target == _address(here.two))
+    lab.namespaces.call(
+        here.one.interface_id,
+        lambda: xfrm.Xfrm().send([xfrm.delete_state(_address(here.two), outbound)]),
+    )
+    here.exchange(b"secret")
+    assert here.exchange(b"secret")
+    assert outbound not in {spi for _, spi, _ in here.states(here.one)}
+    here.captured()
+
+
+@in_kernel
+@in_world
+async def test_a_containers_root_reads_no_keys_and_makes_no_exception(lab: Lab) -> None:
+    here = await _two(lab)
+    _tunnel(lab, here.one, here.two, in_kernel=True)
+    _tunnel(lab, here.two, here.one, in_kernel=True)
+    assert here.exchange(b"secret")
+    code = """
+import errno, os, socket, sys
+from cloister.kernel import syscalls, xfrm
+syscalls.setns(os.open(sys.argv[1], os.O_RDONLY), syscalls.CLONE_NEWNET)
+syscalls.unshare(syscalls.CLONE_NEWUSER)
+tries = [
+    xfrm.states,
+    xfrm.Events,
+    lambda: xfrm.Xfrm().send(xfrm.flush()),
+    lambda: xfrm.exempt(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)),
+]
+for each in tries:
+    try:
+        each()
+        sys.exit(f"{each} is allowed")
+    except OSError as error:
+        assert error.errno == errno.EPERM, error
+"""
+    path = str(lab.namespaces.path(here.one.interface_id))
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@in_kernel
+@in_world
+async def test_the_kernel_says_which_keys_are_worn(lab: Lab) -> None:
+    here = await _two(lab)
+    state = xfrm.State(
+        source="10.0.0.4", target="10.0.0.5", spi=300, key=bytes(36), soft_seconds=1, hard_seconds=60
+    )
+
+    def worn() -> list[str]:
+        events = xfrm.Events()
+        xfrm.Xfrm().send([xfrm.add_state(state)])
+        deadline = time.monotonic() + 5
+        while not (found := list(events.read())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
+
+    assert lab.namespaces.call(here.one.interface_id, worn) == ["10.0.0.5"]

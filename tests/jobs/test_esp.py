@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.jobs.esp import ASSOCIATIONS, WINDOW, Association, Peer, spi_of, worn
+from cloister.jobs.esp import ASSOCIATIONS, WINDOW, Association, Peer, fragments, spi_of, worn
 
 A, B = b"\x0a\0\0\4", b"\x0a\0\0\5"
 
@@ -129,3 +131,34 @@ def test_noise_on_the_key_port_is_ignored(message: bytes) -> None:
     assert asker.hear(message, 0.0) is None
     assert answerer.hear(message, 0.0) is None
     assert asker.outbound is None
+
+
+@given(size=st.integers(1, 3000), mtu=st.integers(68, 1500), offset=st.integers(0, 1000), more=st.booleans())
+def test_fragments_fit_and_put_together_are_the_packet(size: int, mtu: int, offset: int, more: bool) -> None:
+    where = offset | (0x2000 if more else 0)
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + size, 7, where, 64, 17, 0, A, B)
+    data = bytes(n % 251 for n in range(size))
+    parts = fragments(head + data, mtu)
+    assert all(len(part) <= mtu for part in parts)
+    if len(parts) == 1:
+        assert parts == [head + data]
+        return
+    together = bytearray(size)
+    for part in parts:
+        length, number, place = struct.unpack_from("!HHH", part, 2)
+        assert (length, number, part[12:20]) == (len(part), 7, A + B)
+        total = sum(struct.unpack("!10H", part[:20]))
+        assert (total & 0xFFFF) + (total >> 16) == 0xFFFF
+        start = 8 * ((place & 0x1FFF) - offset)
+        together[start : start + length - 20] = part[20:]
+        assert bool(place & 0x2000) is (more or start + length - 20 < size)
+    assert together == data
+
+
+def test_of_the_inbound_keys_those_are_in_use_that_the_peer_has_proven() -> None:
+    asker, answerer = _agreed()
+    assert len(asker.in_use()) == 1
+    assert not answerer.in_use()
+    assert asker.outbound is not None
+    _open(answerer, asker.outbound.seal(b""))
+    assert answerer.in_use() == list(answerer.inbound.values())

@@ -20,6 +20,7 @@ from cloister.jobs.effects import Containers, Engine, Namespaces
 from cloister.jobs.logfile import LogPosition
 from cloister.jobs.model import LOG_GROUP, Instance, ProcessingJob
 from cloister.jobs.staging import container_id
+from cloister.kernel import xfrm
 from cloister.logs import LogStore
 from cloister.vpc.isolation import tunnel_netns
 
@@ -51,6 +52,8 @@ class Attendants:
         self._endpoints: dict[str, CredentialsEndpoint] = {}
         self._followers: dict[str, asyncio.Task[None]] = {}
         self._tunnels: dict[str, asyncio.Task[None]] = {}
+        #: whether the kernel has ESP, once that is known
+        self._in_kernel: bool | None = None
 
     async def close(self) -> None:
         tasks = [*self._followers.values(), *self._tunnels.values()]
@@ -80,6 +83,8 @@ class Attendants:
         if not job.encrypts:
             return
         ready = []
+        if self._in_kernel is None:
+            self._in_kernel = not await asyncio.to_thread(xfrm.trouble)
         for each in job.instances:
             key = container_id(job, each)
             if key not in self._tunnels and each.netns is not None and each.address is not None:
@@ -90,6 +95,7 @@ class Attendants:
                     netns=str(self._namespaces.path(each.netns)),
                     tunnel_netns=str(self._namespaces.path(tunnel_netns(each.netns))),
                     secret=job.traffic_key,
+                    in_kernel=self._in_kernel,
                 )
                 self._tunnels[key] = asyncio.create_task(self._keep_tunnel(path, spec), name=f"tunnel {key}")
                 ready.append(tunnel.ready_path(path))

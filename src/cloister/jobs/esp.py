@@ -36,6 +36,7 @@ _HEAD = struct.Struct("!II")
 _VECTOR = struct.Struct("!Q")
 _HELLO = struct.Struct("!BI32s")
 _TAG = 32
+_DONT, _MORE = 0x4000, 0x2000  # "don't fragment" and "more fragments"
 
 
 @dataclass(slots=True)
@@ -92,6 +93,31 @@ def spi_of(data: bytes) -> int:
     return int(_HEAD.unpack_from(data)[0]) if len(data) >= _HEAD.size else 0
 
 
+def fragments(packet: bytes, mtu: int) -> list[bytes]:
+    """An IP packet cut to fit (RFC 791): the kernel's ESP seals a large datagram whole, and what is sealed is
+    larger than a link for what is not."""
+    head = (packet[0] & 15) * 4
+    if len(packet) <= mtu:
+        return [packet]
+    where = int.from_bytes(packet[6:8], "big")
+    step = (mtu - head) & ~7
+    found = []
+    for start in range(head, len(packet), step):
+        data = packet[start : start + step]
+        more = _MORE if start + step < len(packet) else 0
+        place = ((where & ~_DONT) + (start - head) // 8 | more).to_bytes(2, "big")
+        cut = bytearray(
+            packet[:2] + (head + len(data)).to_bytes(2, "big") + packet[4:6] + place + packet[8:head]
+        )
+        cut[10:12] = b"\0\0"
+        total = sum(struct.unpack(f"!{head // 2}H", cut))
+        while total >> 16:
+            total = (total & 0xFFFF) + (total >> 16)
+        cut[10:12] = (~total & 0xFFFF).to_bytes(2, "big")
+        found.append(bytes(cut) + data)
+    return found
+
+
 @dataclass(slots=True)
 class Peer:
     """What one side (`own`) knows of another (`other`), both addresses of 4 bytes."""
@@ -137,6 +163,10 @@ class Peer:
         outbound = self._unproven.pop(spi, None)
         if outbound is not None:
             self.outbound = outbound
+
+    def in_use(self) -> list[Association]:
+        """Of the inbound ones, those that the peer is known to have."""
+        return [each for spi, each in self.inbound.items() if spi not in self._unproven]
 
     def _answer(self, request: bytes, asker_spi: int, key: bytes, now: float) -> bytes:
         private = X25519PrivateKey.generate()

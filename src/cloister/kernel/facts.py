@@ -124,7 +124,9 @@ def _program(name: str, package: str, *, needed: bool = True) -> Fact:
     return Fact(name=name, ok=done.returncode == 0, detail=f"{path} {line[0] if line else ''}", needed=needed)
 
 
+_ESP = "ESP in the kernel"
 _FIXES = {
+    _ESP: "modprobe esp4",
     "private world": "see the detail; in a container, run it with --privileged or --security-opt unmask=ALL",
     "network namespaces": "modprobe veth",
     "nftables": "modprobe nf_tables",
@@ -148,7 +150,9 @@ def _trials() -> list[Fact]:
     facts = [Fact(name="private world", ok=True, detail=holder.plan_ids().mode)]
     for name, failure in results.items():
         fix = _FIXES.get(name, "") if failure else ""
-        facts.append(Fact(name=name, ok=not failure, detail=failure or "works", fix=fix))
+        needed = name != _ESP
+        detail = failure if needed or not failure else f"{failure}: a process encrypts, slower"
+        facts.append(Fact(name=name, ok=not failure, detail=detail or "works", fix=fix, needed=needed))
     return facts
 
 
@@ -219,6 +223,13 @@ def _try_overlay(folder: Path) -> None:
         raise OSError(5, "the lower layer was changed")
 
 
+def _try_esp(folder: Path) -> None:
+    from cloister.kernel import xfrm
+
+    if trouble := xfrm.trouble():
+        raise OSError(trouble)
+
+
 def _main() -> None:
     trials: dict[str, Callable[[Path], None]] = {
         "network namespaces": _try_network,
@@ -230,6 +241,7 @@ def _main() -> None:
             "add table ip t; add chain ip t c; add rule ip t c ct state established accept"
         ),
         "overlay": _try_overlay,
+        _ESP: _try_esp,
     }
     results = {}
     for name, trial in trials.items():

@@ -46,6 +46,8 @@ _PERMANENT = 0x80
 
 #: protocol of the routes that belong to a link or namespace, and are no parts of a plan themselves
 OWNED_PROTOCOL = ROUTE_PROTOCOL + 1
+#: of routes and rules that others than the reconciler make, which it leaves alone
+OTHER_PROTOCOL = ROUTE_PROTOCOL + 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,11 +349,11 @@ def _small(table: int) -> int:
     return table if table < 256 else 252
 
 
-def add_rule(priority: int, table: int, mark: int | None) -> Message:
+def add_rule(priority: int, table: int, mark: int | None, protocol: int = ROUTE_PROTOCOL) -> Message:
     return Message(
         type=NEWRULE,
         flags=_CREATE | _EXCL,
-        body=_rule(priority, table, mark),
+        body=_rule(priority, table, mark, protocol),
         what=f"add rule {priority}: mark {mark} lookup {table}",
         ignore=(errno.EEXIST,),
     )
@@ -361,18 +363,18 @@ def delete_rule(priority: int, table: int, mark: int | None) -> Message:
     return Message(
         type=DELRULE,
         flags=0,
-        body=_rule(priority, table, mark),
+        body=_rule(priority, table, mark, ROUTE_PROTOCOL),
         what=f"delete rule {priority}: mark {mark} lookup {table}",
         ignore=(errno.ENOENT,),
     )
 
 
-def _rule(priority: int, table: int, mark: int | None) -> bytes:
+def _rule(priority: int, table: int, mark: int | None, protocol: int) -> bytes:
     body = (
         _RTMSG.pack(socket.AF_INET, 0, 0, 0, _small(table), 0, 0, 1, 0)
         + attribute(6, struct.pack("=I", priority))
         + attribute(15, struct.pack("=I", table))
-        + attribute(21, bytes([ROUTE_PROTOCOL]))
+        + attribute(21, bytes([protocol]))
     )
     if mark is not None:
         body += attribute(10, struct.pack("=I", mark)) + attribute(16, struct.pack("=I", 0xFFFFFFFF))

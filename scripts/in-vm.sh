@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Runs a command under another kernel: Debian's own, in an emulated machine whose root is this host's (written to
+# in memory only). For what the host's kernel lacks, as ESP. As root, because of the packages and virtiofsd.
+#
+#     scripts/in-vm.sh .venv/bin/python -m pytest …
+#
+# Emulated, and so some ten times slower; VM_ACCEL=kvm where there is KVM. Its exit code is the command's.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ $# -gt 0 ] || { sed -n '2,8s/^# \?//p' "$0" >&2; exit 2; }
+
+virtiofsd=$(command -v virtiofsd /usr/lib/qemu/virtiofsd /usr/libexec/virtiofsd | head -1 || true)
+kernel=$(ls -v /boot/vmlinuz-*-cloud-amd64 2>/dev/null | tail -1 || true)
+if [ -z "$virtiofsd" ] || [ -z "$kernel" ] || ! command -v qemu-system-x86_64 cpio busybox >/dev/null; then
+  packages=(qemu-system-x86 qemu-system-common linux-image-cloud-amd64 cpio busybox-static kmod)
+  apt-cache show virtiofsd >/dev/null 2>&1 && packages+=(virtiofsd)
+  echo "installing ${packages[*]}" >&2
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}" >/dev/null
+  exec "$0" "$@"
+fi
+release=${kernel##*/vmlinuz-}
+
+work=$(mktemp -d)
+daemon=
+trap '[ -z "$daemon" ] || kill "$daemon" 2>/dev/null || true; rm -rf "$work"' EXIT
+
+# The first root: the modules that mount the real one.
+root=$work/root
+mkdir -p "$root"/{bin,modules,dev,proc,sys,host,memory,new}
+cp "$(command -v busybox)" "$root/bin/busybox"
+order=()
+for module in virtio_pci virtiofs overlay; do
+  while read -r verb path _; do
+    [ "$verb" = insmod ] || continue
+    name=$(basename "$path")
+    cp "$path" "$root/modules/$name"
+    order+=("$name")
+  done < <(/sbin/modprobe --show-depends -S "$release" "$module")
+done
+printf '%q ' "$@" >"$root/command"
+cat >"$root/init" <<INIT
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for each in ${order[*]}; do [ -e /sys/module/\${each%.ko} ] || insmod /modules/\$each; done
+mount -t virtiofs -o ro host /host
+mount -t tmpfs memory /memory
+mkdir /memory/upper /memory/work
+mount -t overlay -o lowerdir=/host,upperdir=/memory/upper,workdir=/memory/work overlay /new
+mount -t tmpfs memory /new/tmp
+mount -t tmpfs memory /new/run
+cp /command /new/run/command
+for each in proc sys dev; do mount --move /\$each /new/\$each; done
+exec switch_root /new /bin/bash -c '
+  mkdir -p /dev/shm /dev/pts
+  mount -t tmpfs memory /dev/shm
+  mount -t devpts pts /dev/pts
+  mount -t cgroup2 cgroup /sys/fs/cgroup
+  ip link set lo up
+  export HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+  cd "$PWD"
+  bash /run/command </dev/null
+  echo \$? >/dev/ttyS1
+  echo o >/proc/sysrq-trigger
+  while :; do :; done
+'
+INIT
+chmod +x "$root/init"
+(cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) >"$work/initramfs"
+
+"$virtiofsd" --socket-path="$work/fs" -o source=/ -o sandbox=chroot -o cache=always >"$work/virtiofsd.log" 2>&1 &
+daemon=$!
+for _ in $(seq 100); do [ -S "$work/fs" ] && break; sleep 0.05; done
+qemu-system-x86_64 -nodefaults -no-reboot -display none -accel "${VM_ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 3G \
+  -object memory-backend-memfd,id=memory,size=3G,share=on -numa node,memdev=memory \
+  -chardev socket,id=fs,path="$work/fs" -device vhost-user-fs-pci,chardev=fs,tag=host \
+  -serial stdio -serial file:"$work/status" \
+  -kernel "$kernel" -initrd "$work/initramfs" -append "console=ttyS0 loglevel=2 panic=-1" </dev/null
+status=$(tr -dc 0-9 <"$work/status")
+exit "${status:-125}"
