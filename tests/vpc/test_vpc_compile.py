@@ -151,8 +151,14 @@ def documents(draw: st.DrawFn) -> object:
                 st.lists(
                     st.builds(
                         Route,
-                        destination=one_of(["0.0.0.0/0", "10.0.0.0/16", "3.5.0.0/19", *LISTS]),
-                        target=one_of(["local", "nat-00000000000000001", PEERING, *GATEWAYS, *ENDPOINTS]),
+                        destination=one_of(["0.0.0.0/0", "10.0.0.0/16", "10.0.1.0/24", "3.5.0.0/19", *LISTS]),
+                        target=one_of(
+                            [
+                                *("local", "nat-00000000000000001", PEERING, *GATEWAYS, *ENDPOINTS),
+                                *INTERFACES[:2],
+                            ]
+                        ),
+                        origin=one_of(["CreateRoute", "CreateRoute", "CreateRouteTable"]),
                     ),
                     max_size=2,
                 )
@@ -207,6 +213,7 @@ def documents(draw: st.DrawFn) -> object:
                 ),
                 group_ids=tuple(draw(st.lists(one_of(GROUPS), max_size=2, unique=True))),
                 interface_type=("interface", "interface", "vpc_endpoint", "nat_gateway")[number],
+                source_dest_check=number > 1 or draw(st.booleans()),
             )
 
 
@@ -263,8 +270,8 @@ def test_what_a_plan_refers_to_is_in_it(docs: list[object]) -> None:
     for part in plan.values():
         if isinstance(part, Element):
             assert (part.netns, part.set) in sets
-            if part.data and part.data.startswith("jump "):
-                assert (part.netns, part.data.removeprefix("jump ")) in chains
+            if part.data and part.data.startswith(("jump ", "goto ")):
+                assert (part.netns, part.data[5:]) in chains
             assert len(part.comment.encode()) <= 128
         if isinstance(part, Chain):
             for rule in part.rules:

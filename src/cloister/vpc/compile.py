@@ -7,6 +7,7 @@ The router namespace of a VPC judges a packet in this order (hook, priority):
 
     prerouting -300  source      it carries an address of the port it came by, else dropped; of an isolated
                                  port it is for one of its peers
+    prerouting -290  forwarded   (with interfaces that pass packets on: the conntrack zone of their legs)
     prerouting -150  routes      the port's mark chooses the Linux routing table of its subnet's route table
     forward       0  forward     a tracked connection; or a rule of the sender's groups
     forward       2  acl_out     the network ACL of the sender's subnet
@@ -30,6 +31,7 @@ from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Ve
 from cloister.vpc import addresses as ip
 from cloister.vpc import (
     flow_logs,
+    forwarding,
     gateways,
     interface_endpoints,
     isolation,
@@ -148,6 +150,9 @@ def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
             yield from _interface_scopes(doc)
             if doc.interface_type == gateways.NAT_INTERFACE:
                 yield from _tables_of(before, after, doc.vpc_id)
+            if not doc.source_dest_check:
+                yield from _forwarding(before, after, doc.vpc_id)
+            yield from _led_to(before, after, doc)
         elif isinstance(doc, InternetGateway):
             if born_or_gone or _differs(change, "vpc_id"):
                 yield from (("internet",), ("igw", doc.internet_gateway_id))
@@ -194,11 +199,14 @@ def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
         elif isinstance(doc, Subnet):
             yield ("subnet", doc.subnet_id)
             if born_or_gone or _differs(change, "cidr", "vpc_id"):
+                yield ("vpc", doc.vpc_id)
                 for world in (before, after):
                     for interface in world.where(NetworkInterface, subnet_id=doc.subnet_id):
                         yield from _interface_scopes(interface)
         elif isinstance(doc, RouteTable):
             yield ("table", doc.route_table_id)
+            if born_or_gone or _differs(change, "routes", "vpc_id"):
+                yield ("vpc", doc.vpc_id)
             if born_or_gone or _differs(change, "associations", "number", "vpc_id"):
                 yield from _remarked(before, after, doc.vpc_id)
         elif isinstance(doc, VpcEndpoint):
@@ -217,6 +225,7 @@ def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
         elif isinstance(doc, PrefixList):
             for world in (before, after):
                 yield from (("table", table.route_table_id) for table in world.all(RouteTable))
+                yield from (("vpc", table.vpc_id) for table in world.all(RouteTable))
                 for group in world.all(SecurityGroup):
                     if any(rule.prefix_list_id == doc.prefix_list_id for rule in group.rules):
                         yield ("group", group.group_id)
@@ -238,6 +247,23 @@ def _differs(change: Change, *fields: str) -> bool:
 def _tables_of(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
     for world in (before, after):
         yield from (("table", table.route_table_id) for table in world.where(RouteTable, vpc_id=vpc_id))
+
+
+def _led_to(before: World, after: World, interface: NetworkInterface) -> Iterator[Scope]:
+    """The tables with a route to an interface."""
+    for world in (before, after):
+        for table in world.where(RouteTable, vpc_id=interface.vpc_id):
+            if any(route.target == interface.interface_id for route in table.routes):
+                yield ("table", table.route_table_id)
+                yield ("vpc", table.vpc_id)
+
+
+def _forwarding(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
+    """What in a VPC knows whether interfaces of it pass packets on."""
+    yield ("vpc", vpc_id)
+    yield from _tables_of(before, after, vpc_id)
+    for world in (before, after):
+        yield from (("group", group.group_id) for group in world.where(SecurityGroup, vpc_id=vpc_id))
 
 
 def _everything_in(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
@@ -309,6 +335,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         counted = flow_logs.refusals(world, vpc_id, refused)
         yield Chain(netns=vpc_id, name=refused, rules=(*counted, refusals.NOTED, Rule(text="drop")))
     yield from flow_logs.vpc_parts(world, vpc_id)
+    yield from forwarding.vpc_parts(world, vpc_id, resolver)
     yield Chain(
         netns=vpc_id,
         name="source",
@@ -325,6 +352,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         hook="type filter hook prerouting priority -150; policy accept;",
         rules=(
             Rule(text="meta mark set iifname map @marks", comment="the route table of the subnet"),
+            *forwarding.mark_rules(world, vpc_id),
             refusals.unrouted(resolver),
         ),
     )
@@ -335,6 +363,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         rules=(
             *_tracked(_AT_SENDER),
             Rule(text=f"ct state invalid goto {REFUSED_OUT}", comment=_INVALID.comment),
+            *forwarding.forward_rules(world, vpc_id),
             Rule(text="iifname vmap @egress_groups", comment="the sender's groups"),
         ),
     )
@@ -383,6 +412,7 @@ def _table(world: World, route_table_id: str) -> Iterator[Part]:
     table = world.get(RouteTable, route_table_id)
     if table is not None and world.get(Vpc, table.vpc_id) is not None:
         yield from route_tables.parts(world, table)
+        yield from forwarding.table_parts(world, table)
 
 
 def _subnet(world: World, subnet_id: str) -> Iterator[Part]:
@@ -417,7 +447,8 @@ def _peering(world: World, peering_id: str) -> Iterator[Part]:
 def _group(world: World, group_id: str) -> Iterator[Part]:
     group = world.get(SecurityGroup, group_id)
     if group is not None and world.get(Vpc, group.vpc_id) is not None:
-        yield from security_groups.chain_parts(world, group)
+        forwards = forwarding.forwards(world, group.vpc_id)
+        yield from security_groups.chain_parts(world, group, forwards=forwards)
 
 
 def _groups(world: World, vpc_id: str, *group_ids: str) -> Iterator[Part]:
@@ -487,8 +518,11 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
             else:
                 served = held.netns == interface_id and held.only is None
                 credentials = (f"{CREDENTIALS_ADDRESS}/32",) if served else ()
-                yield Netns(name=held.netns, loopback=credentials, sysctls=_ANY_PORT)
-                yield from _instance_chains(held.netns)
+                passes_on = forwarding.is_port(interface, name)
+                yield Netns(name=held.netns, forward=passes_on, loopback=credentials, sysctls=_ANY_PORT)
+                yield from _instance_chains(held.netns, forward=passes_on)
+                if passes_on:
+                    yield from forwarding.port_parts(interface, name)
                 yield from isolation.tunnel_parts(router, held)
             yield from isolation.source_elements(interface, held, port)
             yield from isolation.gate_parts(router, interface.group_ids, held, name)
@@ -523,10 +557,10 @@ def _mark(world: World, interface_id: str) -> Iterator[Part]:
             yield _element(interface.vpc_id, "marks", f'"{name}"', table.route_table_id, str(table.number))
 
 
-def _instance_chains(netns: str) -> Iterator[Part]:
+def _instance_chains(netns: str, *, forward: bool = False) -> Iterator[Part]:
     """An instance may use its loopback and its port, and has no other link. The walls are outside, in the
     router. So nothing is matched: one look-up less a packet at each end, 6 % more connections a second."""
-    for name in ("input", "output"):
+    for name in ("input", "output", *(("forward",) if forward else ())):
         yield Chain(
             netns=netns,
             name=name,
