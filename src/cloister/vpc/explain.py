@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
 
 from cloister.vpc import addresses as ip
 from cloister.vpc import (
+    forwarding,
     gateways,
     interface_endpoints,
     isolation,
@@ -122,15 +124,27 @@ def path(
     flow: Flow,
     passed: tuple[str, ...] = (),
 ) -> Iterator[Step]:
-    """From an interface on: route, groups, ACLs, gateways. `passed` are the NAT gateways behind it."""
+    """From an interface on: route, groups, ACLs, gateways. `passed` are the NAT gateways behind it. When
+    `source.address` is not the interface's own, it passes the packet on."""
     sender = source.interface
-    hop, step = _route_step(world, sender, destination)
+    passes_on = _passes_on(source)
+    hop, step = _route_step(world, source, destination)
     yield step
+    by = world.get(NetworkInterface, hop.route.target) if hop is not None and hop.kind == "eni" else None
+    if by is not None and destination == by.addresses[0].address:
+        by = None  # its own: nothing to pass on
     if sender.interface_type != gateways.NAT_INTERFACE:
-        yield egress_step(world, sender, destination, target, flow)
+        on_way = passes_on or by is not None
+        yield egress_step(world, sender, destination, target, flow, forwarded=on_way)
     if hop is None or not step.allowed:
         return
-    if hop.kind in ("local", "pcx"):
+    if by is not None:
+        yield from _forwarding_steps(world, source, target, destination, by, flow, passed)
+        return
+    if passes_on and hop.kind in ("pcx", "vpce", "igw"):
+        yield from _translating_steps(world, source, target, destination, flow, passed)
+        return
+    if hop.kind in ("local", "eni", "pcx"):
         yield from _neighbour_steps(world, source, target, destination, hop, flow)
         return
     yield from near_acl_steps(world, sender, destination, flow)
@@ -157,16 +171,19 @@ def _neighbour_steps(
         return
     if target.interface.subnet_id != sender.subnet_id:
         yield from near_acl_steps(world, sender, destination, flow)
+    if target.interface.subnet_id != sender.subnet_id or _passes_on(source):
         yield from _far_acl_steps(world, target.interface, source.address, flow)
     if target.interface.interface_type == gateways.NAT_INTERFACE:
         sentence = f"{target.interface.interface_id} is a NAT gateway's: it answers nobody."
         yield refused("ingress", target.interface.interface_id, sentence)
         return
-    yield _ingress_step(world, target.interface, source, flow)
+    yield _ingress_step(world, target.interface, source, flow, forwarded=_passes_on(source))
     if target.interface.interface_type == interface_endpoints.ENDPOINT_INTERFACE:
         yield _service_step(world, target.interface, flow)
+    if _passes_on(source):
+        yield from _way_back_steps(world, sender, target, source.address)
     if hop.kind == "pcx":
-        back, step = _route_step(world, target.interface, source.address)
+        back, step = _route_step(world, target, source.address)
         if back is None or not step.allowed or back.route.target != hop.route.target:
             table = step.origin.partition("/")[0]
             yield refused(
@@ -176,6 +193,78 @@ def _neighbour_steps(
                 f"aws ec2 create-route --route-table-id {table} --destination-cidr-block {source.address}/32 "
                 f"--vpc-peering-connection-id {hop.route.target}",
             )
+
+
+def _passes_on(source: End) -> bool:
+    """Whether an interface sends on what is another's."""
+    return all(held.address != source.address for held in source.interface.addresses)
+
+
+def _forwarding_steps(
+    world: World,
+    source: End,
+    target: End | None,
+    destination: str,
+    by: NetworkInterface,
+    flow: Flow,
+    passed: tuple[str, ...],
+) -> Iterator[Step]:
+    """Into an interface that is neither end, and on from it: what runs there is taken to pass it on."""
+    name = by.interface_id
+    yield from near_acl_steps(world, source.interface, destination, flow)
+    if by.source_dest_check:
+        sentence = f"{name} has a source/destination check and {destination} is not its own: it is dropped."
+        fix = (
+            f"aws ec2 modify-network-interface-attribute --network-interface-id {name} --no-source-dest-check"
+        )
+        yield refused("interface", name, sentence, fix, code="ENI_SOURCE_DEST_CHECK_RESTRICTION")
+        return
+    if _passes_on(source):
+        sentence = f"{source.interface.interface_id} passes it on to {name}: only one in a row may."
+        yield refused("interface", name, sentence)
+        return
+    subnet = world.get(Subnet, by.subnet_id)
+    if subnet is not None and not ip.contains(subnet.cidr, source.address):
+        yield from _far_acl_steps(world, by, source.address, flow)
+    yield _ingress_step(world, by, source, flow, forwarded=True)
+    yield allowed("interface", name, f"{name} has no source/destination check: it may pass it on.")
+    here = End(interface=by, address=source.address)
+    yield from path(world, here, target, destination, flow, passed)
+
+
+def _translating_steps(
+    world: World, source: End, target: End | None, destination: str, flow: Flow, passed: tuple[str, ...]
+) -> Iterator[Step]:
+    """Out of the VPC with an address of its own, as a NAT instance does. Replies to another's address would
+    go to that, not by way of the interface: nothing else leaves."""
+    by = source.interface
+    own = by.addresses[0].address
+    sentence = f"{by.interface_id} must translate {source.address} to its own {own}: replies come to that."
+    yield replace(allowed("interface", by.interface_id, sentence), becomes=own)
+    onward = replace(flow, source_port=None)
+    yield from path(world, End(interface=by, address=own), target, destination, onward, passed)
+
+
+def _way_back_steps(world: World, by: NetworkInterface, far: End, address: str) -> Iterator[Step]:
+    """Replies must go by the interface that the connection went by, and from it to who opened it: else they
+    belong to no connection that is tracked."""
+    back, step = _route_step(world, far, address)
+    if back is None or not step.allowed or back.route.target != by.interface_id:
+        table = step.origin.partition("/")[0]
+        near = next(
+            (s.cidr for s in world.where(Subnet, vpc_id=by.vpc_id) if ip.contains(s.cidr, address)), ""
+        )
+        sentence = f"Replies of {far.interface.interface_id} do not go by {by.interface_id}: {step.sentence}"
+        fix = (
+            f"aws ec2 create-route --route-table-id {table} --destination-cidr-block {near} "
+            f"--network-interface-id {by.interface_id}"
+        )
+        yield refused("route", step.origin, sentence, fix)
+        return
+    home, step = _route_step(world, End(interface=by, address=far.address), address)
+    if home is None or not step.allowed or home.kind != "local":
+        sentence = f"Replies that {by.interface_id} passes on do not go to {address}: {step.sentence}"
+        yield refused("route", step.origin, sentence)
 
 
 def _nat_steps(
@@ -212,6 +301,10 @@ def _nat_steps(
     # it chooses another source port: replies go to any port
     onward = replace(flow, source_port=None)
     here = End(interface=interface, address=nat.private_ip)
+    if _passes_on(source):
+        yield from _way_back_steps(
+            world, source.interface, End(interface=interface, address=destination), source.address
+        )
     yield from path(world, here, target, destination, onward, (*passed, nat_id))
 
 
@@ -249,7 +342,7 @@ def _igw_steps(
         yield refused("ingress", target.interface.interface_id, sentence)
         return
     yield _ingress_step(world, target.interface, outside, flow)
-    back, step = _route_step(world, target.interface, held.public_ip)
+    back, step = _route_step(world, target, held.public_ip)
     if back is None or not step.allowed or back.kind != "igw":
         yield refused("route", step.origin, f"Replies of {target.interface.interface_id}: {step.sentence}")
 
@@ -272,15 +365,23 @@ def _resolver_step(vpc: Vpc, flow: Flow) -> Step:
     return step
 
 
-def _route_step(
-    world: World, sender: NetworkInterface, destination: str
-) -> tuple[route_tables.Hop | None, Step]:
+def _route_step(world: World, source: End, destination: str) -> tuple[route_tables.Hop | None, Step]:
+    sender = source.interface
     subnet = world.get(Subnet, sender.subnet_id)
     table = route_tables.of_subnet(world, subnet) if subnet else None
     if subnet is None or table is None:
         return None, refused("route", sender.subnet_id, f"{sender.subnet_id} has no route table.")
     hop = route_tables.lookup(world, table, destination)
     name = table.route_table_id
+    if hop is not None and not hop.local and forwarding.within_subnet(subnet, source.address, destination):
+        local = next(
+            one
+            for one in route_tables.local_routes(world, table)
+            if ip.contains(one.destination, destination)
+        )
+        sentence = f"{destination} is in {subnet.subnet_id} itself, where no route table is asked."
+        hop = route_tables.Hop(block=IPv4Network(local.destination), route=local)
+        return hop, allowed("route", f"{name}/{local.destination}", sentence)
     if hop is None:
         sentence = f"The route table {name} of {subnet.subnet_id} has no route to {destination}."
         return None, refused("route", name, sentence, _route_fix(world, sender, table, destination))
@@ -316,15 +417,25 @@ def _route_fix(world: World, sender: NetworkInterface, table: RouteTable, destin
 
 
 def egress_step(
-    world: World, sender: NetworkInterface, destination: str, target: End | None, flow: Flow
+    world: World,
+    sender: NetworkInterface,
+    destination: str,
+    target: End | None,
+    flow: Flow,
+    *,
+    forwarded: bool = False,
 ) -> Step:
-    found = admitted(world, sender, destination, target, flow, egress=True)
-    return found or _group_refusal(world, sender, destination, target, flow, egress=True)
+    found = admitted(world, sender, destination, flow, egress=True, forwarded=forwarded)
+    other = None if forwarded else target
+    return found or _group_refusal(world, sender, destination, other, flow, egress=True)
 
 
-def _ingress_step(world: World, receiver: NetworkInterface, source: End, flow: Flow) -> Step:
-    found = admitted(world, receiver, source.address, source, flow, egress=False)
-    return found or _group_refusal(world, receiver, source.address, source, flow, egress=False)
+def _ingress_step(
+    world: World, receiver: NetworkInterface, source: End, flow: Flow, *, forwarded: bool = False
+) -> Step:
+    found = admitted(world, receiver, source.address, flow, egress=False, forwarded=forwarded)
+    other = None if forwarded else source
+    return found or _group_refusal(world, receiver, source.address, other, flow, egress=False)
 
 
 def near_acl_steps(world: World, sender: NetworkInterface, destination: str, flow: Flow) -> Iterator[Step]:
@@ -415,10 +526,22 @@ def _acl_fix(
 
 
 def admitted(
-    world: World, owner: NetworkInterface, peer: str, other: End | None, flow: Flow, *, egress: bool
+    world: World,
+    owner: NetworkInterface,
+    peer: str,
+    flow: Flow,
+    *,
+    egress: bool,
+    forwarded: bool = False,
 ) -> Step | None:
     match = security_groups.admits(
-        world, owner.group_ids, egress=egress, peer=peer, protocol=flow.protocol, port=flow.port
+        world,
+        owner.group_ids,
+        egress=egress,
+        peer=peer,
+        protocol=flow.protocol,
+        port=flow.port,
+        forwarded=forwarded,
     )
     if match is None:
         return None

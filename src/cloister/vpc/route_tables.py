@@ -77,18 +77,20 @@ def of_subnet(world: World, subnet: Subnet) -> RouteTable | None:
 
 def routes(world: World, table: RouteTable) -> list[Route]:
     """All routes of a table: `local` ones, those made by calls, those of its gateway endpoints."""
-    vpc = world.get(Vpc, table.vpc_id)
     replaced = {route.destination: route for route in table.routes if route.origin == OF_TABLE}
-    local = [
-        replaced.get(cidr) or Route(destination=cidr, target=LOCAL, origin=OF_TABLE)
-        for cidr in (vpc.cidrs if vpc else ())
-    ]
+    local = [replaced.get(route.destination, route) for route in local_routes(world, table)]
     made = [
         route
         for route in table.routes
         if route.origin != OF_TABLE and route.target != LOCAL and not route.destination.startswith("pl-")
     ]
     return [*local, *made, *endpoint_routes(world, table)]
+
+
+def local_routes(world: World, table: RouteTable) -> list[Route]:
+    """The `local` route of each block of the VPC, as a table is born with them."""
+    vpc = world.get(Vpc, table.vpc_id)
+    return [Route(destination=c, target=LOCAL, origin=OF_TABLE) for c in (vpc.cidrs if vpc else ())]
 
 
 def endpoint_routes(world: World, table: RouteTable) -> list[Route]:
