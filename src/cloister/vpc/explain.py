@@ -182,6 +182,12 @@ def _neighbour_steps(
         yield _service_step(world, target.interface, flow)
     if _passes_on(source):
         yield from _way_back_steps(world, sender, target, source.address)
+    elif hop.kind != "pcx":
+        back, step = _route_step(world, target, source.address)
+        own = back is not None and back.route.target == sender.interface_id
+        if back is not None and not back.local and not own:
+            sentence = f"Replies of {target.interface.interface_id} go another way: {step.sentence}"
+            yield refused("route", step.origin, sentence)
     if hop.kind == "pcx":
         back, step = _route_step(world, target, source.address)
         if back is None or not step.allowed or back.route.target != hop.route.target:

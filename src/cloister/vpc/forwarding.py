@@ -74,13 +74,15 @@ def vpc_parts(world: World, vpc_id: str, resolver: Sequence[str]) -> Iterator[Pa
         return
     yield Set(netns=vpc_id, name=_PORTS, type="ifname")
     yield Set(netns=vpc_id, name=_VIA, type="mark . ipv4_addr", interval=True)
-    yield Set(netns=vpc_id, name=_LEGS, type="ipv4_addr", data="verdict", interval=True)
+    # With a protocol, because nftables 1.0.6 cannot add a map of plain intervals before the chains it names.
+    yield Set(netns=vpc_id, name=_LEGS, type="ipv4_addr . inet_proto", data="verdict", interval=True)
     vpc = world.get(Vpc, vpc_id)
     for cidr, subnet in subnets.items():
         zone = _zone(vpc.cidrs if vpc else (), cidr)
         chain = f"z_{subnet.subnet_id.replace('-', '')}"
         yield Chain(netns=vpc_id, name=chain, rules=(Rule(text=f"ct zone set {zone}"),))
-        yield Element(netns=vpc_id, set=_LEGS, key=cidr, data=f"goto {chain}", comment=subnet.subnet_id)
+        key, verdict = f"{cidr} . 0-255", f"goto {chain}"
+        yield Element(netns=vpc_id, set=_LEGS, key=key, data=verdict, comment=subnet.subnet_id)
     marked = Rule(text="meta mark set iifname map @marks", comment="the route table of the subnet")
     own = f"ip daddr {{ {', '.join(resolver)} }}"
     yield Chain(
@@ -90,14 +92,14 @@ def vpc_parts(world: World, vpc_id: str, resolver: Sequence[str]) -> Iterator[Pa
             marked,
             *((Rule(text=f"{own} drop", comment="the resolver answers who asks"),) if resolver else ()),
             Rule(text=f"meta mark . ip daddr @{_VIA} goto {REFUSED_OUT}", comment="two in a row"),
-            Rule(text=f"ip daddr vmap @{_LEGS}"),
+            Rule(text=f"ip daddr . meta l4proto vmap @{_LEGS}"),
             Rule(text=f"ct zone set {_OUTSIDE}"),
         ),
     )
     yield Chain(
         netns=vpc_id,
         name="leg_in",
-        rules=(Rule(text=f"ip saddr vmap @{_LEGS}"), Rule(text=f"ct zone set {_OUTSIDE}")),
+        rules=(Rule(text=f"ip saddr . meta l4proto vmap @{_LEGS}"), Rule(text=f"ct zone set {_OUTSIDE}")),
     )
     # Before connection tracking (-200), which looks for a packet's connection in its zone.
     yield Chain(
