@@ -339,7 +339,8 @@ async def test_by_way_of_an_interface_to_a_nat_gateway_and_back(lab: Lab) -> Non
     subnet = lab.engine.world.get(Subnet, scene.m.subnet_id)
     assert subnet is not None
     apart = replace(subnet, subnet_id=resource_id("subnet"), cidr="10.0.3.0/24")
-    await lab.put(gateway, apart)
+    default = replace(scene.groups["m"], group_id=resource_id("sg"), name="default")
+    await lab.put(gateway, apart, default)
     with lab.engine.transaction() as tx:
         nat = nat_gateways.create(tx, apart, public_ip="198.51.100.20", now=0)
     await lab.settle()

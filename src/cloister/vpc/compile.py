@@ -344,6 +344,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
             Rule(text="iifname . ip saddr @sources accept", comment="an address of the port"),
             Rule(text="iifname . ip saddr @endpoint_sources accept", comment="a service behind an endpoint"),
             Rule(text="iifname . ip saddr . ip daddr @peer_sources accept", comment="to a peer in isolation"),
+            *forwarding.source_rules(world, vpc_id),
         ),
     )
     yield Chain(

@@ -8,7 +8,7 @@ can, so that all that is missing is seen at once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Network
 
 from cloister.vpc import addresses as ip
@@ -17,39 +17,31 @@ from cloister.vpc import (
     gateways,
     interface_endpoints,
     isolation,
-    network_acls,
     route_tables,
-    security_groups,
 )
 from cloister.vpc.endpoints import prefix_list_of, s3_prefix_list, s3_service_name
+from cloister.vpc.explain_gates import (
+    End,
+    acl_step,
+    egress_step,
+    far_acl_steps,
+    ingress_step,
+    near_acl_steps,
+    reply_ports,
+    there_ports,
+)
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import (
     NatGateway,
-    NetworkAcl,
     NetworkInterface,
-    PrivateAddress,
     RouteTable,
-    SecurityGroup,
     Subnet,
     Vpc,
     VpcEndpoint,
     VpcPeering,
 )
-from cloister.vpc.steps import allowed, either, permission, refused, traffic
+from cloister.vpc.steps import allowed, refused, traffic
 from cloister.world import World
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
-    """An interface and which of its addresses."""
-
-    interface: NetworkInterface
-    address: str
-
-    @property
-    def held(self) -> PrivateAddress | None:
-        """None where `address` is a public one."""
-        return next((held for held in self.interface.addresses if held.address == self.address), None)
 
 
 def explain(world: World, flow: Flow) -> Verdict:
@@ -172,12 +164,12 @@ def _neighbour_steps(
     if target.interface.subnet_id != sender.subnet_id:
         yield from near_acl_steps(world, sender, destination, flow)
     if target.interface.subnet_id != sender.subnet_id or _passes_on(source):
-        yield from _far_acl_steps(world, target.interface, source.address, flow)
+        yield from far_acl_steps(world, target.interface, source.address, flow)
     if target.interface.interface_type == gateways.NAT_INTERFACE:
         sentence = f"{target.interface.interface_id} is a NAT gateway's: it answers nobody."
         yield refused("ingress", target.interface.interface_id, sentence)
         return
-    yield _ingress_step(world, target.interface, source, flow, forwarded=_passes_on(source))
+    yield ingress_step(world, target.interface, source, flow, forwarded=_passes_on(source))
     if target.interface.interface_type == interface_endpoints.ENDPOINT_INTERFACE:
         yield _service_step(world, target.interface, flow)
     if _passes_on(source):
@@ -231,8 +223,8 @@ def _forwarding_steps(
         return
     subnet = world.get(Subnet, by.subnet_id)
     if subnet is not None and not ip.contains(subnet.cidr, source.address):
-        yield from _far_acl_steps(world, by, source.address, flow)
-    yield _ingress_step(world, by, source, flow, forwarded=True)
+        yield from far_acl_steps(world, by, source.address, flow)
+    yield ingress_step(world, by, source, flow, forwarded=True)
     yield allowed("interface", name, f"{name} has no source/destination check: it may pass it on.")
     here = End(interface=by, address=source.address)
     yield from path(world, here, target, destination, flow, passed)
@@ -298,9 +290,9 @@ def _nat_steps(
         yield refused("gateway", nat_id, sentence)
         return
     if not ip.contains(subnet.cidr, source.address):
-        yield from _acl_step(world, subnet, flow, egress=False, peer=source.address, ports=_ports(flow))
-        yield from _acl_step(
-            world, subnet, flow, egress=True, peer=source.address, ports=_reply_ports(flow), reply=True
+        yield from acl_step(world, subnet, flow, egress=False, peer=source.address, ports=there_ports(flow))
+        yield from acl_step(
+            world, subnet, flow, egress=True, peer=source.address, ports=reply_ports(flow), reply=True
         )
     sentence = f"{nat_id} translates {source.address} to {nat.private_ip}."
     yield replace(allowed("gateway", nat_id, sentence), becomes=nat.private_ip)
@@ -342,12 +334,12 @@ def _igw_steps(
         yield refused("gateway", target.interface.vpc_id, sentence)
         return
     outside = End(interface=interface, address=held.public_ip)
-    yield from _far_acl_steps(world, target.interface, held.public_ip, flow)
+    yield from far_acl_steps(world, target.interface, held.public_ip, flow)
     if target.interface.interface_type == gateways.NAT_INTERFACE:
         sentence = f"{target.interface.interface_id} is a NAT gateway's: nothing can be opened from outside."
         yield refused("ingress", target.interface.interface_id, sentence)
         return
-    yield _ingress_step(world, target.interface, outside, flow)
+    yield ingress_step(world, target.interface, outside, flow)
     back, step = _route_step(world, target, held.public_ip)
     if back is None or not step.allowed or back.kind != "igw":
         yield refused("route", step.origin, f"Replies of {target.interface.interface_id}: {step.sentence}")
@@ -420,161 +412,6 @@ def _route_fix(world: World, sender: NetworkInterface, table: RouteTable, destin
         f"aws ec2 create-vpc-endpoint --vpc-id {sender.vpc_id} --service-name {service} "
         f"--route-table-ids {table.route_table_id}"
     )
-
-
-def egress_step(
-    world: World,
-    sender: NetworkInterface,
-    destination: str,
-    target: End | None,
-    flow: Flow,
-    *,
-    forwarded: bool = False,
-) -> Step:
-    found = admitted(world, sender, destination, flow, egress=True, forwarded=forwarded)
-    other = None if forwarded else target
-    return found or _group_refusal(world, sender, destination, other, flow, egress=True)
-
-
-def _ingress_step(
-    world: World, receiver: NetworkInterface, source: End, flow: Flow, *, forwarded: bool = False
-) -> Step:
-    found = admitted(world, receiver, source.address, flow, egress=False, forwarded=forwarded)
-    other = None if forwarded else source
-    return found or _group_refusal(world, receiver, source.address, other, flow, egress=False)
-
-
-def near_acl_steps(world: World, sender: NetworkInterface, destination: str, flow: Flow) -> Iterator[Step]:
-    """The ACL of the sender's subnet: what goes out, and, as it is stateless, the replies."""
-    near = world.get(Subnet, sender.subnet_id)
-    if near is not None:
-        back = _reply_ports(flow)
-        yield from _acl_step(world, near, flow, egress=True, peer=destination, ports=_ports(flow))
-        yield from _acl_step(world, near, flow, egress=False, peer=destination, ports=back, reply=True)
-
-
-def _far_acl_steps(world: World, receiver: NetworkInterface, source: str, flow: Flow) -> Iterator[Step]:
-    """The ACL of the receiver's subnet, both ways."""
-    far = world.get(Subnet, receiver.subnet_id)
-    if far is not None:
-        back = _reply_ports(flow)
-        yield from _acl_step(world, far, flow, egress=False, peer=source, ports=_ports(flow))
-        yield from _acl_step(world, far, flow, egress=True, peer=source, ports=back, reply=True)
-
-
-def _ports(flow: Flow) -> tuple[int, int] | None:
-    return None if flow.port is None else (flow.port, flow.port)
-
-
-def _reply_ports(flow: Flow) -> tuple[int, int] | None:
-    if flow.protocol in ("tcp", "udp"):
-        return network_acls.EPHEMERAL if flow.source_port is None else (flow.source_port, flow.source_port)
-    return (0, 0) if flow.protocol == "icmp" else None  # an echo's reply
-
-
-def _acl_step(
-    world: World,
-    subnet: Subnet,
-    flow: Flow,
-    *,
-    egress: bool,
-    peer: str,
-    ports: tuple[int, int] | None,
-    reply: bool = False,
-) -> Iterator[Step]:
-    decision = network_acls.decide(
-        world, subnet, egress=egress, peer=peer, protocol=flow.protocol, ports=ports
-    )
-    if not decision.acl_id:
-        return
-    way = "outbound" if egress else "inbound"
-    what = f"the replies of {traffic(flow)}" if reply else traffic(flow)
-    whom = f"{'to' if egress else 'from'} {peer}"
-    rule = f"{way} rule {decision.entry.number if decision.entry else '*'} of {decision.acl_id}"
-    if decision.allowed:
-        yield allowed(
-            "acl", decision.origin, f"{rule.capitalize()} ({subnet.subnet_id}) allows {what} {whom}."
-        )
-        return
-    sentence = f"{rule.capitalize()} ({subnet.subnet_id}) denies {what} {whom}."
-    fix = _acl_fix(world, decision, flow, egress, peer, ports)
-    direction = "egress" if egress else "ingress"
-    yield refused("acl", decision.origin, sentence, fix, direction=direction)
-
-
-def _acl_fix(
-    world: World,
-    decision: network_acls.Decision,
-    flow: Flow,
-    egress: bool,
-    peer: str,
-    ports: tuple[int, int] | None,
-) -> str | None:
-    """An entry with a free number before the one that denies."""
-    acl = world.get(NetworkAcl, decision.acl_id)
-    if acl is None:
-        return None
-    taken = {entry.number for entry in network_acls.in_order(acl, egress=egress)}
-    before = decision.entry.number if decision.entry else 32767
-    number = next((n for n in range(min(before - 1, 100), 0, -1) if n not in taken), None)
-    if number is None:
-        return None
-    protocol = {"tcp": "6", "udp": "17", "icmp": "1"}.get(flow.protocol, flow.protocol)
-    if flow.protocol == "icmp" and ports is not None:
-        narrow = f" --icmp-type-code Type={ports[0] >> 8},Code={ports[0] & 0xFF}"
-    else:
-        narrow = f" --port-range From={ports[0]},To={ports[1]}" if ports is not None else ""
-    return (
-        f"aws ec2 create-network-acl-entry --network-acl-id {acl.network_acl_id} --rule-number {number} "
-        f"{'--egress' if egress else '--ingress'} --protocol {protocol}{narrow} --cidr-block {peer}/32 "
-        "--rule-action allow"
-    )
-
-
-def admitted(
-    world: World,
-    owner: NetworkInterface,
-    peer: str,
-    flow: Flow,
-    *,
-    egress: bool,
-    forwarded: bool = False,
-) -> Step | None:
-    match = security_groups.admits(
-        world,
-        owner.group_ids,
-        egress=egress,
-        peer=peer,
-        protocol=flow.protocol,
-        port=flow.port,
-        forwarded=forwarded,
-    )
-    if match is None:
-        return None
-    gate, way = ("egress", "to") if egress else ("ingress", "from")
-    whom = match.member_of or match.rule.prefix_list_id or match.rule.cidr
-    sentence = f"{gate.capitalize()} rule {match.rule.rule_id} of {match.group_id} allows it {way} {whom}."
-    return allowed(gate, match.origin, sentence)
-
-
-def _group_refusal(
-    world: World, owner: NetworkInterface, peer: str, other: End | None, flow: Flow, *, egress: bool
-) -> Step:
-    gate, way = ("egress", "to") if egress else ("ingress", "from")
-    present = [group_id for group_id in owner.group_ids if world.get(SecurityGroup, group_id)]
-    rules = f"{gate} rule of {either(owner.group_ids)} ({owner.interface_id})"
-    sentence = f"No {rules} allows {traffic(flow)} {way} {peer}."
-    if not present:
-        return refused(gate, owner.interface_id, sentence)
-    if other is not None and other.interface.vpc_id == owner.vpc_id and other.interface.group_ids:
-        whom = f"UserIdGroupPairs=[{{GroupId={other.interface.group_ids[0]}}}]"
-    else:
-        whom = f"IpRanges=[{{CidrIp={peer}/32}}]"
-    fix = (
-        f"aws ec2 authorize-security-group-{gate} --group-id {present[0]} "
-        f"--ip-permissions '{permission(flow)},{whom}'"
-    )
-    return refused(gate, present[0], sentence, fix)
 
 
 def _endpoint_step(world: World, endpoint_id: str, destination: str, flow: Flow) -> Step:

@@ -8,16 +8,8 @@ from dataclasses import replace
 from cloister.vpc import addresses as ip
 from cloister.vpc import dhcp, interface_endpoints, route_tables
 from cloister.vpc.endpoints import s3_prefix_list, s3_service_name
-from cloister.vpc.explain import (
-    End,
-    admitted,
-    dns_support_step,
-    end_of,
-    explain,
-    near_acl_steps,
-    path,
-    verdict_of,
-)
+from cloister.vpc.explain import dns_support_step, end_of, explain, path, verdict_of
+from cloister.vpc.explain_gates import End, admitted, near_acl_steps
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import NetworkInterface, RouteTable, Subnet, Vpc, VpcEndpoint
 from cloister.vpc.steps import allowed, either, refused

@@ -116,6 +116,13 @@ def vpc_parts(world: World, vpc_id: str, resolver: Sequence[str]) -> Iterator[Pa
     )
 
 
+def is_of(world: World, interface: NetworkInterface, zone: int) -> bool:
+    """Whether what is tracked in a zone is a connection of this interface, as one of its ends: its own leg,
+    where it goes by way of another interface."""
+    vpc, subnet = world.get(Vpc, interface.vpc_id), world.get(Subnet, interface.subnet_id)
+    return zone == 0 or (vpc is not None and subnet is not None and zone == _zone(vpc.cidrs, subnet.cidr))
+
+
 def _zone(cidrs: Sequence[str], subnet: str) -> int:
     """A number of a subnet that no other one of its VPC has."""
     block = IPv4Network(subnet)
@@ -146,10 +153,17 @@ def forward_rules(world: World, vpc_id: str) -> tuple[Rule, ...]:
     )
 
 
+def source_rules(world: World, vpc_id: str) -> tuple[Rule, ...]:
+    """An interface without a check may send with any source. The set that says so also chooses the zone."""
+    if not forwards(world, vpc_id):
+        return ()
+    return (Rule(text=f"iifname @{_PORTS} accept", comment="no source/destination check"),)
+
+
 def port_parts(interface: NetworkInterface, name: str) -> Iterator[Part]:
-    """The router's end of an interface without a check: it may send with any source."""
-    for set_name, key in ((_PORTS, f'"{name}"'), ("endpoint_sources", f'"{name}" . 0.0.0.0/0')):
-        yield Element(netns=interface.vpc_id, set=set_name, key=key, comment=interface.interface_id)
+    """The router's end of an interface without a check."""
+    origin = interface.interface_id
+    yield Element(netns=interface.vpc_id, set=_PORTS, key=f'"{name}"', comment=origin)
 
 
 def table_parts(world: World, table: RouteTable) -> Iterator[Part]:
