@@ -175,11 +175,7 @@ def _neighbour_steps(
     if _passes_on(source):
         yield from _way_back_steps(world, sender, target, source.address)
     elif hop.kind != "pcx":
-        back, step = _route_step(world, target, source.address)
-        own = back is not None and back.route.target == sender.interface_id
-        if back is not None and not back.local and not own:
-            sentence = f"Replies of {target.interface.interface_id} go another way: {step.sentence}"
-            yield refused("route", step.origin, sentence)
+        yield from _direct_back_steps(world, sender, target, source.address)
     if hop.kind == "pcx":
         back, step = _route_step(world, target, source.address)
         if back is None or not step.allowed or back.route.target != hop.route.target:
@@ -265,6 +261,14 @@ def _way_back_steps(world: World, by: NetworkInterface, far: End, address: str) 
         yield refused("route", step.origin, sentence)
 
 
+def _direct_back_steps(world: World, opener: NetworkInterface, far: End, address: str) -> Iterator[Step]:
+    """Replies to what went straight there may not go by way of another interface."""
+    back, step = _route_step(world, far, address)
+    if back is not None and not back.local and back.route.target != opener.interface_id:
+        sentence = f"Replies of {far.interface.interface_id} go another way: {step.sentence}"
+        yield refused("route", step.origin, sentence)
+
+
 def _nat_steps(
     world: World,
     source: End,
@@ -299,10 +303,11 @@ def _nat_steps(
     # it chooses another source port: replies go to any port
     onward = replace(flow, source_port=None)
     here = End(interface=interface, address=nat.private_ip)
+    far = End(interface=interface, address=destination)
     if _passes_on(source):
-        yield from _way_back_steps(
-            world, source.interface, End(interface=interface, address=destination), source.address
-        )
+        yield from _way_back_steps(world, source.interface, far, source.address)
+    else:
+        yield from _direct_back_steps(world, source.interface, far, source.address)
     yield from path(world, here, target, destination, onward, (*passed, nat_id))
 
 
