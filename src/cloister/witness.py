@@ -43,7 +43,7 @@ from cloister.kernel.nft import Nft
 from cloister.kernel.plan import TABLE
 from cloister.services.api import Origin
 from cloister.vpc import addresses as ip
-from cloister.vpc import forwarding, refusals
+from cloister.vpc import middleboxes, refusals
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import NetworkInterface
@@ -262,7 +262,7 @@ class Witness:
         for each in found:
             for who, way in ((self._whos.get((vpc_id, each.source)), "to"),
                              (self._whos.get((vpc_id, each.destination)), "from")):  # fmt: skip
-                if who is not None and forwarding.is_of(self._engine.world, who.interface, each.zone):
+                if who is not None and middleboxes.is_of(self._engine.world, who.interface, each.zone):
                     self._connection(who, way, each)
                     seen.setdefault(who.job_id, set()).add(f"{each.number} {way}")
         for job_id in {who.job_id for who in self._whos.values() if who.interface.vpc_id == vpc_id}:

@@ -31,10 +31,10 @@ from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Ve
 from cloister.vpc import addresses as ip
 from cloister.vpc import (
     flow_logs,
-    forwarding,
     gateways,
     interface_endpoints,
     isolation,
+    middleboxes,
     network_acls,
     refusals,
     route_tables,
@@ -132,7 +132,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         counted = flow_logs.refusals(world, vpc_id, refused)
         yield Chain(netns=vpc_id, name=refused, rules=(*counted, refusals.NOTED, Rule(text="drop")))
     yield from flow_logs.vpc_parts(world, vpc_id)
-    yield from forwarding.vpc_parts(world, vpc_id, resolver)
+    yield from middleboxes.vpc_parts(world, vpc_id, resolver)
     yield Chain(
         netns=vpc_id,
         name="source",
@@ -141,7 +141,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
             Rule(text="iifname . ip saddr @sources accept", comment="an address of the port"),
             Rule(text="iifname . ip saddr @endpoint_sources accept", comment="a service behind an endpoint"),
             Rule(text="iifname . ip saddr . ip daddr @peer_sources accept", comment="to a peer in isolation"),
-            *forwarding.source_rules(world, vpc_id),
+            *middleboxes.source_rules(world, vpc_id),
         ),
     )
     yield Chain(
@@ -150,7 +150,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         hook="type filter hook prerouting priority -150; policy accept;",
         rules=(
             Rule(text="meta mark set iifname map @marks", comment="the route table of the subnet"),
-            *forwarding.mark_rules(world, vpc_id),
+            *middleboxes.mark_rules(world, vpc_id),
             refusals.unrouted(resolver),
         ),
     )
@@ -161,7 +161,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         rules=(
             *_tracked(_AT_SENDER),
             Rule(text=f"ct state invalid goto {REFUSED_OUT}", comment=_INVALID.comment),
-            *forwarding.forward_rules(world, vpc_id),
+            *middleboxes.forward_rules(world, vpc_id),
             Rule(text="iifname vmap @egress_groups", comment="the sender's groups"),
         ),
     )
@@ -210,7 +210,7 @@ def _table(world: World, route_table_id: str) -> Iterator[Part]:
     table = world.get(RouteTable, route_table_id)
     if table is not None and world.get(Vpc, table.vpc_id) is not None:
         yield from route_tables.parts(world, table)
-        yield from forwarding.table_parts(world, table)
+        yield from middleboxes.table_parts(world, table)
 
 
 def _subnet(world: World, subnet_id: str) -> Iterator[Part]:
@@ -245,7 +245,7 @@ def _peering(world: World, peering_id: str) -> Iterator[Part]:
 def _group(world: World, group_id: str) -> Iterator[Part]:
     group = world.get(SecurityGroup, group_id)
     if group is not None and world.get(Vpc, group.vpc_id) is not None:
-        forwards = forwarding.forwards(world, group.vpc_id)
+        forwards = middleboxes.forwards(world, group.vpc_id)
         yield from security_groups.chain_parts(world, group, forwards=forwards)
 
 
@@ -316,11 +316,11 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
             else:
                 served = held.netns == interface_id and held.only is None
                 credentials = (f"{CREDENTIALS_ADDRESS}/32",) if served else ()
-                passes_on = forwarding.is_port(interface, name)
+                passes_on = middleboxes.is_port(interface, name)
                 yield Netns(name=held.netns, forward=passes_on, loopback=credentials, sysctls=_ANY_PORT)
                 yield from _instance_chains(held.netns, forward=passes_on)
                 if passes_on:
-                    yield from forwarding.port_parts(interface, name)
+                    yield from middleboxes.port_parts(interface, name)
                 yield from isolation.tunnel_parts(router, held)
             yield from isolation.source_elements(interface, held, port)
             yield from isolation.gate_parts(router, interface.group_ids, held, name)

@@ -13,10 +13,10 @@ from ipaddress import IPv4Network
 
 from cloister.vpc import addresses as ip
 from cloister.vpc import (
-    forwarding,
     gateways,
     interface_endpoints,
     isolation,
+    middleboxes,
     route_tables,
 )
 from cloister.vpc.endpoints import prefix_list_of, s3_prefix_list, s3_service_name
@@ -376,7 +376,7 @@ def _route_step(world: World, source: End, destination: str) -> tuple[route_tabl
         return None, refused("route", sender.subnet_id, f"{sender.subnet_id} has no route table.")
     hop = route_tables.lookup(world, table, destination)
     name = table.route_table_id
-    if hop is not None and not hop.local and forwarding.within_subnet(subnet, source.address, destination):
+    if hop is not None and not hop.local and middleboxes.within_subnet(subnet, source.address, destination):
         local = next(
             one
             for one in route_tables.local_routes(world, table)

@@ -2,7 +2,7 @@
 
 AWS ("Route tables", VPC guide): `local` is always there; the longest prefix wins; a subnet without an
 association uses the VPC's main table; no route means dropped; a route whose target is gone is a black
-hole and drops. Within a subnet no table is asked (`vpc/forwarding.py`). A route to an interface with a
+hole and drops. Within a subnet no table is asked (`vpc/middleboxes.py`). A route to an interface with a
 source/destination check leads to that interface's own address only. A gateway endpoint's route,
 `pl-… → vpce-…`, comes and goes with the endpoint's association; a static route to the same block wins over
 it.
