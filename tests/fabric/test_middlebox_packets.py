@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 import subprocess
@@ -10,11 +11,16 @@ from dataclasses import dataclass, replace
 import pytest
 from tests.fabric.lab import ANYWHERE, QUIET, Lab, in_world, rule
 
+from cloister.flow_readings import aggregate
+from cloister.flowlog import FlowLogs
 from cloister.ids import resource_id
 from cloister.kernel.conntrack import connections
+from cloister.logs import LogStore
 from cloister.vpc import explain as why
 from cloister.vpc import nat_gateways
 from cloister.vpc.flow import Flow
+from cloister.vpc.flow_logs import FlowLog
+from cloister.vpc.flow_records import DEFAULT_FORMAT
 from cloister.vpc.gateways import INTERNET
 from cloister.vpc.model import (
     InternetGateway,
@@ -373,3 +379,49 @@ async def test_by_way_of_an_interface_to_a_nat_gateway_and_back(lab: Lab) -> Non
     await lab.put(replace(tables[1], routes=tables[1].routes[:1]))  # the way back is not the way there
     assert not lab.connects(scene.a, "203.0.113.9", 443)
     assert not why.explain(lab.engine.world, flow).allowed
+
+
+@in_world
+async def test_flow_logs_have_each_leg_at_both_its_ends_with_the_packets_own_addresses(lab: Lab) -> None:
+    scene = await _scene(lab)
+    await lab.put(
+        replace(scene.groups["b"], rules=(ALL[0], rule(False, "udp", (53, 53), cidr="10.0.0.0/24")))
+    )
+    log = FlowLog(
+        flow_log_id=resource_id("fl"),
+        resource_id=scene.vpc,
+        vpc_id=scene.vpc,
+        log_format=DEFAULT_FORMAT,
+        created=0,
+    )
+    await lab.put(log)
+    flow_logs = FlowLogs(
+        ":memory:", lab.engine, lab.fabric, lab.reconciler, lab.namespaces, LogStore(":memory:"), None,
+        account="123456789012", region="us-east-1",
+    )  # fmt: skip
+    lab.engine.subscribe(flow_logs._committed)
+    await flow_logs.collect(0)
+    client = lab.socket(scene.a.interface_id, socket.SOCK_DGRAM)
+    client.bind(("10.0.0.10", 5000))
+    for port, count in ((53, 3), (54, 2)):
+        for _ in range(count):
+            client.sendto(b"?", ("10.0.1.11", port))
+    await asyncio.sleep(0.3)
+    await flow_logs.collect(60)
+    found = aggregate(flow_logs.readings.between(scene.vpc, 0, 1 << 40), lambda logged: True)
+    seen = {
+        (name, key.egress, key.destination_port, key.accept): counted.packets
+        for name, interface in (("a", scene.a), ("m", scene.m), ("b", scene.b))
+        for key, counted in found[interface.interface_id].flows.items()
+        if (key.source, key.destination, key.protocol) == ("10.0.0.10", "10.0.1.11", 17)
+    }
+    assert seen == {
+        ("a", True, 53, True): 3,
+        ("m", False, 53, True): 3,
+        ("m", True, 53, True): 3,
+        ("b", False, 53, True): 3,
+        ("a", True, 54, True): 2,
+        ("m", False, 54, True): 2,
+        ("m", True, 54, True): 2,
+        ("b", False, 54, False): 2,
+    }
