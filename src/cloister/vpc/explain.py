@@ -331,7 +331,9 @@ def _igw_steps(
             if flow.protocol != "tcp" or flow.port not in (80, 443):
                 sentence = f"AWS services at {destination} answer tcp ports 80 and 443 only."
                 yield refused("gateway", gateway_id, sentence)
-            return
+        elif not gateways.is_public(destination):
+            sentence = f"{destination} is no public address: {gateway_id} leads nowhere to it."
+            yield refused("gateway", gateway_id, sentence)
         return
     there = gateways.of_vpc(world, target.interface.vpc_id)
     if there is None:
