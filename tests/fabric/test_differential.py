@@ -181,6 +181,19 @@ def worlds(draw: st.DrawFn) -> World:
         middle = f"eni-00000{'ab'[vpc]}0000000000{'ab'[vpc]}" if draw(st.booleans()) else None
         if middle is not None:
             middles[vpc] = middle
+            everything = tuple(
+                GroupRule(rule_id=f"sgr-{vpc}o{egress}", egress=egress, protocol="-1", cidr="0.0.0.0/0")
+                for egress in (True, False)
+            )
+            docs.append(
+                SecurityGroup(
+                    group_id=_ids("sg", vpc, 3)[2],
+                    vpc_id=vpc_id,
+                    name="open",
+                    description="",
+                    rules=everything,
+                )
+            )
             docs.append(
                 Subnet(
                     subnet_id=_ids("subnet", vpc, 3)[2],
@@ -265,7 +278,9 @@ def worlds(draw: st.DrawFn) -> World:
         public = f"198.51.100.{10 + place}" if draw(st.booleans()) else None
         _add_interface(tx, f"eni-00000{place}0000000000{place}", vpc, n, groups, public)
     for vpc, middle in middles.items():
-        made = _add_interface(tx, middle, vpc, 2, draw(one_of([[g] for g in _ids("sg", vpc, 2)])), None)
+        # mostly open, or hardly anything would pass three interfaces' groups
+        groups = [draw(one_of([*_ids("sg", vpc, 3), _ids("sg", vpc, 3)[2], _ids("sg", vpc, 3)[2]]))]
+        made = _add_interface(tx, middle, vpc, 2, groups, None)
         tx.put(replace(made, source_dest_check=draw(one_of([True, False, False]))))
     for vpc, vpc_id in enumerate(VPCS):
         # A NAT gateway would answer one of two subnets by way of the third: by UDP that may or may not pass.
