@@ -44,7 +44,7 @@ from cloister.kernel.nft import Nft
 from cloister.kernel.plan import TABLE
 from cloister.services.api import Origin
 from cloister.vpc import addresses as ip
-from cloister.vpc import refusals
+from cloister.vpc import middleboxes, refusals
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import NetworkInterface
@@ -367,7 +367,7 @@ class Witness:
     def _of(self, vpc_id: str, each: Connection) -> Iterator[tuple[_Who, str]]:
         for address, way in ((each.source, "to"), (each.destination, "from")):
             who = self._whos.get((vpc_id, address))
-            if who is not None:
+            if who is not None and middleboxes.is_of(self._engine.world, who.interface, each.zone):
                 yield who, way
 
     def _gap(self, vpc_id: str, why: str) -> None:

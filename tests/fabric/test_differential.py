@@ -71,7 +71,7 @@ class Probe:
 
 probes = st.builds(
     Probe,
-    source=st.integers(0, 7),
+    source=st.integers(0, 9),
     target=st.integers(0, 30),
     protocol=one_of(["tcp", "tcp", "udp", "icmp"]),
     port=one_of([80, 443, 5000, 6001]),
@@ -152,7 +152,9 @@ def acl_entries(draw: st.DrawFn) -> tuple[AclEntry, ...]:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
-    """Two VPCs with two subnets each; six interfaces; every kind of gate, there or not."""
+    """Two VPCs with two subnets each; six interfaces; every kind of gate, there or not; and, there or not, a
+    third subnet with an interface by way of which the two lead to each other."""
+    middles: dict[int, str] = {}
     docs: list[object] = [
         PrefixList(prefix_list_id=LIST, name="l", owner_id="1", entries={"10.0.1.0/24": "", S3 + "/32": ""})
     ]
@@ -174,6 +176,42 @@ def worlds(draw: st.DrawFn) -> World:
                     zone="us-east-1a",
                     zone_id="use1-az1",
                     network_acl_id=draw(one_of(["", acls[0], acls[1]])),
+                )
+            )
+        middle = f"eni-00000{'ab'[vpc]}0000000000{'ab'[vpc]}" if draw(st.booleans()) else None
+        if middle is not None:
+            middles[vpc] = middle
+            everything = tuple(
+                GroupRule(rule_id=f"sgr-{vpc}o{egress}", egress=egress, protocol="-1", cidr="0.0.0.0/0")
+                for egress in (True, False)
+            )
+            docs.append(
+                SecurityGroup(
+                    group_id=_ids("sg", vpc, 3)[2],
+                    vpc_id=vpc_id,
+                    name="open",
+                    description="",
+                    rules=everything,
+                )
+            )
+            docs.append(
+                Subnet(
+                    subnet_id=_ids("subnet", vpc, 3)[2],
+                    vpc_id=vpc_id,
+                    cidr=f"10.{vpc}.2.0/24",
+                    zone="us-east-1a",
+                    zone_id="use1-az1",
+                    network_acl_id=draw(one_of(["", acls[0], acls[1]])),
+                )
+            )
+            docs.append(
+                RouteTable(
+                    route_table_id=_ids("rtb", vpc, 3)[2],
+                    vpc_id=vpc_id,
+                    number=1002,
+                    associations=(
+                        RouteTableAssociation(association_id="c", subnet_id=_ids("subnet", vpc, 3)[2]),
+                    ),
                 )
             )
         if draw(st.booleans()):
@@ -198,7 +236,11 @@ def worlds(draw: st.DrawFn) -> World:
                     route_table_id=_ids("rtb", vpc, 2)[n],
                     vpc_id=vpc_id,
                     number=1000 + n,
-                    routes=(*routes, *([Route(destination=other, target=PEERING)] if peered else [])),
+                    routes=(
+                        *routes,
+                        *([Route(destination=other, target=PEERING)] if peered else []),
+                        *([Route(destination=f"10.{vpc}.{1 - n}.0/24", target=middle)] if middle else []),
+                    ),
                     associations=(
                         RouteTableAssociation(association_id="m", subnet_id=None, main=True)
                         if n == 0
@@ -235,8 +277,14 @@ def worlds(draw: st.DrawFn) -> World:
         groups = draw(st.lists(one_of(_ids("sg", vpc, 2)), min_size=1, max_size=2, unique=True))
         public = f"198.51.100.{10 + place}" if draw(st.booleans()) else None
         _add_interface(tx, f"eni-00000{place}0000000000{place}", vpc, n, groups, public)
+    for vpc, middle in middles.items():
+        # mostly open, or hardly anything would pass three interfaces' groups
+        groups = [draw(one_of([*_ids("sg", vpc, 3), _ids("sg", vpc, 3)[2], _ids("sg", vpc, 3)[2]]))]
+        made = _add_interface(tx, middle, vpc, 2, groups, None)
+        tx.put(replace(made, source_dest_check=draw(one_of([True, False, False]))))
     for vpc, vpc_id in enumerate(VPCS):
-        if draw(st.booleans()):
+        # A NAT gateway would answer one of two subnets by way of the third: by UDP that may or may not pass.
+        if vpc not in middles and draw(st.booleans()):
             number = f"eni-00000{6 + vpc}0000000000{6 + vpc}"
             held = _add_interface(tx, number, vpc, 0, [], f"198.51.100.{20 + vpc}", NAT_INTERFACE)
             tx.put(
@@ -279,10 +327,10 @@ def _add_interface(
     kind: str = "interface",
 ) -> NetworkInterface:
     made = create_interface(
-        tx, subnet_id=_ids("subnet", vpc, 2)[n], group_ids=_ids("sg", vpc, 1), now=0, addresses=()
+        tx, subnet_id=_ids("subnet", vpc, 3)[n], group_ids=_ids("sg", vpc, 1), now=0, addresses=()
     )
     tx.delete(NetworkInterface, made.interface_id)
-    address = str(IPv4Network(f"10.{vpc}.{n}.0/24")[10 + int(interface_id[-1])])
+    address = str(IPv4Network(f"10.{vpc}.{n}.0/24")[10 + int(interface_id[-1], 16)])
     held = replace(made.addresses[0], address=address, netns=interface_id, public_ip=public)
     mac = f"0a:00:00:00:00:0{interface_id[-1]}"
     made = replace(

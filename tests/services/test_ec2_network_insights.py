@@ -135,3 +135,43 @@ def test_an_interface_of_the_services_own_network_is_none_of_the_callers() -> No
     made = ec2(call, "CreateFlowLogs", ResourceIds=[hidden], **given)
     assert [each["Error"]["Code"] for each in made["Unsuccessful"]] == ["InvalidNetworkInterfaceID.NotFound"]
     assert made["FlowLogIds"] == []
+
+
+def test_a_middlebox_is_on_the_path_and_its_check_is_the_explanation() -> None:
+    call = make_call()
+    vpc_id = ec2(call, "CreateVpc", CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    subnets = [
+        ec2(call, "CreateSubnet", VpcId=vpc_id, CidrBlock=f"10.0.{number}.0/24")["Subnet"]["SubnetId"]
+        for number in range(3)
+    ]
+    one, two, middlebox = (_interface(call, subnet_id) for subnet_id in subnets)
+    for subnet_id, far in ((subnets[0], "10.0.1.0/24"), (subnets[1], "10.0.0.0/24")):
+        table_id = ec2(call, "CreateRouteTable", VpcId=vpc_id)["RouteTable"]["RouteTableId"]
+        ec2(call, "AssociateRouteTable", RouteTableId=table_id, SubnetId=subnet_id)
+        route: dict[str, Any] = {"RouteTableId": table_id, "DestinationCidrBlock": far}
+        ec2(call, "CreateRoute", **route, NetworkInterfaceId=middlebox)
+    (group,) = ec2(call, "DescribeSecurityGroups", Filters=[{"Name": "vpc-id", "Values": [vpc_id]}])[
+        "SecurityGroups"
+    ]
+    anywhere = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "10.0.0.0/16"}]}]
+    question: dict[str, Any] = {"Source": one, "Destination": two, "Protocol": "tcp", "DestinationPort": 443}
+    checked = _analysis(call, _path(call, question, "checked"))
+    assert not checked["NetworkPathFound"]
+    (explanation,) = checked["Explanations"]
+    assert explanation["ExplanationCode"] == "ENI_SOURCE_DEST_CHECK_RESTRICTION"
+    assert explanation["NetworkInterface"]["Id"] == middlebox
+    off = {"NetworkInterfaceId": middlebox, "SourceDestCheck": {"Value": False}}
+    ec2(call, "ModifyNetworkInterfaceAttribute", **off)
+    # the default group lets in its own members, and does not mean what comes by way of a middlebox
+    refused = _analysis(call, _path(call, question, "members"))
+    assert {each["ExplanationCode"] for each in refused["Explanations"]} == {"ENI_SG_RULES_MISMATCH"}
+    ec2(call, "AuthorizeSecurityGroupIngress", GroupId=group["GroupId"], IpPermissions=anywhere)
+    found = _analysis(call, _path(call, question, "open"))
+    assert found["NetworkPathFound"], found
+    assert middlebox in [each["Component"]["Id"] for each in found["ForwardPathComponents"]]
+
+
+def _path(call: Call, question: dict[str, Any], token: str) -> str:
+    made = ec2(call, "CreateNetworkInsightsPath", **question, ClientToken=token)
+    path_id: str = made["NetworkInsightsPath"]["NetworkInsightsPathId"]
+    return path_id

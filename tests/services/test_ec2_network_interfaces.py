@@ -132,6 +132,7 @@ def test_a_jobs_interface_shows_its_attachment_and_cannot_be_managed(call: Call,
     assert refusal(call, "DeleteNetworkInterface", **one).code == "InvalidNetworkInterface.InUse"
     for operation, params in [
         ("ModifyNetworkInterfaceAttribute", {"Description": {"Value": "x"}}),
+        ("ModifyNetworkInterfaceAttribute", {"SourceDestCheck": {"Value": False}}),
         ("AssignPrivateIpAddresses", {"SecondaryPrivateIpAddressCount": 1}),
         ("UnassignPrivateIpAddresses", {"PrivateIpAddresses": [found["PrivateIpAddress"]]}),
     ]:
@@ -155,12 +156,15 @@ def test_attributes_are_changed_one_at_a_time_and_described(call: Call, vpc_id: 
     ]:
         assert ec2(call, "DescribeNetworkInterfaceAttribute", **one, Attribute=attribute) == one | expected
     assert refusal(call, "DescribeNetworkInterfaceAttribute", **one).code == "MissingParameter"
+    ec2(call, "ModifyNetworkInterfaceAttribute", **one, SourceDestCheck={"Value": False})
+    off = ec2(call, "DescribeNetworkInterfaceAttribute", **one, Attribute="sourceDestCheck")
+    assert off == one | {"SourceDestCheck": {"Value": False}}
+    assert described(call, interface_id)["SourceDestCheck"] is False
     both: dict = {"Groups": [group_id], "Description": {"Value": "x"}}
     for params, code in [
         ({}, "InvalidParameterCombination"),
         (both, "InvalidParameterCombination"),
         ({"Groups": ["sg-1"]}, "InvalidGroup.NotFound"),
-        ({"SourceDestCheck": {"Value": False}}, "UnsupportedOperation"),
         ({"Attachment": {"AttachmentId": "x", "DeleteOnTermination": True}}, "UnsupportedOperation"),
     ]:
         assert refusal(call, "ModifyNetworkInterfaceAttribute", **one, **params).code == code

@@ -5,7 +5,7 @@ from tests.services.calls import ACCOUNT, make_call
 from tests.services.ec2 import ec2, filters, ids, refusal
 
 from cloister.services.api import Call
-from cloister.vpc.interfaces import create_interface
+from cloister.vpc.interfaces import attach, create_interface, release
 from cloister.vpc.model import RouteTable
 
 S3 = "com.amazonaws.us-east-1.s3"
@@ -156,27 +156,101 @@ def test_a_bad_route_is_refused_naming_the_value(
     assert named in error.message
 
 
-def test_an_interface_as_a_target_is_refused_by_name(call: Call, vpc_id: str, subnet_id: str) -> None:
+def test_an_interface_is_a_target_while_something_is_attached_to_it(
+    call: Call, vpc_id: str, subnet_id: str
+) -> None:
+    table_id = make(call, vpc_id)
     eni = create_interface(call.tx, subnet_id=subnet_id, now=call.now).interface_id
-    error = refusal(
-        call,
-        "CreateRoute",
-        RouteTableId=make(call, vpc_id),
-        DestinationCidrBlock="0.0.0.0/0",
-        NetworkInterfaceId=eni,
-    )
-    assert (error.code, eni in error.message) == ("UnsupportedOperation", True)
+    route: dict = {"RouteTableId": table_id, "DestinationCidrBlock": "0.0.0.0/0"}
+    ec2(call, "CreateRoute", **route, NetworkInterfaceId=eni)
+    shown = {"DestinationCidrBlock": "0.0.0.0/0", "NetworkInterfaceId": eni, "Origin": "CreateRoute"}
+    assert described(call, table_id)["Routes"][1] == shown | {"State": "blackhole"}
+    attach(call.tx, eni, now=call.now)
+    assert described(call, table_id)["Routes"][1] == shown | {
+        "InstanceOwnerId": ACCOUNT,
+        "State": "active",
+    }
+    other = create_interface(call.tx, subnet_id=subnet_id, now=call.now, attach=("",)).interface_id
+    ec2(call, "ReplaceRoute", **route, NetworkInterfaceId=other)
+    assert described(call, table_id)["Routes"][1]["NetworkInterfaceId"] == other
+    release(call.tx, other)
+    assert described(call, table_id)["Routes"][1] == shown | {
+        "NetworkInterfaceId": other,
+        "State": "blackhole",
+    }
+    found = ec2(call, "DescribeRouteTables", Filters=[{"Name": "route.state", "Values": ["blackhole"]}])
+    assert ids(found["RouteTables"], "RouteTableId") == [table_id]
 
 
-def test_local_routes_cannot_be_edited(call: Call, vpc_id: str) -> None:
+def test_an_interface_of_another_vpc_is_no_target(call: Call, vpc_id: str) -> None:
+    far = ec2(call, "CreateVpc", CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    far_subnet = ec2(call, "CreateSubnet", VpcId=far, CidrBlock="10.9.0.0/24")["Subnet"]["SubnetId"]
+    eni = create_interface(call.tx, subnet_id=far_subnet, now=call.now).interface_id
+    route: dict = {"RouteTableId": make(call, vpc_id), "DestinationCidrBlock": "0.0.0.0/0"}
+    error = refusal(call, "CreateRoute", **route, NetworkInterfaceId=eni)
+    assert error.code == "InvalidParameterValue"
+    assert f"interface {eni} belong to different networks" in error.message
+
+
+def test_a_route_within_the_vpc_is_for_a_whole_subnet_and_not_to_a_gateway(
+    call: Call, vpc_id: str, subnet_id: str
+) -> None:
+    table_id = make(call, vpc_id)
+    eni = create_interface(call.tx, subnet_id=subnet_id, now=call.now, attach=("",)).interface_id
+    igw = ec2(call, "CreateInternetGateway")["InternetGateway"]["InternetGatewayId"]
+    ec2(call, "AttachInternetGateway", InternetGatewayId=igw, VpcId=vpc_id)
+    for destination in ("10.0.0.0/25", "10.0.0.0/23", "10.0.1.0/24", "10.0.0.5/32"):
+        route: dict = {"RouteTableId": table_id, "DestinationCidrBlock": destination}
+        error = refusal(call, "CreateRoute", **route, NetworkInterfaceId=eni)
+        assert (error.code, destination in error.message) == ("InvalidParameterValue", True)
+    route = {"RouteTableId": table_id, "DestinationCidrBlock": "10.0.0.0/24"}
+    assert refusal(call, "CreateRoute", **route, GatewayId=igw).code == "InvalidParameterValue"
+    ec2(call, "CreateRoute", **route, NetworkInterfaceId=eni)
+    assert refusal(call, "ReplaceRoute", **route, GatewayId=igw).code == "InvalidParameterValue"
+    assert refusal(call, "ReplaceRoute", **route, LocalTarget=True).code == "InvalidParameterValue"
+    ec2(call, "DeleteRoute", **route)
+    assert len(described(call, table_id)["Routes"]) == 1
+
+
+def test_a_local_route_gets_another_target_and_its_own_back(call: Call, vpc_id: str, subnet_id: str) -> None:
     route: dict = {"RouteTableId": make(call, vpc_id), "DestinationCidrBlock": "10.0.0.0/16"}
+    eni = create_interface(call.tx, subnet_id=subnet_id, now=call.now, attach=("",)).interface_id
+    igw = ec2(call, "CreateInternetGateway")["InternetGateway"]["InternetGatewayId"]
+    ec2(call, "AttachInternetGateway", InternetGatewayId=igw, VpcId=vpc_id)
     assert refusal(call, "DeleteRoute", **route).code == "InvalidParameterValue"
-    assert refusal(call, "ReplaceRoute", **route, GatewayId="igw-1").code == "InvalidParameterValue"
+    assert refusal(call, "ReplaceRoute", **route, GatewayId=igw).code == "InvalidParameterValue"
+    local = described(call, route["RouteTableId"])["Routes"]
     ec2(call, "ReplaceRoute", **route, LocalTarget=True)
+    assert described(call, route["RouteTableId"])["Routes"] == local
+    both = refusal(call, "ReplaceRoute", **route, LocalTarget=True, NetworkInterfaceId=eni)
+    assert both.code == "InvalidParameterCombination"
+    for _ in range(2):
+        ec2(call, "ReplaceRoute", **route, NetworkInterfaceId=eni)
+        (replaced,) = described(call, route["RouteTableId"])["Routes"]
+        assert (replaced["NetworkInterfaceId"], replaced["Origin"]) == (eni, "CreateRouteTable")
+    assert refusal(call, "CreateRoute", **route, NetworkInterfaceId=eni).code == "RouteAlreadyExists"
+    assert refusal(call, "DeleteRoute", **route).code == "InvalidParameterValue"
+    ec2(call, "ReplaceRoute", **route, LocalTarget=True)
+    assert described(call, route["RouteTableId"])["Routes"] == local
     missing = refusal(
         call, "DeleteRoute", RouteTableId=route["RouteTableId"], DestinationCidrBlock="1.0.0.0/8"
     )
     assert missing.code == "InvalidRoute.NotFound"
+
+
+def test_the_replaced_target_of_a_further_block_goes_with_the_block(
+    call: Call, vpc_id: str, subnet_id: str
+) -> None:
+    table_id = make(call, vpc_id)
+    eni = create_interface(call.tx, subnet_id=subnet_id, now=call.now, attach=("",)).interface_id
+    for target in (eni, None):
+        made = ec2(call, "AssociateVpcCidrBlock", VpcId=vpc_id, CidrBlock="10.1.0.0/16")
+        route: dict = {"RouteTableId": table_id, "DestinationCidrBlock": "10.1.0.0/16"}
+        if target is not None:
+            ec2(call, "ReplaceRoute", **route, NetworkInterfaceId=eni)
+        assert described(call, table_id)["Routes"][1].get("NetworkInterfaceId") == target
+        association = made["CidrBlockAssociation"]["AssociationId"]
+        ec2(call, "DisassociateVpcCidrBlock", AssociationId=association)
 
 
 def test_the_route_of_a_gateway_endpoint_comes_and_goes_by_itself(call: Call, vpc_id: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cloister.kernel.plan import Chain, Element, Set, Veth
+from cloister.kernel.plan import Chain, Element, Rule, Set, Veth
 from cloister.kernel.plan import Route as KernelRoute
 from cloister.vpc.compile import compile, update
 from cloister.vpc.interfaces import create_interface
@@ -151,8 +154,14 @@ def documents(draw: st.DrawFn) -> object:
                 st.lists(
                     st.builds(
                         Route,
-                        destination=one_of(["0.0.0.0/0", "10.0.0.0/16", "3.5.0.0/19", *LISTS]),
-                        target=one_of(["local", "nat-00000000000000001", PEERING, *GATEWAYS, *ENDPOINTS]),
+                        destination=one_of(["0.0.0.0/0", "10.0.0.0/16", "10.0.1.0/24", "3.5.0.0/19", *LISTS]),
+                        target=one_of(
+                            [
+                                *("local", "nat-00000000000000001", PEERING, *GATEWAYS, *ENDPOINTS),
+                                *INTERFACES[:2],
+                            ]
+                        ),
+                        origin=one_of(["CreateRoute", "CreateRoute", "CreateRouteTable"]),
                     ),
                     max_size=2,
                 )
@@ -207,6 +216,7 @@ def documents(draw: st.DrawFn) -> object:
                 ),
                 group_ids=tuple(draw(st.lists(one_of(GROUPS), max_size=2, unique=True))),
                 interface_type=("interface", "interface", "vpc_endpoint", "nat_gateway")[number],
+                source_dest_check=number > 1 or draw(st.booleans()),
             )
 
 
@@ -263,8 +273,8 @@ def test_what_a_plan_refers_to_is_in_it(docs: list[object]) -> None:
     for part in plan.values():
         if isinstance(part, Element):
             assert (part.netns, part.set) in sets
-            if part.data and part.data.startswith("jump "):
-                assert (part.netns, part.data.removeprefix("jump ")) in chains
+            if part.data and part.data.startswith(("jump ", "goto ")):
+                assert (part.netns, part.data[5:]) in chains
             assert len(part.comment.encode()) <= 128
         if isinstance(part, Chain):
             for rule in part.rules:
@@ -337,3 +347,71 @@ def test_an_endpoints_route_is_a_route_of_each_block_in_the_tables_that_name_it(
     routes = {p.destination: p for p in compile(tx.commit()).values() if isinstance(p, KernelRoute)}
     assert routes["52.216.0.0/15"].dev == "g" + ENDPOINTS[0][-12:]
     assert routes["10.0.0.0/16"].type == "throw"
+
+
+def _middlebox(*, check: bool, destination: str = "10.0.16.0/20") -> World:
+    """A VPC whose table leads to a subnet by way of an interface."""
+    tx = _vpc().begin()
+    interface = create_interface(tx, subnet_id=SUBNETS[0], now=0, attach=("",), addresses=("10.0.0.9",))
+    tx.put(replace(interface, interface_id=INTERFACES[0], source_dest_check=check))
+    tx.delete(NetworkInterface, interface.interface_id)
+    table, subnet = tx.get(RouteTable, TABLES[0]), tx.get(Subnet, SUBNETS[0])
+    assert table is not None
+    assert subnet is not None
+    tx.put(replace(subnet, subnet_id=SUBNETS[1], cidr="10.0.16.0/20"))
+    tx.put(replace(table, routes=(Route(destination=destination, target=INTERFACES[0]),)))
+    return tx.commit()
+
+
+def test_only_a_vpc_with_a_middlebox_has_the_rules_for_one() -> None:
+    names = {"forwarding", "via", "legs", "within", "forwarded", "leg_in", "leg_out"}
+    plain = {part.name for part in compile(_vpc(1)).values() if isinstance(part, (Chain, Set))}
+    assert not names & plain
+    assert not any("zone" in rule.text for rule in _rules(_vpc(1)))
+    assert names <= {
+        part.name for part in compile(_middlebox(check=False)).values() if isinstance(part, (Chain, Set))
+    }
+    checked = _middlebox(check=True)
+    assert not any("zone" in rule.text for rule in _rules(checked))
+
+
+def _rules(world: World) -> list[Rule]:
+    return [rule for part in compile(world).values() if isinstance(part, Chain) for rule in part.rules]
+
+
+def test_a_route_to_an_interface_leads_to_its_port_or_with_its_check_to_its_own_address_only() -> None:
+    port = "e" + INTERFACES[0][-12:] + "0"
+    for check, kind in ((False, "unicast"), (True, "blackhole")):
+        plan = compile(_middlebox(check=check))
+        routes = {part.destination: part for part in plan.values() if isinstance(part, KernelRoute)}
+        assert routes["10.0.16.0/20"].type == kind
+        assert "10.0.0.9/32" not in routes  # in another block: `local` leads there
+    routes = {
+        part.destination: part
+        for part in compile(_middlebox(check=True, destination="10.0.0.0/20")).values()
+        if isinstance(part, KernelRoute)
+    }
+    assert (routes["10.0.0.0/20"].type, routes["10.0.0.9/32"].dev) == ("blackhole", port)
+
+
+def test_what_goes_by_way_of_a_middlebox_is_all_of_the_block_but_its_own_address() -> None:
+    plan = compile(_middlebox(check=False, destination="10.0.0.0/20"))
+    via = [part.key for part in plan.values() if isinstance(part, Element) and part.set == "via"]
+    blocks = [IPv4Network(key.removeprefix("1000 . ")) for key in via]
+    assert sum(block.num_addresses for block in blocks) == 4096 - 1
+    assert not any(IPv4Address("10.0.0.9") in block for block in blocks)
+
+
+def test_each_subnet_has_a_zone_of_its_own() -> None:
+    tx = _middlebox(check=False).begin()
+    vpc, subnet = tx.get(Vpc, VPCS[0]), tx.get(Subnet, SUBNETS[0])
+    assert vpc is not None
+    assert subnet is not None
+    tx.put(replace(vpc, more_cidrs={str(number): f"10.{number}.0.0/16" for number in range(1, 5)}))
+    cidrs = [f"10.{block}.{row}.{slot}/28" for block in range(1, 5) for row in (0, 255) for slot in (0, 240)]
+    for number, cidr in enumerate(cidrs):
+        tx.put(replace(subnet, subnet_id=f"subnet-{number}", cidr=cidr))
+    chains = [part for part in compile(tx.commit()).values() if isinstance(part, Chain)]
+    zones = [chain.rules[0].text for chain in chains if chain.name.startswith("z_")]
+    assert len(zones) == len(set(zones)) == len(cidrs) + 2
+    assert "ct zone set 65535" not in zones

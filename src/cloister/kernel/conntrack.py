@@ -51,6 +51,7 @@ class Connection:
     source: str
     destination: str
     port: int  # the destination's; 0 where there are none
+    zone: int = 0  # the same addresses and ports may be tracked in several
     sent: tuple[int, int]
     received: tuple[int, int]
 
@@ -123,6 +124,7 @@ def _connection(has: dict[int, bytes]) -> Connection:
         source=socket.inet_ntoa(ends[_V4_SOURCE]),
         destination=socket.inet_ntoa(ends[_V4_DESTINATION]),
         port=int.from_bytes(protocol.get(_DESTINATION_PORT, b""), "big"),
+        zone=int.from_bytes(has.get(_ZONE, b""), "big"),
         sent=_counters(has.get(_COUNTERS_ORIGIN)),
         received=_counters(has.get(_COUNTERS_REPLY)),
     )

@@ -7,6 +7,7 @@ The router namespace of a VPC judges a packet in this order (hook, priority):
 
     prerouting -300  source      it carries an address of the port it came by, else dropped; of an isolated
                                  port it is for one of its peers
+    prerouting -290  forwarded   (with interfaces that pass packets on: the conntrack zone of their legs)
     prerouting -150  routes      the port's mark chooses the Linux routing table of its subnet's route table
     forward       0  forward     a tracked connection; or a rule of the sender's groups
     forward       2  acl_out     the network ACL of the sender's subnet
@@ -33,6 +34,7 @@ from cloister.vpc import (
     gateways,
     interface_endpoints,
     isolation,
+    middleboxes,
     network_acls,
     refusals,
     route_tables,
@@ -41,12 +43,9 @@ from cloister.vpc import (
 from cloister.vpc.endpoints import outer_if, prefix_list_of
 from cloister.vpc.gateways import GATES, link_address, link_mac
 from cloister.vpc.model import (
-    HostAddress,
     InternetGateway,
-    NatGateway,
     NetworkAcl,
     NetworkInterface,
-    PrefixList,
     PrivateAddress,
     RouteTable,
     SecurityGroup,
@@ -55,6 +54,7 @@ from cloister.vpc.model import (
     VpcEndpoint,
     VpcPeering,
 )
+from cloister.vpc.scopes import Scope, affected, all_scopes
 from cloister.vpc.security_groups import (
     REFUSED_IN,
     REFUSED_OUT,
@@ -78,7 +78,7 @@ _INVALID = Rule(text="ct state invalid drop", comment="belongs to no connection"
 def compile(world: World) -> dict[Key, Part]:
     """The plan of the whole World."""
     plan: dict[Key, Part] = {}
-    for scope in _all_scopes(world):
+    for scope in all_scopes(world):
         plan.update((key(part), part) for part in _parts(world, scope))
     return plan
 
@@ -88,7 +88,7 @@ def update(plan: dict[Key, Part], before: World, after: World, changes: Iterable
     `changes` are those between the two Worlds."""
     scopes: dict[Scope, None] = {}
     for change in changes:
-        scopes.update(dict.fromkeys(_affected(before, after, change)))
+        scopes.update(dict.fromkeys(affected(before, after, change)))
     old: dict[Key, Part] = {}
     new: dict[Key, Part] = {}
     for scope in scopes:
@@ -103,185 +103,8 @@ def update(plan: dict[Key, Part], before: World, after: World, changes: Iterable
     return touched
 
 
-# --- scopes: what compiles by itself ---------------------------------------------------------------------
-
-#: a kind of part and the resource's id; for "groups" the VPC's id and the ids of the groups
-Scope = tuple[str, ...]
-
-
 def _parts(world: World, scope: Scope) -> Iterator[Part]:
     return _COMPILERS[scope[0]](world, *scope[1:])
-
-
-def _all_scopes(world: World) -> Iterator[Scope]:
-    yield from (("vpc", vpc.vpc_id) for vpc in world.all(Vpc))
-    yield from (("table", table.route_table_id) for table in world.all(RouteTable))
-    yield from (("endpoint", endpoint.endpoint_id) for endpoint in world.all(VpcEndpoint))
-    yield from (("group", group.group_id) for group in world.all(SecurityGroup))
-    if any(gateway.vpc_id for gateway in world.all(InternetGateway)):
-        yield ("internet",)
-    yield from (("igw", gateway.internet_gateway_id) for gateway in world.all(InternetGateway))
-    yield from (("peering", peering.peering_id) for peering in world.all(VpcPeering))
-    yield from (("subnet", subnet.subnet_id) for subnet in world.all(Subnet))
-    yield from (("acl", acl.network_acl_id) for acl in world.all(NetworkAcl))
-    for interface in world.all(NetworkInterface):
-        yield from _interface_scopes(interface)
-
-
-def _interface_scopes(interface: NetworkInterface) -> list[Scope]:
-    if not any(held.netns for held in interface.addresses):
-        return []
-    if interface.interface_type == gateways.NAT_INTERFACE:
-        return [("interface", interface.interface_id), ("mark", interface.interface_id)]
-    return [
-        ("interface", interface.interface_id),
-        ("mark", interface.interface_id),
-        ("groups", interface.vpc_id, *sorted(interface.group_ids)),
-    ]
-
-
-def _affected(before: World, after: World, change: Change) -> Iterator[Scope]:
-    docs = [doc for doc in (change.before, change.after) if doc is not None]
-    born_or_gone = len(docs) == 1
-    for doc in docs:
-        if isinstance(doc, NetworkInterface):
-            yield from _interface_scopes(doc)
-            if doc.interface_type == gateways.NAT_INTERFACE:
-                yield from _tables_of(before, after, doc.vpc_id)
-        elif isinstance(doc, InternetGateway):
-            if born_or_gone or _differs(change, "vpc_id"):
-                yield from (("internet",), ("igw", doc.internet_gateway_id))
-                if doc.vpc_id is not None:
-                    yield from _tables_of(before, after, doc.vpc_id)
-                    yield from _public(before, after, doc.vpc_id)
-        elif isinstance(doc, HostAddress):
-            yield ("internet",)
-        elif isinstance(doc, flow_logs.FlowLog):
-            if born_or_gone:
-                yield ("vpc", doc.vpc_id)
-                for world in (before, after):
-                    for interface in world.where(NetworkInterface, vpc_id=doc.vpc_id):
-                        yield ("interface", interface.interface_id)
-        elif isinstance(doc, NatGateway):
-            yield from _tables_of(before, after, doc.vpc_id)
-        elif isinstance(doc, VpcPeering):
-            yield ("peering", doc.peering_id)
-            for vpc_id in (doc.requester_vpc_id, doc.accepter_vpc_id):
-                yield from _tables_of(before, after, vpc_id)
-                if born_or_gone or _differs(change, "status", "requester_vpc_id", "accepter_vpc_id"):
-                    yield from _everything_in(before, after, vpc_id)
-        elif isinstance(doc, Vpc):
-            yield ("vpc", doc.vpc_id)
-            for world in (before, after):
-                for peering in (
-                    *world.where(VpcPeering, requester_vpc_id=doc.vpc_id),
-                    *world.where(VpcPeering, accepter_vpc_id=doc.vpc_id),
-                ):
-                    yield ("peering", peering.peering_id)
-                    if born_or_gone:
-                        yield from _tables_of(before, after, peering.other(doc.vpc_id))
-                        yield from _everything_in(before, after, peering.other(doc.vpc_id))
-            if born_or_gone or _differs(change, "cidr", "more_cidrs"):
-                yield from _tables_of(before, after, doc.vpc_id)
-            if born_or_gone:
-                yield from _everything_in(before, after, doc.vpc_id)
-        elif isinstance(doc, NetworkAcl):
-            yield ("acl", doc.network_acl_id)
-            if born_or_gone or _differs(change, "vpc_id"):
-                for world in (before, after):
-                    for subnet in world.where(Subnet, network_acl_id=doc.network_acl_id):
-                        yield ("subnet", subnet.subnet_id)
-        elif isinstance(doc, Subnet):
-            yield ("subnet", doc.subnet_id)
-            if born_or_gone or _differs(change, "cidr", "vpc_id"):
-                for world in (before, after):
-                    for interface in world.where(NetworkInterface, subnet_id=doc.subnet_id):
-                        yield from _interface_scopes(interface)
-        elif isinstance(doc, RouteTable):
-            yield ("table", doc.route_table_id)
-            if born_or_gone or _differs(change, "associations", "number", "vpc_id"):
-                yield from _remarked(before, after, doc.vpc_id)
-        elif isinstance(doc, VpcEndpoint):
-            yield ("endpoint", doc.endpoint_id)
-            yield from (("interface", interface_id) for interface_id in doc.interface_ids)
-            if born_or_gone or _differs(change, "route_table_ids", "state", "service_name", "vpc_id", "kind"):
-                yield from _tables_of(before, after, doc.vpc_id)
-        elif isinstance(doc, SecurityGroup):
-            yield ("group", doc.group_id)
-            if born_or_gone or _differs(change, "vpc_id"):
-                yield from _referring(before, after, doc)
-            elif _opens_otherwise(change):
-                for world in (before, after):
-                    for interface in world.where(NetworkInterface, group_ids=doc.group_id):
-                        yield from (each for each in _interface_scopes(interface) if each[0] == "groups")
-        elif isinstance(doc, PrefixList):
-            for world in (before, after):
-                yield from (("table", table.route_table_id) for table in world.all(RouteTable))
-                for group in world.all(SecurityGroup):
-                    if any(rule.prefix_list_id == doc.prefix_list_id for rule in group.rules):
-                        yield ("group", group.group_id)
-
-
-def _opens_otherwise(change: Change) -> bool:
-    ways = (True, False)
-    return any(
-        security_groups.open_ports(change.before, egress=egress)
-        != security_groups.open_ports(change.after, egress=egress)
-        for egress in ways
-    )
-
-
-def _differs(change: Change, *fields: str) -> bool:
-    return any(getattr(change.before, field) != getattr(change.after, field) for field in fields)
-
-
-def _tables_of(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
-    for world in (before, after):
-        yield from (("table", table.route_table_id) for table in world.where(RouteTable, vpc_id=vpc_id))
-
-
-def _everything_in(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
-    for world in (before, after):
-        yield from (("endpoint", e.endpoint_id) for e in world.where(VpcEndpoint, vpc_id=vpc_id))
-        yield from (("group", g.group_id) for g in world.where(SecurityGroup, vpc_id=vpc_id))
-        yield from (("subnet", s.subnet_id) for s in world.where(Subnet, vpc_id=vpc_id))
-        yield from (("acl", a.network_acl_id) for a in world.where(NetworkAcl, vpc_id=vpc_id))
-        yield from (("igw", g.internet_gateway_id) for g in world.where(InternetGateway, vpc_id=vpc_id))
-        for interface in world.where(NetworkInterface, vpc_id=vpc_id):
-            yield from _interface_scopes(interface)
-
-
-def _public(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
-    """The interfaces of a VPC that have public addresses."""
-    for world in (before, after):
-        for interface in world.where(NetworkInterface, vpc_id=vpc_id):
-            if any(held.public_ip for held in interface.addresses):
-                yield from _interface_scopes(interface)
-
-
-def _remarked(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
-    """The interfaces of subnets whose route table is not what it was."""
-    for subnet in [*before.where(Subnet, vpc_id=vpc_id), *after.where(Subnet, vpc_id=vpc_id)]:
-        old, new = route_tables.of_subnet(before, subnet), route_tables.of_subnet(after, subnet)
-        if (old and old.number) != (new and new.number):
-            for world in (before, after):
-                for interface in world.where(NetworkInterface, subnet_id=subnet.subnet_id):
-                    yield ("mark", interface.interface_id)
-
-
-def _referring(before: World, after: World, group: SecurityGroup) -> Iterator[Scope]:
-    """Groups whose rules name a group that is new or gone, and its interfaces."""
-    for world in (before, after):
-        for other in _groups_within(world, gateways.reach(world, group.vpc_id)):
-            if any(rule.group_id == group.group_id for rule in other.rules):
-                yield ("group", other.group_id)
-        for interface in world.where(NetworkInterface, group_ids=group.group_id):
-            yield from _interface_scopes(interface)
-
-
-def _groups_within(world: World, vpc_ids: Iterable[str]) -> Iterator[SecurityGroup]:
-    for vpc_id in vpc_ids:
-        yield from world.where(SecurityGroup, vpc_id=vpc_id)
 
 
 # --- compilers -------------------------------------------------------------------------------------------
@@ -310,6 +133,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         counted = flow_logs.refusals(world, vpc_id, refused)
         yield Chain(netns=vpc_id, name=refused, rules=(*counted, refusals.NOTED, Rule(text="drop")))
     yield from flow_logs.vpc_parts(world, vpc_id)
+    yield from middleboxes.vpc_parts(world, vpc_id, resolver)
     yield Chain(
         netns=vpc_id,
         name="source",
@@ -318,6 +142,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
             Rule(text="iifname . ip saddr @sources accept", comment="an address of the port"),
             Rule(text="iifname . ip saddr @endpoint_sources accept", comment="a service behind an endpoint"),
             Rule(text="iifname . ip saddr . ip daddr @peer_sources accept", comment="to a peer in isolation"),
+            *middleboxes.source_rules(world, vpc_id),
         ),
     )
     yield Chain(
@@ -326,6 +151,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         hook="type filter hook prerouting priority -150; policy accept;",
         rules=(
             Rule(text="meta mark set iifname map @marks", comment="the route table of the subnet"),
+            *middleboxes.mark_rules(world, vpc_id),
             refusals.unrouted(resolver),
         ),
     )
@@ -336,6 +162,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         rules=(
             *_tracked(_AT_SENDER),
             Rule(text=f"ct state invalid goto {REFUSED_OUT}", comment=_INVALID.comment),
+            *middleboxes.forward_rules(world, vpc_id),
             Rule(text="iifname vmap @egress_groups", comment="the sender's groups"),
         ),
     )
@@ -387,6 +214,7 @@ def _table(world: World, route_table_id: str) -> Iterator[Part]:
     table = world.get(RouteTable, route_table_id)
     if table is not None and world.get(Vpc, table.vpc_id) is not None:
         yield from route_tables.parts(world, table)
+        yield from middleboxes.table_parts(world, table)
 
 
 def _subnet(world: World, subnet_id: str) -> Iterator[Part]:
@@ -421,7 +249,8 @@ def _peering(world: World, peering_id: str) -> Iterator[Part]:
 def _group(world: World, group_id: str) -> Iterator[Part]:
     group = world.get(SecurityGroup, group_id)
     if group is not None and world.get(Vpc, group.vpc_id) is not None:
-        yield from security_groups.chain_parts(world, group)
+        forwards = middleboxes.forwards(world, group.vpc_id)
+        yield from security_groups.chain_parts(world, group, forwards=forwards)
 
 
 def _groups(world: World, vpc_id: str, *group_ids: str) -> Iterator[Part]:
@@ -491,8 +320,11 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
             else:
                 served = held.netns == interface_id and held.only is None
                 credentials = (f"{CREDENTIALS_ADDRESS}/32",) if served else ()
-                yield Netns(name=held.netns, loopback=credentials, sysctls=_ANY_PORT)
-                yield from _instance_chains(held.netns)
+                passes_on = middleboxes.is_port(interface, name)
+                yield Netns(name=held.netns, forward=passes_on, loopback=credentials, sysctls=_ANY_PORT)
+                yield from _instance_chains(held.netns, forward=passes_on)
+                if passes_on:
+                    yield from middleboxes.port_parts(interface, name)
                 yield from isolation.tunnel_parts(router, held)
             yield from isolation.source_elements(interface, held, port)
             yield from isolation.gate_parts(router, interface.group_ids, held, name)
@@ -527,10 +359,10 @@ def _mark(world: World, interface_id: str) -> Iterator[Part]:
             yield _element(interface.vpc_id, "marks", f'"{name}"', table.route_table_id, str(table.number))
 
 
-def _instance_chains(netns: str) -> Iterator[Part]:
+def _instance_chains(netns: str, *, forward: bool = False) -> Iterator[Part]:
     """An instance may use its loopback and its port, and has no other link. The walls are outside, in the
     router. So nothing is matched: one look-up less a packet at each end, 6 % more connections a second."""
-    for name in ("input", "output"):
+    for name in ("input", "output", *(("forward",) if forward else ())):
         yield Chain(
             netns=netns,
             name=name,

@@ -8,47 +8,41 @@ can, so that all that is missing is seen at once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from ipaddress import IPv4Network
 
 from cloister.vpc import addresses as ip
 from cloister.vpc import (
     gateways,
     interface_endpoints,
     isolation,
-    network_acls,
+    middleboxes,
     route_tables,
-    security_groups,
 )
 from cloister.vpc.endpoints import prefix_list_of, s3_prefix_list, s3_service_name
+from cloister.vpc.explain_gates import (
+    End,
+    acl_step,
+    egress_step,
+    far_acl_steps,
+    ingress_step,
+    near_acl_steps,
+    reply_ports,
+    there_ports,
+)
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import (
     NatGateway,
-    NetworkAcl,
     NetworkInterface,
-    PrivateAddress,
     RouteTable,
-    SecurityGroup,
     Subnet,
     Vpc,
     VpcEndpoint,
     VpcPeering,
     place,
 )
-from cloister.vpc.steps import allowed, either, permission, refused, traffic
+from cloister.vpc.steps import allowed, refused, traffic
 from cloister.world import World
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
-    """An interface and which of its addresses."""
-
-    interface: NetworkInterface
-    address: str
-
-    @property
-    def held(self) -> PrivateAddress | None:
-        """None where `address` is a public one."""
-        return next((held for held in self.interface.addresses if held.address == self.address), None)
 
 
 def explain(world: World, flow: Flow) -> Verdict:
@@ -123,15 +117,27 @@ def path(
     flow: Flow,
     passed: tuple[str, ...] = (),
 ) -> Iterator[Step]:
-    """From an interface on: route, groups, ACLs, gateways. `passed` are the NAT gateways behind it."""
+    """From an interface on: route, groups, ACLs, gateways. `passed` are the NAT gateways behind it. When
+    `source.address` is not the interface's own, it passes the packet on."""
     sender = source.interface
-    hop, step = _route_step(world, sender, destination)
+    passes_on = _passes_on(source)
+    hop, step = _route_step(world, source, destination)
     yield step
+    by = world.get(NetworkInterface, hop.route.target) if hop is not None and hop.kind == "eni" else None
+    if by is not None and destination == by.addresses[0].address:
+        by = None  # its own: nothing to pass on
     if sender.interface_type != gateways.NAT_INTERFACE:
-        yield egress_step(world, sender, destination, target, flow)
+        on_way = passes_on or by is not None
+        yield egress_step(world, sender, destination, target, flow, forwarded=on_way)
     if hop is None or not step.allowed:
         return
-    if hop.kind in ("local", "pcx"):
+    if by is not None:
+        yield from _forwarding_steps(world, source, target, destination, by, flow, passed)
+        return
+    if passes_on and hop.kind in ("pcx", "vpce", "igw"):
+        yield from _translating_steps(world, source, target, destination, flow, passed)
+        return
+    if hop.kind in ("local", "eni", "pcx"):
         yield from _neighbour_steps(world, source, target, destination, hop, flow)
         return
     yield from near_acl_steps(world, sender, destination, flow)
@@ -162,16 +168,21 @@ def _neighbour_steps(
         return
     if target.interface.subnet_id != sender.subnet_id:
         yield from near_acl_steps(world, sender, destination, flow)
-        yield from _far_acl_steps(world, target.interface, source.address, flow)
+    if target.interface.subnet_id != sender.subnet_id or _passes_on(source):
+        yield from far_acl_steps(world, target.interface, source.address, flow)
     if target.interface.interface_type == gateways.NAT_INTERFACE:
         sentence = f"{target.interface.interface_id} is a NAT gateway's: it answers nobody."
         yield refused("ingress", target.interface.interface_id, sentence)
         return
-    yield _ingress_step(world, target.interface, source, flow)
+    yield ingress_step(world, target.interface, source, flow, forwarded=_passes_on(source))
     if target.interface.interface_type == interface_endpoints.ENDPOINT_INTERFACE:
         yield _service_step(world, target.interface, flow)
+    if _passes_on(source):
+        yield from _way_back_steps(world, sender, target, source.address)
+    elif hop.kind != "pcx":
+        yield from _direct_back_steps(world, sender, target, source.address)
     if hop.kind == "pcx":
-        back, step = _route_step(world, target.interface, source.address)
+        back, step = _route_step(world, target, source.address)
         if back is None or not step.allowed or back.route.target != hop.route.target:
             table = step.origin.partition("/")[0]
             yield refused(
@@ -181,6 +192,86 @@ def _neighbour_steps(
                 f"aws ec2 create-route --route-table-id {table} --destination-cidr-block {source.address}/32 "
                 f"--vpc-peering-connection-id {hop.route.target}",
             )
+
+
+def _passes_on(source: End) -> bool:
+    """Whether an interface sends on what is another's."""
+    return all(held.address != source.address for held in source.interface.addresses)
+
+
+def _forwarding_steps(
+    world: World,
+    source: End,
+    target: End | None,
+    destination: str,
+    by: NetworkInterface,
+    flow: Flow,
+    passed: tuple[str, ...],
+) -> Iterator[Step]:
+    """Into an interface that is neither end, and on from it: what runs there is taken to pass it on."""
+    name = by.interface_id
+    yield from near_acl_steps(world, source.interface, destination, flow)
+    if by.source_dest_check:
+        sentence = f"{name} has a source/destination check and {destination} is not its own: it is dropped."
+        fix = (
+            f"aws ec2 modify-network-interface-attribute --network-interface-id {name} --no-source-dest-check"
+        )
+        yield refused("interface", name, sentence, fix, code="ENI_SOURCE_DEST_CHECK_RESTRICTION")
+        return
+    if _passes_on(source):
+        sentence = f"{source.interface.interface_id} passes it on to {name}: only one in a row may."
+        yield refused("interface", name, sentence)
+        return
+    subnet = world.get(Subnet, by.subnet_id)
+    if subnet is not None and not ip.contains(subnet.cidr, source.address):
+        yield from far_acl_steps(world, by, source.address, flow)
+    yield ingress_step(world, by, source, flow, forwarded=True)
+    yield allowed("interface", name, f"{name} has no source/destination check: it may pass it on.")
+    here = End(interface=by, address=source.address)
+    yield from path(world, here, target, destination, flow, passed)
+
+
+def _translating_steps(
+    world: World, source: End, target: End | None, destination: str, flow: Flow, passed: tuple[str, ...]
+) -> Iterator[Step]:
+    """Out of the VPC with an address of its own, as a NAT instance does. Replies to another's address would
+    go to that, not by way of the interface: nothing else leaves."""
+    by = source.interface
+    own = by.addresses[0].address
+    sentence = f"{by.interface_id} must translate {source.address} to its own {own}: replies come to that."
+    yield replace(allowed("interface", by.interface_id, sentence), becomes=own)
+    onward = replace(flow, source_port=None)
+    yield from path(world, End(interface=by, address=own), target, destination, onward, passed)
+
+
+def _way_back_steps(world: World, by: NetworkInterface, far: End, address: str) -> Iterator[Step]:
+    """Replies must go by the interface that the connection went by, and from it to who opened it: else they
+    belong to no connection that is tracked."""
+    back, step = _route_step(world, far, address)
+    if back is None or not step.allowed or back.route.target != by.interface_id:
+        table = step.origin.partition("/")[0]
+        near = next(
+            (s.cidr for s in world.where(Subnet, vpc_id=by.vpc_id) if ip.contains(s.cidr, address)), ""
+        )
+        sentence = f"Replies of {far.interface.interface_id} do not go by {by.interface_id}: {step.sentence}"
+        fix = (
+            f"aws ec2 create-route --route-table-id {table} --destination-cidr-block {near} "
+            f"--network-interface-id {by.interface_id}"
+        )
+        yield refused("route", step.origin, sentence, fix)
+        return
+    home, step = _route_step(world, End(interface=by, address=far.address), address)
+    if home is None or not step.allowed or home.kind != "local":
+        sentence = f"Replies that {by.interface_id} passes on do not go to {address}: {step.sentence}"
+        yield refused("route", step.origin, sentence)
+
+
+def _direct_back_steps(world: World, opener: NetworkInterface, far: End, address: str) -> Iterator[Step]:
+    """Replies to what went straight there may not go by way of another interface."""
+    back, step = _route_step(world, far, address)
+    if back is not None and not back.local and back.route.target != opener.interface_id:
+        sentence = f"Replies of {far.interface.interface_id} go another way: {step.sentence}"
+        yield refused("route", step.origin, sentence)
 
 
 def _nat_steps(
@@ -208,15 +299,20 @@ def _nat_steps(
         yield refused("gateway", nat_id, sentence)
         return
     if not ip.contains(subnet.cidr, source.address):
-        yield from _acl_step(world, subnet, flow, egress=False, peer=source.address, ports=_ports(flow))
-        yield from _acl_step(
-            world, subnet, flow, egress=True, peer=source.address, ports=_reply_ports(flow), reply=True
+        yield from acl_step(world, subnet, flow, egress=False, peer=source.address, ports=there_ports(flow))
+        yield from acl_step(
+            world, subnet, flow, egress=True, peer=source.address, ports=reply_ports(flow), reply=True
         )
     sentence = f"{nat_id} translates {source.address} to {nat.private_ip}."
     yield replace(allowed("gateway", nat_id, sentence), becomes=nat.private_ip)
     # it chooses another source port: replies go to any port
     onward = replace(flow, source_port=None)
     here = End(interface=interface, address=nat.private_ip)
+    far = End(interface=interface, address=destination)
+    if _passes_on(source):
+        yield from _way_back_steps(world, source.interface, far, source.address)
+    else:
+        yield from _direct_back_steps(world, source.interface, far, source.address)
     yield from path(world, here, target, destination, onward, (*passed, nat_id))
 
 
@@ -240,7 +336,9 @@ def _igw_steps(
             if flow.protocol != "tcp" or flow.port not in (80, 443):
                 sentence = f"AWS services at {destination} answer tcp ports 80 and 443 only."
                 yield refused("gateway", gateway_id, sentence)
-            return
+        elif not gateways.is_public(destination):
+            sentence = f"{destination} is no public address: {gateway_id} leads nowhere to it."
+            yield refused("gateway", gateway_id, sentence)
         return
     there = gateways.of_vpc(world, target.interface.vpc_id)
     if there is None:
@@ -248,13 +346,13 @@ def _igw_steps(
         yield refused("gateway", target.interface.vpc_id, sentence)
         return
     outside = End(interface=interface, address=held.public_ip)
-    yield from _far_acl_steps(world, target.interface, held.public_ip, flow)
+    yield from far_acl_steps(world, target.interface, held.public_ip, flow)
     if target.interface.interface_type == gateways.NAT_INTERFACE:
         sentence = f"{target.interface.interface_id} is a NAT gateway's: nothing can be opened from outside."
         yield refused("ingress", target.interface.interface_id, sentence)
         return
-    yield _ingress_step(world, target.interface, outside, flow)
-    back, step = _route_step(world, target.interface, held.public_ip)
+    yield ingress_step(world, target.interface, outside, flow)
+    back, step = _route_step(world, target, held.public_ip)
     if back is None or not step.allowed or back.kind != "igw":
         yield refused("route", step.origin, f"Replies of {target.interface.interface_id}: {step.sentence}")
 
@@ -277,15 +375,23 @@ def _resolver_step(vpc: Vpc, flow: Flow) -> Step:
     return step
 
 
-def _route_step(
-    world: World, sender: NetworkInterface, destination: str
-) -> tuple[route_tables.Hop | None, Step]:
+def _route_step(world: World, source: End, destination: str) -> tuple[route_tables.Hop | None, Step]:
+    sender = source.interface
     subnet = world.get(Subnet, sender.subnet_id)
     table = route_tables.of_subnet(world, subnet) if subnet else None
     if subnet is None or table is None:
         return None, refused("route", sender.subnet_id, f"{sender.subnet_id} has no route table.")
     hop = route_tables.lookup(world, table, destination)
     name = table.route_table_id
+    if hop is not None and not hop.local and middleboxes.within_subnet(subnet, source.address, destination):
+        local = next(
+            one
+            for one in route_tables.local_routes(world, table)
+            if ip.contains(one.destination, destination)
+        )
+        sentence = f"{destination} is in {subnet.subnet_id} itself, where no route table is asked."
+        hop = route_tables.Hop(block=IPv4Network(local.destination), route=local)
+        return hop, allowed("route", f"{name}/{local.destination}", sentence)
     if hop is None:
         sentence = f"The route table {name} of {subnet.subnet_id} has no route to {destination}."
         return None, refused("route", name, sentence, _route_fix(world, sender, table, destination))
@@ -318,139 +424,6 @@ def _route_fix(world: World, sender: NetworkInterface, table: RouteTable, destin
         f"aws ec2 create-vpc-endpoint --vpc-id {sender.vpc_id} --service-name {service} "
         f"--route-table-ids {table.route_table_id}"
     )
-
-
-def egress_step(
-    world: World, sender: NetworkInterface, destination: str, target: End | None, flow: Flow
-) -> Step:
-    found = admitted(world, sender, destination, target, flow, egress=True)
-    return found or _group_refusal(world, sender, destination, target, flow, egress=True)
-
-
-def _ingress_step(world: World, receiver: NetworkInterface, source: End, flow: Flow) -> Step:
-    found = admitted(world, receiver, source.address, source, flow, egress=False)
-    return found or _group_refusal(world, receiver, source.address, source, flow, egress=False)
-
-
-def near_acl_steps(world: World, sender: NetworkInterface, destination: str, flow: Flow) -> Iterator[Step]:
-    """The ACL of the sender's subnet: what goes out, and, as it is stateless, the replies."""
-    near = world.get(Subnet, sender.subnet_id)
-    if near is not None:
-        back = _reply_ports(flow)
-        yield from _acl_step(world, near, flow, egress=True, peer=destination, ports=_ports(flow))
-        yield from _acl_step(world, near, flow, egress=False, peer=destination, ports=back, reply=True)
-
-
-def _far_acl_steps(world: World, receiver: NetworkInterface, source: str, flow: Flow) -> Iterator[Step]:
-    """The ACL of the receiver's subnet, both ways."""
-    far = world.get(Subnet, receiver.subnet_id)
-    if far is not None:
-        back = _reply_ports(flow)
-        yield from _acl_step(world, far, flow, egress=False, peer=source, ports=_ports(flow))
-        yield from _acl_step(world, far, flow, egress=True, peer=source, ports=back, reply=True)
-
-
-def _ports(flow: Flow) -> tuple[int, int] | None:
-    return None if flow.port is None else (flow.port, flow.port)
-
-
-def _reply_ports(flow: Flow) -> tuple[int, int] | None:
-    if flow.protocol in ("tcp", "udp"):
-        return network_acls.EPHEMERAL if flow.source_port is None else (flow.source_port, flow.source_port)
-    return (0, 0) if flow.protocol == "icmp" else None  # an echo's reply
-
-
-def _acl_step(
-    world: World,
-    subnet: Subnet,
-    flow: Flow,
-    *,
-    egress: bool,
-    peer: str,
-    ports: tuple[int, int] | None,
-    reply: bool = False,
-) -> Iterator[Step]:
-    decision = network_acls.decide(
-        world, subnet, egress=egress, peer=peer, protocol=flow.protocol, ports=ports
-    )
-    if not decision.acl_id:
-        return
-    way = "outbound" if egress else "inbound"
-    what = f"the replies of {traffic(flow)}" if reply else traffic(flow)
-    whom = f"{'to' if egress else 'from'} {peer}"
-    rule = f"{way} rule {decision.entry.number if decision.entry else '*'} of {decision.acl_id}"
-    if decision.allowed:
-        yield allowed(
-            "acl", decision.origin, f"{rule.capitalize()} ({subnet.subnet_id}) allows {what} {whom}."
-        )
-        return
-    sentence = f"{rule.capitalize()} ({subnet.subnet_id}) denies {what} {whom}."
-    fix = _acl_fix(world, decision, flow, egress, peer, ports)
-    direction = "egress" if egress else "ingress"
-    yield refused("acl", decision.origin, sentence, fix, direction=direction)
-
-
-def _acl_fix(
-    world: World,
-    decision: network_acls.Decision,
-    flow: Flow,
-    egress: bool,
-    peer: str,
-    ports: tuple[int, int] | None,
-) -> str | None:
-    """An entry with a free number before the one that denies."""
-    acl = world.get(NetworkAcl, decision.acl_id)
-    if acl is None:
-        return None
-    taken = {entry.number for entry in network_acls.in_order(acl, egress=egress)}
-    before = decision.entry.number if decision.entry else 32767
-    number = next((n for n in range(min(before - 1, 100), 0, -1) if n not in taken), None)
-    if number is None:
-        return None
-    protocol = {"tcp": "6", "udp": "17", "icmp": "1"}.get(flow.protocol, flow.protocol)
-    if flow.protocol == "icmp" and ports is not None:
-        narrow = f" --icmp-type-code Type={ports[0] >> 8},Code={ports[0] & 0xFF}"
-    else:
-        narrow = f" --port-range From={ports[0]},To={ports[1]}" if ports is not None else ""
-    return (
-        f"aws ec2 create-network-acl-entry --network-acl-id {acl.network_acl_id} --rule-number {number} "
-        f"{'--egress' if egress else '--ingress'} --protocol {protocol}{narrow} --cidr-block {peer}/32 "
-        "--rule-action allow"
-    )
-
-
-def admitted(
-    world: World, owner: NetworkInterface, peer: str, other: End | None, flow: Flow, *, egress: bool
-) -> Step | None:
-    match = security_groups.admits(
-        world, owner.group_ids, egress=egress, peer=peer, protocol=flow.protocol, port=flow.port
-    )
-    if match is None:
-        return None
-    gate, way = ("egress", "to") if egress else ("ingress", "from")
-    whom = match.member_of or match.rule.prefix_list_id or match.rule.cidr
-    sentence = f"{gate.capitalize()} rule {match.rule.rule_id} of {match.group_id} allows it {way} {whom}."
-    return allowed(gate, match.origin, sentence)
-
-
-def _group_refusal(
-    world: World, owner: NetworkInterface, peer: str, other: End | None, flow: Flow, *, egress: bool
-) -> Step:
-    gate, way = ("egress", "to") if egress else ("ingress", "from")
-    present = [group_id for group_id in owner.group_ids if world.get(SecurityGroup, group_id)]
-    rules = f"{gate} rule of {either(owner.group_ids)} ({owner.interface_id})"
-    sentence = f"No {rules} allows {traffic(flow)} {way} {peer}."
-    if not present:
-        return refused(gate, owner.interface_id, sentence)
-    if other is not None and other.interface.vpc_id == owner.vpc_id and other.interface.group_ids:
-        whom = f"UserIdGroupPairs=[{{GroupId={other.interface.group_ids[0]}}}]"
-    else:
-        whom = f"IpRanges=[{{CidrIp={peer}/32}}]"
-    fix = (
-        f"aws ec2 authorize-security-group-{gate} --group-id {present[0]} "
-        f"--ip-permissions '{permission(flow)},{whom}'"
-    )
-    return refused(gate, present[0], sentence, fix)
 
 
 def _endpoint_step(world: World, endpoint_id: str, destination: str, flow: Flow) -> Step:

@@ -8,16 +8,8 @@ from dataclasses import replace
 from cloister.vpc import addresses as ip
 from cloister.vpc import dhcp, interface_endpoints, route_tables
 from cloister.vpc.endpoints import s3_prefix_list, s3_service_name
-from cloister.vpc.explain import (
-    End,
-    admitted,
-    dns_support_step,
-    end_of,
-    explain,
-    near_acl_steps,
-    path,
-    verdict_of,
-)
+from cloister.vpc.explain import dns_support_step, end_of, explain, path, verdict_of
+from cloister.vpc.explain_gates import End, admitted, near_acl_steps
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import NetworkInterface, RouteTable, Subnet, Vpc, VpcEndpoint
 from cloister.vpc.steps import allowed, either, refused
@@ -55,13 +47,13 @@ def _s3_steps(world: World, interface: NetworkInterface) -> Iterator[Step]:
     address = str(next(iter(listed.entries))).partition("/")[0]
     flow = Flow(source=interface.interface_id, destination=address, protocol="tcp", port=_HTTPS)
     hop = route_tables.lookup(world, table, address) if table else None
-    if hop is not None and hop.kind in ("nat", "igw"):
+    if hop is not None and hop.kind in ("nat", "igw", "eni"):
         source = End(interface=interface, address=interface.addresses[0].address)
         yield from path(world, source, None, address, flow)
         return
     yield _s3_route_step(world, vpc, subnet, table, endpoints, service)
     yield from near_acl_steps(world, interface, address, flow)
-    match = admitted(world, interface, address, None, flow, egress=True)
+    match = admitted(world, interface, address, flow, egress=True)
     if match is not None:
         yield match
     else:

@@ -126,6 +126,11 @@ def is_service(address: str) -> bool:
     return any(IPv4Address(address) in block for block in _services())
 
 
+def is_public(address: str) -> bool:
+    """Whether the way out may lead to an address."""
+    return not any(IPv4Address(address) in IPv4Network(block) for block in _NOT_PUBLIC)
+
+
 def internet_parts(world: World) -> Iterator[Part]:
     """The namespace of what is outside: doors of AWS services, other VPCs' public addresses, the way out."""
     yield Netns(name=INTERNET, forward=True, local=tuple(str(block) for block in _services()))

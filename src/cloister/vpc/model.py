@@ -93,7 +93,8 @@ class SecurityGroup:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """A route. `destination` is a CIDR or a prefix list id; `target` is "local" or a resource id
-    (vpce-, igw-, nat-, eni-, pcx-). `origin` is CreateRouteTable or CreateRoute."""
+    (vpce-, igw-, nat-, eni-, pcx-). `origin` is CreateRouteTable or CreateRoute; a table's own route of
+    CreateRouteTable is a `local` one whose target was replaced."""
 
     destination: str
     target: str
@@ -199,7 +200,7 @@ class PrivateAddress:
 @document(
     "network-interface",
     key="interface_id",
-    index=("vpc_id", "subnet_id", "group_ids", "places"),
+    index=("vpc_id", "subnet_id", "group_ids", "source_dest_check", "places"),
     prefix="eni",
 )
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,10 @@
 
 AWS ("Route tables", VPC guide): `local` is always there; the longest prefix wins; a subnet without an
 association uses the VPC's main table; no route means dropped; a route whose target is gone is a black
-hole and drops. A gateway endpoint's route, `pl-… → vpce-…`, comes and goes with the endpoint's association;
-a static route to the same block wins over it.
+hole and drops. Within a subnet no table is asked (`vpc/middleboxes.py`). A route to an interface with a
+source/destination check leads to that interface's own address only. A gateway endpoint's route,
+`pl-… → vpce-…`, comes and goes with the endpoint's association; a static route to the same block wins over
+it.
 
 `resolve` lists a table's routes by block once; `lookup` reads the result, `parts` renders it: Linux routing
 table `number`, chosen by the mark of the sender's port.
@@ -34,6 +36,8 @@ from cloister.vpc.model import (
 from cloister.world import World
 
 LOCAL = "local"
+#: the origin of a table's `local` routes, also of one whose target was replaced
+OF_TABLE = "CreateRouteTable"
 #: priority of the rules that lead marked packets to their table: before main (32766)
 PRIORITY = 1000
 
@@ -53,7 +57,7 @@ class Hop:
 
     @property
     def kind(self) -> str:
-        """ "local", "vpce", "igw", "nat", "pcx" or, when it leads nowhere, "blackhole"."""
+        """ "local", "vpce", "igw", "nat", "eni", "pcx" or, when it leads nowhere, "blackhole"."""
         if self.local or self.dev is not None:
             return self.route.target.partition("-")[0]
         return "blackhole"
@@ -73,14 +77,20 @@ def of_subnet(world: World, subnet: Subnet) -> RouteTable | None:
 
 def routes(world: World, table: RouteTable) -> list[Route]:
     """All routes of a table: `local` ones, those made by calls, those of its gateway endpoints."""
-    vpc = world.get(Vpc, table.vpc_id)
-    local = [
-        Route(destination=c, target=LOCAL, origin="CreateRouteTable") for c in (vpc.cidrs if vpc else ())
-    ]
+    replaced = {route.destination: route for route in table.routes if route.origin == OF_TABLE}
+    local = [replaced.get(route.destination, route) for route in local_routes(world, table)]
     made = [
-        route for route in table.routes if route.target != LOCAL and not route.destination.startswith("pl-")
+        route
+        for route in table.routes
+        if route.origin != OF_TABLE and route.target != LOCAL and not route.destination.startswith("pl-")
     ]
     return [*local, *made, *endpoint_routes(world, table)]
+
+
+def local_routes(world: World, table: RouteTable) -> list[Route]:
+    """The `local` route of each block of the VPC, as a table is born with them."""
+    vpc = world.get(Vpc, table.vpc_id)
+    return [Route(destination=c, target=LOCAL, origin=OF_TABLE) for c in (vpc.cidrs if vpc else ())]
 
 
 def endpoint_routes(world: World, table: RouteTable) -> list[Route]:
@@ -135,11 +145,23 @@ def device(world: World, vpc_id: str, target: str) -> str | None:
             there = interface is not None and interface.vpc_id == vpc_id and interface.addresses[0].netns
             if nat is not None and nat.deleted is None and there:
                 return port(nat.interface_id, 0)
+        case "eni":
+            interface = world.get(NetworkInterface, target)
+            if interface is not None and interface.vpc_id == vpc_id:
+                held = interface.addresses[0]
+                # Network isolation leaves a container no port.
+                return port(target, 0) if held.netns is not None and held.only != () else None
         case "pcx":
             peering = world.get(VpcPeering, target)
             if peering is not None and gateways.joins(world, peering, vpc_id):
                 return gateways.peering_if(target)
     return None
+
+
+def _checked(world: World, hop: Hop) -> NetworkInterface | None:
+    """The interface that a hop leads to, while its source/destination check refuses what is for others."""
+    interface = world.get(NetworkInterface, hop.route.target) if hop.kind == "eni" else None
+    return interface if interface is not None and interface.source_dest_check else None
 
 
 def lookup(world: World, table: RouteTable, destination: str) -> Hop | None:
@@ -154,8 +176,15 @@ def parts(world: World, table: RouteTable) -> Iterator[Part]:
     in the main table, which has one route for each attached address and nothing else."""
     vpc = table.vpc_id
     yield PolicyRule(netns=vpc, priority=PRIORITY, table=table.number, mark=table.number)
-    for block, hop in resolve(world, table).items():
-        if hop.local:
+    hops = resolve(world, table)
+    for block, hop in hops.items():
+        checked = _checked(world, hop)
+        if checked is not None:
+            yield KernelRoute(netns=vpc, table=table.number, destination=str(block), type="blackhole")
+            own = IPv4Network(checked.addresses[0].address)
+            if own.subnet_of(block) and lookup(world, table, checked.addresses[0].address) == hop:
+                yield KernelRoute(netns=vpc, table=table.number, destination=str(own), dev=hop.dev)
+        elif hop.local:
             yield KernelRoute(netns=vpc, table=table.number, destination=str(block), type="throw")
         elif hop.dev is not None:
             yield KernelRoute(netns=vpc, table=table.number, destination=str(block), dev=hop.dev)

@@ -140,9 +140,17 @@ def is_member(world: World, group_id: str, address: str) -> bool:
 
 
 def admits(
-    world: World, group_ids: Iterable[str], *, egress: bool, peer: str, protocol: str, port: int | None
+    world: World,
+    group_ids: Iterable[str],
+    *,
+    egress: bool,
+    peer: str,
+    protocol: str,
+    port: int | None,
+    forwarded: bool = False,
 ) -> Match | None:
-    """The first match of these groups that admits `peer`, or None: refused."""
+    """The first match of these groups that admits `peer`, or None: refused. `forwarded`: an interface passes
+    it on for others, so that AWS does not know it for a member of a group."""
     address = IPv4Address(peer)
     protocol = normal_protocol(protocol)
     groups = [group for group_id in group_ids if (group := world.get(SecurityGroup, group_id)) is not None]
@@ -158,7 +166,9 @@ def admits(
                 if match.cidr is not None:
                     if address in match.cidr:
                         return match
-                elif match.member_of is not None and is_member(world, match.member_of, peer):
+                elif (
+                    match.member_of is not None and not forwarded and is_member(world, match.member_of, peer)
+                ):
                     return match
     return None
 
@@ -243,13 +253,14 @@ def shared_parts(world: World, netns: str, group_ids: Sequence[str]) -> Iterator
         )
 
 
-def chain_parts(world: World, group: SecurityGroup) -> Iterator[Part]:
+def chain_parts(world: World, group: SecurityGroup, *, forwards: bool = False) -> Iterator[Part]:
     """The set of a group's members, also in the VPCs that can name it (empty: interfaces add themselves),
-    its two chains and their sets."""
+    its two chains and their sets. `forwards`: interfaces of the VPC pass packets on for others; a rule that
+    names a group does not mean these, which are tracked in a zone other than 0."""
     for netns in gateways.reach(world, group.vpc_id):
         yield Set(netns=netns, name=members_set(group.group_id), type="ipv4_addr")
     for egress in (True, False):
-        yield from _direction(group, matches(world, group, egress=egress), egress=egress)
+        yield from _direction(group, matches(world, group, egress=egress), egress=egress, forwards=forwards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +292,7 @@ def _shape(match: Match) -> _Shape:
     return {"tcp": _PORTS, "udp": _PORTS, "icmp": _ICMP}.get(match.protocol, _OTHER)
 
 
-def _direction(group: SecurityGroup, found: list[Match], *, egress: bool) -> Iterator[Part]:
+def _direction(group: SecurityGroup, found: list[Match], *, egress: bool, forwards: bool) -> Iterator[Part]:
     chain = group_chain(group.group_id, egress=egress)
     peer = "ip daddr" if egress else "ip saddr"
     rules: list[Rule] = []
@@ -304,7 +315,12 @@ def _direction(group: SecurityGroup, found: list[Match], *, egress: bool) -> Ite
     for (member_of, protocol, low, high), origins in sorted(by_reference.items()):
         text = " ".join(
             part
-            for part in (f"{peer} @{members_set(member_of)}", protocol_text(protocol, low, high), "accept")
+            for part in (
+                f"{peer} @{members_set(member_of)}",
+                protocol_text(protocol, low, high),
+                "ct zone 0" if forwards else "",
+                "accept",
+            )
             if part
         )
         rules.append(Rule(text=text, comment=comment(origins)))

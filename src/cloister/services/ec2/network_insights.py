@@ -303,6 +303,8 @@ def _explanation(call: Call, step: Step) -> Params:
     member = _MEMBERS.get(step.gate)
     if member is not None:
         shape[member] = component
+    if resource.startswith("eni-"):
+        shape["NetworkInterface"] = component
     if step.gate in ("egress", "ingress"):
         shape["SecurityGroups"] = [component]
     if step.gate == "acl" and rule.isdigit():

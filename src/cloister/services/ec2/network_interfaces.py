@@ -290,12 +290,8 @@ def modify_network_interface_attribute(call: Call, params: Params) -> Params:
             raise AwsError("InvalidParameterValue", "A network interface needs at least one security group")
         groups = check_groups(call.tx, params["Groups"], _subnet(call.tx, interface))
         interface = replace(interface, group_ids=groups)
-    elif not params["SourceDestCheck"].get("Value", True):
-        # Nothing forwards for others here, so that switching the check off could only mean spoofing.
-        raise AwsError(
-            "UnsupportedOperation",
-            "SourceDestCheck 'false' is not supported: Cloister does not implement forwarding interfaces.",
-        )
+    else:
+        interface = replace(interface, source_dest_check=params["SourceDestCheck"].get("Value", True))
     call.tx.put(interface)
     return {}
 

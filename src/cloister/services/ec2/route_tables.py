@@ -14,6 +14,7 @@ from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.describe import Resource, tag_set
 from cloister.services.ec2.idempotency import echo, once
+from cloister.services.ec2.network_interfaces import INTERFACES, owner
 from cloister.services.ec2.parameters import on, only, require
 from cloister.services.ec2.subnets import SUBNETS
 from cloister.services.ec2.tags import tag_specifications
@@ -31,7 +32,7 @@ from cloister.vpc.model import (
     VpcEndpoint,
     VpcPeering,
 )
-from cloister.vpc.route_tables import LOCAL, device, routes
+from cloister.vpc.route_tables import LOCAL, OF_TABLE, device, routes
 from cloister.wire.errors import AwsError
 from cloister.world import World
 
@@ -58,12 +59,11 @@ def _state(world: World, table: RouteTable, route: Route) -> str:
 
 def _route_shape(call: Call, table: RouteTable, route: Route) -> Params:
     destination = "DestinationPrefixListId" if _is_list(route.destination) else "DestinationCidrBlock"
-    return {
-        destination: route.destination,
-        _target_member(route): route.target,
-        "Origin": route.origin,
-        "State": _state(call.tx, table, route),
-    }
+    shape: Params = {destination: route.destination, _target_member(route): route.target}
+    interface = call.tx.get(NetworkInterface, route.target)
+    if interface is not None and interface.attachment_id is not None:
+        shape["InstanceOwnerId"] = owner(call, interface)
+    return {**shape, "Origin": route.origin, "State": _state(call.tx, table, route)}
 
 
 def _is_list(destination: str) -> bool:
@@ -342,16 +342,10 @@ def _same_network(table: RouteTable, vpc_id: str | None, what: str, target: str)
     return target
 
 
-def _no_interface(call: Call, table: RouteTable, target: str) -> str:
-    if call.tx.get(NetworkInterface, target) is None:
-        raise AwsError(
-            "InvalidNetworkInterfaceID.NotFound", f"The networkInterface ID '{target}' does not exist"
-        )
-    raise AwsError(
-        "UnsupportedOperation",
-        f"The network interface '{target}' cannot be the target of a route: "
-        "Cloister does not implement routes to interfaces.",
-    )
+def _interface(call: Call, table: RouteTable, target: str) -> str:
+    """AWS: its source/destination check may be on, and the interface attached to nothing (a black hole)."""
+    interface = INTERFACES.find(call.tx, target)
+    return _same_network(table, interface.vpc_id, "interface", target)
 
 
 def _missing(code: str, sentence: str) -> Callable[[Call, RouteTable, str], str]:
@@ -365,7 +359,7 @@ def _missing(code: str, sentence: str) -> Callable[[Call, RouteTable, str], str]
 _TARGETS: dict[str, Callable[[Call, RouteTable, str], str]] = {
     "GatewayId": _gateway,
     "VpcEndpointId": _gateway,
-    "NetworkInterfaceId": _no_interface,
+    "NetworkInterfaceId": _interface,
     "NatGatewayId": _nat_gateway,
     "InstanceId": _missing("InvalidInstanceID.NotFound", "The instance ID '{}' does not exist"),
     "VpcPeeringConnectionId": _peering,
@@ -396,7 +390,7 @@ def _target(call: Call, table: RouteTable, destination: str, params: Params) -> 
 
 def _check_inside(call: Call, table: RouteTable, destination: str, target: str) -> None:
     """AWS: a route more specific than `local` is for all of a subnet's block, to a NAT gateway or an
-    interface. Raises InvalidParameterValue."""
+    interface; these may take the place of `local` itself, too. Raises InvalidParameterValue."""
     vpc = VPCS.find(call.tx, table.vpc_id)
     if _is_list(destination) or not any(_within(destination, cidr) for cidr in vpc.cidrs):
         return
@@ -407,7 +401,7 @@ def _check_inside(call: Call, table: RouteTable, destination: str, target: str) 
             "gateways, network interfaces and Gateway Load Balancer endpoints can be targets.",
         )
     subnets = call.tx.where(Subnet, vpc_id=vpc.vpc_id)
-    if not any(subnet.cidr == destination for subnet in subnets):
+    if destination not in vpc.cidrs and not any(subnet.cidr == destination for subnet in subnets):
         raise AwsError(
             "InvalidParameterValue",
             f"The destination CIDR block {destination} is more specific than the local route and is not the "
@@ -438,17 +432,28 @@ def create_route(call: Call, params: Params) -> Params:
 
 @operation("ec2", "ReplaceRoute", resources=on(route_table="RouteTableId"))
 def replace_route(call: Call, params: Params) -> Params:
-    """LocalTarget resets a local route to `local`, which is what it always is here."""
+    """LocalTarget gives a local route its own target back."""
     only(params, "RouteTableId", "LocalTarget", *_DESTINATIONS, *_TARGETS)
-    table, old = _editable(call, params, "replace", local_allowed=bool(params.get("LocalTarget")))
-    if old.target == LOCAL:
-        return {}
+    table, old = _editable(call, params, "replace")
+    kept = tuple(one for one in table.routes if one != old)
     if params.get("LocalTarget"):
-        raise AwsError(
-            "InvalidParameterValue", f"The route identified by {old.destination} is not a local route."
-        )
-    new = Route(destination=old.destination, target=_target(call, table, old.destination, params))
-    call.tx.put(replace(table, routes=tuple(new if one == old else one for one in table.routes)))
+        given = [name for name in _TARGETS if params.get(name)]
+        if given:
+            raise AwsError(
+                "InvalidParameterCombination",
+                f"The parameter LocalTarget cannot be used with the parameter {given[0]}",
+            )
+        if old.origin != OF_TABLE:
+            raise AwsError(
+                "InvalidParameterValue", f"The route identified by {old.destination} is not a local route."
+            )
+        call.tx.put(replace(table, routes=kept))
+        return {}
+    new = replace(old, target=_target(call, table, old.destination, params))
+    if old in table.routes:
+        call.tx.put(replace(table, routes=tuple(new if one == old else one for one in table.routes)))
+    else:
+        call.tx.put(replace(table, routes=(*kept, new)))
     return {}
 
 
@@ -460,11 +465,9 @@ def delete_route(call: Call, params: Params) -> Params:
     return {}
 
 
-def _editable(
-    call: Call, params: Params, verb: str, *, local_allowed: bool = False
-) -> tuple[RouteTable, Route]:
+def _editable(call: Call, params: Params, verb: str) -> tuple[RouteTable, Route]:
     """The table and its route to this destination. Raises InvalidRoute.NotFound, and InvalidParameterValue
-    for routes that calls cannot touch: `local` and a gateway endpoint's."""
+    for routes that calls cannot touch: a gateway endpoint's; a local one can be replaced, not removed."""
     table = TABLES.find(call.tx, params["RouteTableId"])
     destination = _destination(call, params)
     route = _existing(call, table, destination)
@@ -473,12 +476,12 @@ def _editable(
             "InvalidRoute.NotFound",
             f"no route with destination {destination} in route table {table.route_table_id}",
         )
-    if route.target == LOCAL and not local_allowed:
+    if route.origin == OF_TABLE and verb == "remove":
         raise AwsError(
             "InvalidParameterValue",
             f"cannot {verb} local route {destination} in route table {table.route_table_id}",
         )
-    if route.target != LOCAL and route not in table.routes:
+    if route.origin != OF_TABLE and route not in table.routes:
         raise AwsError(
             "InvalidParameterValue",
             f"cannot {verb} VPC endpoint route {route.target} in route table {table.route_table_id}",

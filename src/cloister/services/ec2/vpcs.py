@@ -25,6 +25,7 @@ from cloister.vpc.model import (
     VpcPeering,
 )
 from cloister.vpc.resolver_rules import ResolverRuleAssociation
+from cloister.vpc.route_tables import OF_TABLE
 from cloister.wire.errors import AwsError
 from cloister.world import Transaction, World
 
@@ -308,6 +309,11 @@ def disassociate_vpc_cidr_block(call: Call, params: Params) -> Params:
         )
     kept = {key: block for key, block in vpc.more_cidrs.items() if key != association_id}
     call.tx.put(replace(vpc, more_cidrs=kept))
+    for table in list(call.tx.where(RouteTable, vpc_id=vpc.vpc_id)):
+        # The block's local route goes, and with it what replaced its target.
+        others = tuple(one for one in table.routes if (one.origin, one.destination) != (OF_TABLE, cidr))
+        if others != table.routes:
+            call.tx.put(replace(table, routes=others))
     return {
         "VpcId": vpc.vpc_id,
         "CidrBlockAssociation": _association(association_id, cidr, "disassociating"),

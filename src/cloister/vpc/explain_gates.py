@@ -1,0 +1,180 @@
+"""The gates of an interface and of its subnet, read for `explain`: groups and network ACLs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cloister.vpc import network_acls, security_groups
+from cloister.vpc.flow import Flow, Step
+from cloister.vpc.model import NetworkAcl, NetworkInterface, PrivateAddress, SecurityGroup, Subnet
+from cloister.vpc.steps import allowed, either, permission, refused, traffic
+from cloister.world import World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """An interface and which of its addresses."""
+
+    interface: NetworkInterface
+    address: str
+
+    @property
+    def held(self) -> PrivateAddress | None:
+        """None where `address` is a public one."""
+        return next((held for held in self.interface.addresses if held.address == self.address), None)
+
+
+def egress_step(
+    world: World,
+    sender: NetworkInterface,
+    destination: str,
+    target: End | None,
+    flow: Flow,
+    *,
+    forwarded: bool = False,
+) -> Step:
+    found = admitted(world, sender, destination, flow, egress=True, forwarded=forwarded)
+    other = None if forwarded else target
+    return found or _group_refusal(world, sender, destination, other, flow, egress=True)
+
+
+def ingress_step(
+    world: World, receiver: NetworkInterface, source: End, flow: Flow, *, forwarded: bool = False
+) -> Step:
+    found = admitted(world, receiver, source.address, flow, egress=False, forwarded=forwarded)
+    other = None if forwarded else source
+    return found or _group_refusal(world, receiver, source.address, other, flow, egress=False)
+
+
+def near_acl_steps(world: World, sender: NetworkInterface, destination: str, flow: Flow) -> Iterator[Step]:
+    """The ACL of the sender's subnet: what goes out, and, as it is stateless, the replies."""
+    near = world.get(Subnet, sender.subnet_id)
+    if near is not None:
+        back = reply_ports(flow)
+        yield from acl_step(world, near, flow, egress=True, peer=destination, ports=there_ports(flow))
+        yield from acl_step(world, near, flow, egress=False, peer=destination, ports=back, reply=True)
+
+
+def far_acl_steps(world: World, receiver: NetworkInterface, source: str, flow: Flow) -> Iterator[Step]:
+    """The ACL of the receiver's subnet, both ways."""
+    far = world.get(Subnet, receiver.subnet_id)
+    if far is not None:
+        back = reply_ports(flow)
+        yield from acl_step(world, far, flow, egress=False, peer=source, ports=there_ports(flow))
+        yield from acl_step(world, far, flow, egress=True, peer=source, ports=back, reply=True)
+
+
+def there_ports(flow: Flow) -> tuple[int, int] | None:
+    return None if flow.port is None else (flow.port, flow.port)
+
+
+def reply_ports(flow: Flow) -> tuple[int, int] | None:
+    if flow.protocol in ("tcp", "udp"):
+        return network_acls.EPHEMERAL if flow.source_port is None else (flow.source_port, flow.source_port)
+    return (0, 0) if flow.protocol == "icmp" else None  # an echo's reply
+
+
+def acl_step(
+    world: World,
+    subnet: Subnet,
+    flow: Flow,
+    *,
+    egress: bool,
+    peer: str,
+    ports: tuple[int, int] | None,
+    reply: bool = False,
+) -> Iterator[Step]:
+    decision = network_acls.decide(
+        world, subnet, egress=egress, peer=peer, protocol=flow.protocol, ports=ports
+    )
+    if not decision.acl_id:
+        return
+    way = "outbound" if egress else "inbound"
+    what = f"the replies of {traffic(flow)}" if reply else traffic(flow)
+    whom = f"{'to' if egress else 'from'} {peer}"
+    rule = f"{way} rule {decision.entry.number if decision.entry else '*'} of {decision.acl_id}"
+    if decision.allowed:
+        yield allowed(
+            "acl", decision.origin, f"{rule.capitalize()} ({subnet.subnet_id}) allows {what} {whom}."
+        )
+        return
+    sentence = f"{rule.capitalize()} ({subnet.subnet_id}) denies {what} {whom}."
+    fix = _acl_fix(world, decision, flow, egress, peer, ports)
+    direction = "egress" if egress else "ingress"
+    yield refused("acl", decision.origin, sentence, fix, direction=direction)
+
+
+def _acl_fix(
+    world: World,
+    decision: network_acls.Decision,
+    flow: Flow,
+    egress: bool,
+    peer: str,
+    ports: tuple[int, int] | None,
+) -> str | None:
+    """An entry with a free number before the one that denies."""
+    acl = world.get(NetworkAcl, decision.acl_id)
+    if acl is None:
+        return None
+    taken = {entry.number for entry in network_acls.in_order(acl, egress=egress)}
+    before = decision.entry.number if decision.entry else 32767
+    number = next((n for n in range(min(before - 1, 100), 0, -1) if n not in taken), None)
+    if number is None:
+        return None
+    protocol = {"tcp": "6", "udp": "17", "icmp": "1"}.get(flow.protocol, flow.protocol)
+    if flow.protocol == "icmp" and ports is not None:
+        narrow = f" --icmp-type-code Type={ports[0] >> 8},Code={ports[0] & 0xFF}"
+    else:
+        narrow = f" --port-range From={ports[0]},To={ports[1]}" if ports is not None else ""
+    return (
+        f"aws ec2 create-network-acl-entry --network-acl-id {acl.network_acl_id} --rule-number {number} "
+        f"{'--egress' if egress else '--ingress'} --protocol {protocol}{narrow} --cidr-block {peer}/32 "
+        "--rule-action allow"
+    )
+
+
+def admitted(
+    world: World,
+    owner: NetworkInterface,
+    peer: str,
+    flow: Flow,
+    *,
+    egress: bool,
+    forwarded: bool = False,
+) -> Step | None:
+    match = security_groups.admits(
+        world,
+        owner.group_ids,
+        egress=egress,
+        peer=peer,
+        protocol=flow.protocol,
+        port=flow.port,
+        forwarded=forwarded,
+    )
+    if match is None:
+        return None
+    gate, way = ("egress", "to") if egress else ("ingress", "from")
+    whom = match.member_of or match.rule.prefix_list_id or match.rule.cidr
+    sentence = f"{gate.capitalize()} rule {match.rule.rule_id} of {match.group_id} allows it {way} {whom}."
+    return allowed(gate, match.origin, sentence)
+
+
+def _group_refusal(
+    world: World, owner: NetworkInterface, peer: str, other: End | None, flow: Flow, *, egress: bool
+) -> Step:
+    gate, way = ("egress", "to") if egress else ("ingress", "from")
+    present = [group_id for group_id in owner.group_ids if world.get(SecurityGroup, group_id)]
+    rules = f"{gate} rule of {either(owner.group_ids)} ({owner.interface_id})"
+    sentence = f"No {rules} allows {traffic(flow)} {way} {peer}."
+    if not present:
+        return refused(gate, owner.interface_id, sentence)
+    if other is not None and other.interface.vpc_id == owner.vpc_id and other.interface.group_ids:
+        whom = f"UserIdGroupPairs=[{{GroupId={other.interface.group_ids[0]}}}]"
+    else:
+        whom = f"IpRanges=[{{CidrIp={peer}/32}}]"
+    fix = (
+        f"aws ec2 authorize-security-group-{gate} --group-id {present[0]} "
+        f"--ip-permissions '{permission(flow)},{whom}'"
+    )
+    return refused(gate, present[0], sentence, fix)
