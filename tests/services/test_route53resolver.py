@@ -219,8 +219,8 @@ def test_why_names_the_rule_and_what_keeps_its_server_away(
 ) -> None:
     made = rule(call, endpoint)
     resolver(call, "AssociateResolverRule", ResolverRuleId=made["Id"], VPCId=vpc_id)
-    eni = create_interface(call.tx, subnet_id=subnets[0], now=0, attach=("",))
     create_interface(call.tx, subnet_id=subnets[0], addresses=["10.0.1.9"], now=0, attach=("",))
+    eni = create_interface(call.tx, subnet_id=subnets[0], now=0, attach=("",))
 
     def asked() -> str:
         return why_request(
