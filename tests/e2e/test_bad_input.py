@@ -27,7 +27,7 @@ from botocore.credentials import Credentials
 from tests.e2e.conftest import Cloister, Lab
 
 from cloister.cli.lifecycle import environment
-from cloister.demo import story
+from cloister.demo import blocks
 
 pytestmark = pytest.mark.e2e
 
@@ -263,8 +263,8 @@ def refusal(call: Callable[..., Any], **parameters: Any) -> tuple[str, str]:
 def test_cidrs_ids_and_groups_that_cannot_be_are_refused_by_code_and_value(shared: Lab) -> None:
     on = shared.on
     ec2 = on.ec2
-    other = story.make_vpc(on, "10.43.0.0/16")
-    stranger = story.make_group(on, other, fresh("stranger"), allow_itself=False)
+    other = blocks.make_vpc(on, "10.43.0.0/16")
+    stranger = blocks.make_group(on, other, fresh("stranger"), allow_itself=False)
     group, vpc, subnet = shared.group, shared.vpc, shared.subnet
     before = everything(on)
     rule = {"IpProtocol": "tcp", "FromPort": 80, "ToPort": 80}
@@ -313,7 +313,7 @@ def test_cidrs_ids_and_groups_that_cannot_be_are_refused_by_code_and_value(share
     assert everything(on) == before
 
 
-def everything(on: story.Stage) -> dict[str, Any]:
+def everything(on: blocks.Stage) -> dict[str, Any]:
     """All that a call could have left half-made."""
     return {
         "vpcs": on.ec2.describe_vpcs()["Vpcs"],
@@ -328,9 +328,9 @@ def everything(on: story.Stage) -> dict[str, Any]:
 
 def test_a_job_that_cannot_be_is_refused_at_create_by_code_and_value(shared: Lab) -> None:
     on = shared.on
-    other = story.make_vpc(on, "10.44.0.0/16")
-    far = story.make_subnet(on, other, "10.44.1.0/24", f"{on.region}a")
-    stranger = story.make_group(on, other, fresh("stranger"), allow_itself=False)
+    other = blocks.make_vpc(on, "10.44.0.0/16")
+    far = blocks.make_subnet(on, other, "10.44.1.0/24", f"{on.region}a")
+    stranger = blocks.make_group(on, other, fresh("stranger"), allow_itself=False)
     before = everything(on)
 
     def network(subnets: list[str], groups: list[str]) -> dict[str, Any]:
@@ -380,7 +380,7 @@ def test_a_job_that_cannot_be_is_refused_at_create_by_code_and_value(shared: Lab
     assert everything(on) == before
 
 
-def unchecked(on: story.Stage) -> Any:
+def unchecked(on: blocks.Stage) -> Any:
     """The sagemaker client, without botocore's own checks of parameters."""
     how = on.sagemaker.meta.config.merge(Config(parameter_validation=False))
     session = boto3.Session(region_name=on.region)
@@ -477,7 +477,7 @@ def test_inputs_that_cannot_be_staged_fail_the_job_with_their_name_and_leave_not
             )
             shared.create(requests[what])
         for what, request in requests.items():
-            job = story.wait_for(shared.on, request["ProcessingJobName"])
+            job = blocks.wait_for(shared.on, request["ProcessingJobName"])
             reason = job.get("FailureReason", "")
             known = reason.startswith("ClientError: Failed to download data. ")
             if job["ProcessingJobStatus"] != "Failed" or not known or cases[what][1] not in reason:
@@ -490,9 +490,9 @@ def test_a_job_whose_container_cannot_start_or_tells_nonsense_fails_with_the_rea
 ) -> None:
     image = f"{shared.on.account}.dkr.ecr.{shared.on.region}.amazonaws.com/nowhere:7"
     cases: list[tuple[list[str], str, str]] = [
-        (["no-such-command"], story.IMAGE, "no-such-command"),
-        (["/etc/passwd"], story.IMAGE, "/etc/passwd"),
-        (["sh", "-c", "printf '\\377\\376' >/opt/ml/output/message"], story.IMAGE, "ClientError: The exit message in /opt/ml/output/message is not UTF-8"),
+        (["no-such-command"], blocks.IMAGE, "no-such-command"),
+        (["/etc/passwd"], blocks.IMAGE, "/etc/passwd"),
+        (["sh", "-c", "printf '\\377\\376' >/opt/ml/output/message"], blocks.IMAGE, "ClientError: The exit message in /opt/ml/output/message is not UTF-8"),
         (["true"], image, f"ClientError: API error (404): manifest for {image} not found"),
     ]  # fmt: skip
     with leaving_nothing(cloister, shared):
@@ -561,7 +561,7 @@ def test_keys_that_a_tree_cannot_hold_are_refused_by_name_when_they_are_put(shar
 
 def test_no_spelling_of_a_key_or_prefix_leads_out_of_its_bucket(shared: Lab) -> None:
     on, secret = shared.on, fresh("secret")
-    other = story.make_bucket(on, fresh("other"))
+    other = blocks.make_bucket(on, fresh("other"))
     on.s3.put_object(Bucket=other, Key=secret, Body=b"secret")
     shared.put("dir/inside", b"x")  # what a policy says of dir/* must hold for every name of it
     assert refusal(on.s3.get_object, Bucket=shared.bucket, Key="dir\\inside")[0] == "NoSuchKey"
@@ -655,7 +655,7 @@ def test_a_prefix_of_very_many_objects_is_written_and_read_whole(shared: Lab) ->
         ),
     ):
         shared.create(request)
-        job = story.wait_for(shared.on, request["ProcessingJobName"], 300)
+        job = blocks.wait_for(shared.on, request["ProcessingJobName"], 300)
         assert job["ProcessingJobStatus"] == "Completed", job.get("FailureReason")
     assert shared.log(job) == f"{MANY} True"
     pages = shared.on.s3.get_paginator("list_objects_v2").paginate(

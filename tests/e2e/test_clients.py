@@ -20,7 +20,7 @@ import pytest
 from tests.e2e.conftest import Cloister, Lab, wait_until
 
 from cloister.cli.lifecycle import environment
-from cloister.demo import story
+from cloister.demo import blocks
 
 pytestmark = pytest.mark.e2e
 
@@ -50,7 +50,7 @@ open("/opt/ml/processing/output/words.txt", "w").write(text.upper())
 class SdkLogs:
     """What sagemaker.session (v2) does to follow a job: `_flush_log_streams` and `multi_stream_iter`."""
 
-    def __init__(self, on: story.Stage, job: str, instances: int) -> None:
+    def __init__(self, on: blocks.Stage, job: str, instances: int) -> None:
         self.on, self.job, self.instances = on, job, instances
         self.streams: list[str] = []
         self.positions: dict[str, tuple[int, int]] = {}
@@ -103,10 +103,10 @@ def test_the_sagemaker_sdks_processor_gets_all_its_answers(shared: Lab) -> None:
     with pytest.raises(botocore.exceptions.ClientError) as missing:
         on.s3.head_bucket(Bucket=bucket, ExpectedBucketOwner=account)
     assert missing.value.response["Error"]["Code"] == "404"
-    story.make_bucket(on, bucket)
+    blocks.make_bucket(on, bucket)
     on.s3.head_bucket(Bucket=bucket, ExpectedBucketOwner=account)
     # expand_role(): a role's name is as good as its ARN
-    role = on.iam.get_role(RoleName=story.make_role(on, fresh("sdk"), [bucket]).rpartition("/")[2])["Role"][
+    role = on.iam.get_role(RoleName=blocks.make_role(on, fresh("sdk"), [bucket]).rpartition("/")[2])["Role"][
         "Arn"
     ]
 
@@ -138,7 +138,7 @@ def test_the_sagemaker_sdks_processor_gets_all_its_answers(shared: Lab) -> None:
                 "ClusterConfig": {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 30}
             },
             "AppSpecification": {
-                "ImageUri": story.IMAGE,
+                "ImageUri": blocks.IMAGE,
                 "ContainerArguments": ["--times", "20"],
                 "ContainerEntrypoint": ["python3", "/opt/ml/processing/input/code/preprocess.py"],
             },
@@ -452,9 +452,9 @@ def test_a_stopped_job_gets_sigint_keeps_its_output_and_is_stopped(shared: Lab) 
     assert missing.value.response["Error"]["Message"].startswith("Could not find requested job")
 
 
-def _lines(on: story.Stage, name: str) -> list[str]:
+def _lines(on: blocks.Stage, name: str) -> list[str]:
     try:
-        return story.job_log(on, name)
+        return blocks.job_log(on, name)
     except botocore.exceptions.ClientError:
         return []
 
@@ -635,8 +635,8 @@ def test_the_aws_cli_drives_cloister_and_works_inside_a_job(
     request["AppSpecification"]["ContainerArguments"] = [shared.bucket, name]
     (tmp_path / "job.json").write_text(json.dumps(request))
     aws("sagemaker", "create-processing-job", "--cli-input-json", f"file://{tmp_path}/job.json")
-    shared.on.undo.append(lambda: story._delete_job(shared.on, name))
-    job = story.wait_for(shared.on, name)
+    shared.on.undo.append(lambda: blocks.delete_job(shared.on, name))
+    job = blocks.wait_for(shared.on, name)
     log = shared.log(job)
     assert job["ProcessingJobStatus"] == "Completed", (job.get("FailureReason"), log)
     assert [line for line in log.splitlines() if line.startswith("SEEN")] == ["SEEN cli.sh", "SEEN hello.txt"]
