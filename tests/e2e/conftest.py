@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,13 @@ from cloister.cli.lifecycle import environment
 from cloister.cli.paths import Running, read_running
 from cloister.demo import blocks
 from cloister.kernel.cgroups import parent_name
+
+#: where most jobs of these tests have their input and their output
+IN, OUT = "/opt/ml/processing/in", "/opt/ml/processing/out"
+
+
+def fresh(what: str) -> str:
+    return f"{what}-{uuid.uuid4().hex[:8]}"
 
 
 def free_port() -> int:

@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,19 +23,12 @@ from botocore.auth import S3SigV4Auth, SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
-from tests.e2e.conftest import Cloister, Lab
+from tests.e2e.conftest import IN, OUT, Cloister, Lab, fresh
 
 from cloister.cli.lifecycle import environment
 from cloister.demo import blocks
 
 pytestmark = pytest.mark.e2e
-
-IN, OUT = "/opt/ml/processing/in", "/opt/ml/processing/out"
-
-
-def fresh(what: str) -> str:
-    return f"{what}-{uuid.uuid4().hex[:8]}"
-
 
 # ---- bytes on the wire ----------------------------------------------------------------------------
 
