@@ -12,11 +12,12 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import botocore.exceptions
 import pytest
 
 from cloister.cli.lifecycle import environment
@@ -30,6 +31,14 @@ IN, OUT = "/opt/ml/processing/in", "/opt/ml/processing/out"
 
 def fresh(what: str) -> str:
     return f"{what}-{uuid.uuid4().hex[:8]}"
+
+
+def refusal(call: Callable[..., Any], **parameters: Any) -> tuple[str, str]:
+    """Code and message of the error that this call must end with."""
+    with pytest.raises(botocore.exceptions.ClientError) as refused:
+        call(**parameters)
+    error = refused.value.response["Error"]
+    return error["Code"], error["Message"]
 
 
 def free_port() -> int:
