@@ -17,7 +17,7 @@ from typing import Any
 
 from cloister.cli.lifecycle import environment
 from cloister.cli.paths import Running, ask, read_running
-from cloister.demo import story
+from cloister.demo import blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Up:
     state: Path
     running: Running
     environment: dict[str, str]
-    stage: story.Stage
+    stage: blocks.Stage
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = ask(self.state, "GET", "/status")
@@ -60,7 +60,7 @@ def cloister(*options: str) -> Iterator[Up]:
             state=state,
             running=running,
             environment=found,
-            stage=story.stage(running.region, found, lambda _: None),
+            stage=blocks.stage(running.region, found, lambda _: None),
         )
     finally:
         subprocess.run([*command, "down"], check=False, stdout=subprocess.DEVNULL, timeout=90)
@@ -80,15 +80,15 @@ class Network:
 def network(up: Up) -> Network:
     """A VPC with one subnet, a group that allows itself, an S3 endpoint, a bucket and a role for it."""
     on = up.stage
-    vpc = story.make_vpc(on, "10.40.0.0/16")
-    subnet = story.make_subnet(on, vpc, "10.40.1.0/24", f"{on.region}a")
-    group = story.make_group(on, vpc, "bench", allow_itself=True)
+    vpc = blocks.make_vpc(on, "10.40.0.0/16")
+    subnet = blocks.make_subnet(on, vpc, "10.40.1.0/24", f"{on.region}a")
+    group = blocks.make_group(on, vpc, "bench", allow_itself=True)
     main = on.ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"][0]
     endpoint = on.ec2.create_vpc_endpoint(
         VpcId=vpc, ServiceName=f"com.amazonaws.{on.region}.s3", RouteTableIds=[main["RouteTableId"]]
     )["VpcEndpoint"]["VpcEndpointId"]
-    bucket = story.make_bucket(on, f"bench-{on.mark}")
-    role = story.make_role(on, f"bench-{on.mark}", [bucket])
+    bucket = blocks.make_bucket(on, f"bench-{on.mark}")
+    role = blocks.make_role(on, f"bench-{on.mark}", [bucket])
     return Network(vpc=vpc, subnet=subnet, group=group, endpoint=endpoint, role=role, bucket=bucket)
 
 
@@ -132,7 +132,7 @@ def create_job(
 
 
 def log_lines(up: Up, name: str) -> list[str]:
-    return story.job_log(up.stage, name)
+    return blocks.job_log(up.stage, name)
 
 
 def parse_json_line(lines: list[str]) -> Any:

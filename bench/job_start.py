@@ -19,7 +19,7 @@ from itertools import chain, product
 from pathlib import Path
 
 from bench import cloister_up, measure
-from cloister.demo import story
+from cloister.demo import blocks
 
 IMAGE = "localhost/cloister-bench-start:latest"
 POLL = 0.005
@@ -89,10 +89,10 @@ def run(rounds: int) -> list[measure.Row]:
                 if job["ProcessingJobStatus"] in ("Completed", "Failed", "Stopped"):
                     break
                 if now > deadline:
-                    raise story.StoryError(f"{name} does not end")
+                    raise blocks.StoryError(f"{name} does not end")
                 time.sleep(POLL)
             if job["ProcessingJobStatus"] != "Completed":
-                raise story.StoryError(f"{name}: {job.get('FailureReason')}")
+                raise blocks.StoryError(f"{name}: {job.get('FailureReason')}")
             firsts.append((float(cloister_up.log_lines(up, name)[0]) - began) * 1000)
             return (now - began) * 1000
 

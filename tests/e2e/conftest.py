@@ -11,17 +11,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import botocore.exceptions
 import pytest
 
 from cloister.cli.lifecycle import environment
 from cloister.cli.paths import Running, read_running
-from cloister.demo import story
+from cloister.demo import blocks
 from cloister.kernel.cgroups import parent_name
+
+#: where most jobs of these tests have their input and their output
+IN, OUT = "/opt/ml/processing/in", "/opt/ml/processing/out"
+
+
+def fresh(what: str) -> str:
+    return f"{what}-{uuid.uuid4().hex[:8]}"
+
+
+def refusal(call: Callable[..., Any], **parameters: Any) -> tuple[str, str]:
+    """Code and message of the error that this call must end with."""
+    with pytest.raises(botocore.exceptions.ClientError) as refused:
+        call(**parameters)
+    error = refused.value.response["Error"]
+    return error["Code"], error["Message"]
 
 
 def free_port() -> int:
@@ -67,13 +84,13 @@ class Cloister:
         assert running is not None
         return running
 
-    def stage(self) -> story.Stage:
+    def stage(self) -> blocks.Stage:
         """A fresh set of clients, whose `undo` the test must play back with `strike`."""
         running = self.running()
-        return story.stage(running.region, environment(self.state, running), self.lines.append)
+        return blocks.stage(running.region, environment(self.state, running), self.lines.append)
 
 
-def strike(on: story.Stage) -> None:
+def strike(on: blocks.Stage) -> None:
     """Take away what a test made, newest first."""
     for undo in reversed(on.undo):
         undo()
@@ -83,7 +100,7 @@ def strike(on: story.Stage) -> None:
 class Lab:
     """One VPC with a way to S3, a bucket, a role: what most tests start from."""
 
-    on: story.Stage
+    on: blocks.Stage
     vpc: str
     subnet: str
     group: str
@@ -104,14 +121,14 @@ class Lab:
             "group": self.group,
             "bucket": self.bucket,
         } | how
-        return story.run_job(self.on, name or f"job-{self.count}-{self.on.mark}", script=key, **settings)
+        return blocks.run_job(self.on, name or f"job-{self.count}-{self.on.mark}", script=key, **settings)
 
     def request(self, name: str, *command: str, **changes: Any) -> dict[str, Any]:
         """CreateProcessingJob's parameters for this command line, with members added or replaced."""
         return {
             "ProcessingJobName": name,
             "RoleArn": self.role,
-            "AppSpecification": {"ImageUri": story.IMAGE, "ContainerEntrypoint": list(command)},
+            "AppSpecification": {"ImageUri": blocks.IMAGE, "ContainerEntrypoint": list(command)},
             "ProcessingResources": {
                 "ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 1}
             },
@@ -135,12 +152,12 @@ class Lab:
         """Create the job, to be taken away with the rest of the lab."""
         name = request["ProcessingJobName"]
         self.on.sagemaker.create_processing_job(**request)
-        self.on.undo.append(lambda: story._delete_job(self.on, name))
+        self.on.undo.append(lambda: blocks.delete_job(self.on, name))
 
     def outcome(self, request: dict[str, Any]) -> dict[str, Any]:
         """Create the job and wait for its end; the last Describe."""
         self.create(request)
-        return story.wait_for(self.on, request["ProcessingJobName"])
+        return blocks.wait_for(self.on, request["ProcessingJobName"])
 
     def input(self, name: str, uri: str, path: str, **changes: Any) -> dict[str, Any]:
         s3 = {"S3Uri": uri, "LocalPath": path, "S3DataType": "S3Prefix", "S3InputMode": "File"}
@@ -161,20 +178,20 @@ class Lab:
         return body
 
     def log(self, job: dict[str, Any]) -> str:
-        return "\n".join(story.job_log(self.on, job["ProcessingJobName"]))
+        return "\n".join(blocks.job_log(self.on, job["ProcessingJobName"]))
 
 
-def make_lab(on: story.Stage, cidr: str = "10.40.0.0/16") -> Lab:
-    vpc = story.make_vpc(on, cidr)
-    subnet = story.make_subnet(on, vpc, cidr.replace(".0.0/16", ".1.0/24"), f"{on.region}a")
-    group = story.make_group(on, vpc, f"lab-{on.mark}", allow_itself=True)
+def make_lab(on: blocks.Stage, cidr: str = "10.40.0.0/16") -> Lab:
+    vpc = blocks.make_vpc(on, cidr)
+    subnet = blocks.make_subnet(on, vpc, cidr.replace(".0.0/16", ".1.0/24"), f"{on.region}a")
+    group = blocks.make_group(on, vpc, f"lab-{on.mark}", allow_itself=True)
     main = on.ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"][0]
     endpoint = on.ec2.create_vpc_endpoint(
         VpcId=vpc, ServiceName=f"com.amazonaws.{on.region}.s3", RouteTableIds=[main["RouteTableId"]]
     )["VpcEndpoint"]["VpcEndpointId"]
     on.undo.append(lambda: on.ec2.delete_vpc_endpoints(VpcEndpointIds=[endpoint]))
-    bucket = story.make_bucket(on, f"lab-{on.mark}-{os.urandom(3).hex()}")
-    role = story.make_role(on, f"lab-{on.mark}-{os.urandom(3).hex()}", [bucket])
+    bucket = blocks.make_bucket(on, f"lab-{on.mark}-{os.urandom(3).hex()}")
+    role = blocks.make_role(on, f"lab-{on.mark}-{os.urandom(3).hex()}", [bucket])
     return Lab(
         on=on,
         vpc=vpc,

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from tests.e2e.conftest import Cloister, Lab, strike, wait_until
 
-from cloister.demo import story
+from cloister.demo import blocks
 
 pytestmark = pytest.mark.e2e
 
@@ -102,9 +102,9 @@ def test_a_job_reads_and_writes_a_real_database_in_a_private_subnet_as_its_group
     cloister: Cloister, lab: Lab, data: Path
 ) -> None:
     on = lab.on
-    private = story.make_subnet(on, lab.vpc, "10.40.7.0/24", f"{on.region}b")
-    server = story.make_group(on, lab.vpc, f"db-{on.mark}", allow_itself=False)
-    stranger = story.make_group(on, lab.vpc, f"stranger-{on.mark}", allow_itself=True)
+    private = blocks.make_subnet(on, lab.vpc, "10.40.7.0/24", f"{on.region}b")
+    server = blocks.make_group(on, lab.vpc, f"db-{on.mark}", allow_itself=False)
+    stranger = blocks.make_group(on, lab.vpc, f"stranger-{on.mark}", allow_itself=True)
     on.ec2.authorize_security_group_ingress(
         GroupId=server,
         IpPermissions=[
@@ -131,9 +131,9 @@ def test_a_job_reads_and_writes_a_real_database_in_a_private_subnet_as_its_group
 
 def test_down_ends_attached_programs_at_once_and_their_interfaces_are_gone_after(cloister: Cloister) -> None:
     on = cloister.stage()
-    vpc = story.make_vpc(on, "10.47.0.0/16")
-    subnet = story.make_subnet(on, vpc, "10.47.1.0/24", f"{on.region}a")
-    group = story.make_group(on, vpc, f"held-{on.mark}", allow_itself=False)
+    vpc = blocks.make_vpc(on, "10.47.0.0/16")
+    subnet = blocks.make_subnet(on, vpc, "10.47.1.0/24", f"{on.region}a")
+    group = blocks.make_group(on, vpc, f"held-{on.mark}", allow_itself=False)
     command = [sys.executable, "-m", "cloister.cli.main", "--state", str(cloister.state)]
     command += ["attach", "--subnet", subnet, "--security-group", group, "--", "sleep", "120"]
     program = subprocess.Popen(
@@ -154,13 +154,13 @@ def test_down_ends_attached_programs_at_once_and_their_interfaces_are_gone_after
     strike(on)
 
 
-def _revoke_all(on: story.Stage, group: str) -> None:
+def _revoke_all(on: blocks.Stage, group: str) -> None:
     rules = on.ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
     if rules:
         on.ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=rules)
 
 
-def _interfaces(on: story.Stage, subnet: str) -> list[Any]:
+def _interfaces(on: blocks.Stage, subnet: str) -> list[Any]:
     found = on.ec2.describe_network_interfaces(Filters=[{"Name": "subnet-id", "Values": [subnet]}])
     listed: list[Any] = found["NetworkInterfaces"]
     return listed

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import Lab
 
-from cloister.demo import story
+from cloister.demo import blocks
 
 pytestmark = pytest.mark.e2e
 
@@ -114,7 +114,7 @@ def _run(command: list[str]) -> None:
 def repository(lab: Lab, packages: Path) -> str:
     """The bucket amazonlinux.REGION.amazonaws.com with the packages, readable by everybody as AWS's own is."""
     on = lab.on
-    bucket = story.make_bucket(on, f"amazonlinux.{on.region}.amazonaws.com")
+    bucket = blocks.make_bucket(on, f"amazonlinux.{on.region}.amazonaws.com")
     read = {
         "Effect": "Allow",
         "Principal": "*",
@@ -136,7 +136,7 @@ def repository(lab: Lab, packages: Path) -> str:
 def test_dnf_in_a_job_installs_from_the_repository_until_the_endpoint_policy_denies_it(
     lab: Lab, repository: str
 ) -> None:
-    allow = story.endpoint_policy(lab.bucket, deny_repository=False)
+    allow = blocks.endpoint_policy(lab.bucket, deny_repository=False)
     lab.on.ec2.modify_vpc_endpoint(VpcEndpointId=lab.endpoint, PolicyDocument=allow)
     job = lab.run(INSTALL)
     log = lab.log(job)
@@ -144,7 +144,7 @@ def test_dnf_in_a_job_installs_from_the_repository_until_the_endpoint_policy_den
     assert "INSTALLED usr/share/cloister-hello/greeting usr/share/cloister-words/list" in log
     assert GREETING in log
 
-    deny = story.endpoint_policy(lab.bucket, deny_repository=True)
+    deny = blocks.endpoint_policy(lab.bucket, deny_repository=True)
     lab.on.ec2.modify_vpc_endpoint(VpcEndpointId=lab.endpoint, PolicyDocument=deny)
     job = lab.run(INSTALL)
     log = lab.log(job)

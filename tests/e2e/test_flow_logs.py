@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import Cloister, Lab, wait_until
 
-from cloister.demo import story
+from cloister.demo import blocks
 
 pytestmark = pytest.mark.e2e
 
@@ -40,7 +40,7 @@ except OSError as error:
 @contextmanager
 def _closed(cloister: Cloister, lab: Lab) -> Iterator[str]:
     """The address of a program's interface that nobody may reach."""
-    group = story.make_group(lab.on, lab.vpc, f"closed-{lab.on.mark}", allow_itself=False)
+    group = blocks.make_group(lab.on, lab.vpc, f"closed-{lab.on.mark}", allow_itself=False)
     command = [sys.executable, "-m", "cloister.cli.main", "--state", str(cloister.state)]
     command += ["attach", "--subnet", lab.subnet, "--security-group", group, "--", "sleep", "200"]
     with tempfile.NamedTemporaryFile("a") as said:
@@ -62,7 +62,7 @@ def _closed(cloister: Cloister, lab: Lab) -> Iterator[str]:
 
 def test_a_jobs_traffic_is_in_cloudwatch_logs_and_in_s3_within_a_minute(cloister: Cloister, lab: Lab) -> None:
     on = lab.on
-    bucket = story.make_bucket(on, f"flows-{on.mark}")
+    bucket = blocks.make_bucket(on, f"flows-{on.mark}")
     service = {"Service": "vpc-flow-logs.amazonaws.com"}
     role = f"flows-{on.mark}"
     trust = {"Effect": "Allow", "Principal": service, "Action": "sts:AssumeRole"}

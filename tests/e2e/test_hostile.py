@@ -12,7 +12,7 @@ import botocore.exceptions
 import pytest
 from tests.e2e.conftest import Cloister, Lab, make_lab, strike, wait_until
 
-from cloister.demo import story
+from cloister.demo import blocks
 
 pytestmark = pytest.mark.e2e
 
@@ -211,7 +211,7 @@ attempt("instance metadata", lambda: urllib.request.urlopen("http://169.254.169.
 def test_a_job_cannot_forge_the_endpoint_it_came_by(lab: Lab) -> None:
     on = lab.on
     key = "locked.txt"
-    locked = story.make_bucket(on, f"locked-{uuid.uuid4().hex[:8]}")
+    locked = blocks.make_bucket(on, f"locked-{uuid.uuid4().hex[:8]}")
     on.s3.put_object(Bucket=locked, Key=key, Body=b"secret")
     policy = {
         "Version": "2012-10-17",
@@ -321,7 +321,7 @@ def test_an_exit_message_that_is_no_file_is_not_followed(cloister: Cloister, lab
 
 def test_a_job_cannot_reach_a_job_of_another_group_in_its_own_subnet(lab: Lab) -> None:
     on = lab.on
-    lonely = story.make_group(on, lab.vpc, f"lonely-{uuid.uuid4().hex[:6]}", allow_itself=False)
+    lonely = blocks.make_group(on, lab.vpc, f"lonely-{uuid.uuid4().hex[:6]}", allow_itself=False)
     server = f"server-{uuid.uuid4().hex[:8]}"
     lab.run(
         "import socket, time\ns = socket.create_server(('', 7000))\nprint('up', flush=True)\ntime.sleep(60)",
@@ -343,7 +343,7 @@ for address in {addresses!r}:
         assert all_refused(found), found
     finally:
         on.sagemaker.stop_processing_job(ProcessingJobName=server)
-        story.wait_for(on, server)
+        blocks.wait_for(on, server)
 
 
 SERVER = """
@@ -462,8 +462,8 @@ def addresses_of_this_host() -> list[str]:
     return [address for address in found if not address.startswith("127.")]
 
 
-def _log(on: story.Stage, name: str) -> str:
+def _log(on: blocks.Stage, name: str) -> str:
     try:
-        return "\n".join(story.job_log(on, name))
+        return "\n".join(blocks.job_log(on, name))
     except botocore.exceptions.ClientError:
         return ""

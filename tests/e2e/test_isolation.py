@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.e2e.conftest import Cloister, Lab, daemon_pid, make_lab, strike, traces_of, wait_until
 
-from cloister.demo import story
+from cloister.demo import blocks
 
 pytestmark = pytest.mark.e2e
 
@@ -137,7 +137,7 @@ def test_encrypted_instances_need_the_two_rules_and_survive_the_daemon(cloister:
         wait_until("three tunnels run", lambda: len(tunnels()) == 3)
         os.kill(daemon_pid(cloister.state), signal.SIGKILL)
         cloister.up()
-        job = story.wait_for(on, name)
+        job = blocks.wait_for(on, name)
         assert job["ProcessingJobStatus"] == "Completed", (job, lab.log(job))
         assert {f"algo-{n}" for n in (1, 2)} <= set(_said(lab, name, 3))
         time.sleep(0.1)

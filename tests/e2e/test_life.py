@@ -25,7 +25,7 @@ from tests.e2e.conftest import (
 )
 
 from cloister.cli.paths import read_running
-from cloister.demo import story
+from cloister.demo import blocks
 
 pytestmark = pytest.mark.e2e
 
@@ -49,7 +49,7 @@ def test_down_leaves_no_process_mount_or_cgroup_and_up_keeps_every_resource(own:
     lab.run("import time; time.sleep(1)", name="first", wait=False)
     if os.geteuid() == 0:
         wait_until("the job is in a cgroup", lambda: cgroups_of(own.state) != [])
-    story.wait_for(on, "first")
+    blocks.wait_for(on, "first")
     lab.run("import time; print('here', flush=True); time.sleep(300)", name="running", wait=False)
     wait_until("the second job runs", lambda: "here" in own.command("logs", "running", check=False))
     before = json.dumps(on.ec2.describe_vpcs()["Vpcs"]) + json.dumps(
@@ -110,11 +110,11 @@ def test_a_daemon_killed_ten_times_at_random_moments_still_completes_the_job(own
         os.kill(victim, signal.SIGKILL)
         wait_until("the holder starts the daemon again", lambda v=victim: daemon_pid(own.state) not in (0, v))
         wait_until("the daemon answers", lambda: read_running(own.state) is not None)
-        job = story.wait_for(on, name, 60)
+        job = blocks.wait_for(on, name, 60)
         assert job["ProcessingJobStatus"] == "Completed", (seed, round_number, job.get("FailureReason"))
         body = on.s3.get_object(Bucket=lab.bucket, Key=f"out/{name}/total")["Body"].read()
         assert int(body) == sum(sizes), (seed, round_number)
-        ticks = [line for line in story.job_log(on, name) if line.startswith("tick")]
+        ticks = [line for line in blocks.job_log(on, name) if line.startswith("tick")]
         assert ticks == [f"tick {n}" for n in range(25)], (seed, round_number, ticks)
     assert on.ec2.describe_network_interfaces()["NetworkInterfaces"] == []
     strike(on)

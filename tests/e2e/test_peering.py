@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tests.e2e.conftest import Cloister, Lab, wait_until
 
-from cloister.demo import story
+from cloister.demo import blocks
 
 pytestmark = pytest.mark.e2e
 
@@ -61,9 +61,9 @@ def _answers(lab: Lab, name: str, *urls: str) -> list[str]:
 
 def test_a_job_uses_a_server_in_a_peered_vpc_while_they_are_joined(cloister: Cloister, lab: Lab) -> None:
     on, ec2 = lab.on, lab.on.ec2
-    there = story.make_vpc(on, "10.41.0.0/16")
-    subnet = story.make_subnet(on, there, "10.41.1.0/24", f"{on.region}a")
-    group = story.make_group(on, there, f"web-{on.mark}", allow_itself=False)
+    there = blocks.make_vpc(on, "10.41.0.0/16")
+    subnet = blocks.make_subnet(on, there, "10.41.1.0/24", f"{on.region}a")
+    group = blocks.make_group(on, there, f"web-{on.mark}", allow_itself=False)
     for vpc in (lab.vpc, there):
         ec2.modify_vpc_attribute(VpcId=vpc, EnableDnsHostnames={"Value": True})
     (far_table,) = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [there]}])["RouteTables"]

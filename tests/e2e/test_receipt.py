@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.e2e.conftest import Cloister, Lab, daemon_pid
 
-from cloister.demo import story
+from cloister.demo import blocks
 
 pytestmark = pytest.mark.e2e
 
@@ -47,7 +47,7 @@ def test_a_receipt_tells_what_a_job_reached_and_was_refused_and_cannot_be_altere
     cloister: Cloister, lab: Lab, tmp_path: Path
 ) -> None:
     on = lab.on
-    other = story.make_bucket(on, f"other-{on.mark}")
+    other = blocks.make_bucket(on, f"other-{on.mark}")
     policy = {
         "Version": "2012-10-17",
         "Statement": [
@@ -144,7 +144,7 @@ def test_a_failed_job_names_the_policy_or_the_rule_that_stood_in_its_way(
     cloister: Cloister, lab: Lab
 ) -> None:
     on = lab.on
-    other = story.make_bucket(on, f"barred-{on.mark}")
+    other = blocks.make_bucket(on, f"barred-{on.mark}")
     on.s3.put_object(Bucket=other, Key="in/part", Body=b"x")
     lab.put("barred/part", b"x")
     policy = {

@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.conftest import Cloister, Lab, daemon_pid, make_lab, strike, wait_until
 
 from cloister import way_out
-from cloister.demo import story
+from cloister.demo import blocks
 
 pytestmark = pytest.mark.e2e
 
@@ -164,7 +164,7 @@ def test_a_job_without_a_vpc_reaches_what_the_internet_reaches_and_no_other_job(
     requests = [each for each in told if each["unit"] == "requests"]
     assert {each["who"] for each in requests} == {"algo-1", "algo-2"}
     assert {each["by"] for each in requests} == {f"bucket policy of {outside.bucket}/statement 2"}
-    done = story.wait_for(outside.on, first["ProcessingJobName"])
+    done = blocks.wait_for(outside.on, first["ProcessingJobName"])
     assert done["ProcessingJobStatus"] == "Completed", done
     listed = outside.on.ec2.describe_network_interfaces()["NetworkInterfaces"]
     assert not any(each["PrivateIpAddress"].startswith("100.64.") for each in listed)

@@ -25,7 +25,7 @@ def demo(state: Path, /, as_json: bool) -> None:
         cloister demo
         cloister --state /tmp/try demo      in a state folder of its own
     """
-    from cloister.demo import data, story
+    from cloister.demo import blocks, data, story
 
     running = read_running(state)
     if running is None:
@@ -34,9 +34,9 @@ def demo(state: Path, /, as_json: bool) -> None:
     lines: list[str] = []
     say = lines.append if as_json else click.echo
     try:
-        story.tell(story.stage(running.region, environment(state, running), say))
+        story.tell(blocks.stage(running.region, environment(state, running), say))
         failed = None
-    except (story.StoryError, data.DatasetMissing) as error:
+    except (blocks.StoryError, data.DatasetMissing) as error:
         failed = str(error)
     if as_json:
         click.echo(json.dumps({"held": failed is None, "failed": failed, "lines": lines}, indent=2))

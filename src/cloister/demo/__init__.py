@@ -1,3 +1,4 @@
 """The story `make demo` tells, with evidence for each step.
 
-`story.py` tells it, `data.py` brings the flights, `job/` holds the scripts that run inside the containers."""
+`story.py` tells it with `blocks.py`, `data.py` brings the flights, `job/` holds the scripts that run inside
+the containers."""

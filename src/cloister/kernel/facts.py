@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloister.kernel import cgroups, holder, mounts
+from cloister.kernel import cgroups, id_maps, mounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +48,12 @@ def _host() -> list[Fact]:
         Fact(name="kernel", ok=numbers >= (5, 15), detail=release, fix="apt-get install linux-image-amd64"),
     ]
     if not root:
-        ranges = holder.sub_ids("/etc/subuid")
+        ranges = id_maps.sub_ids("/etc/subuid")
         count = sum(number for _, number in ranges)
         facts.append(
             Fact(
                 name="subordinate ids",
-                ok=bool(ranges and holder.sub_ids("/etc/subgid")),
+                ok=bool(ranges and id_maps.sub_ids("/etc/subgid")),
                 detail=f"{count} ids"
                 if ranges
                 else "none: only images whose files all belong to root can run",
@@ -147,7 +147,7 @@ def _trials() -> list[Fact]:
         results, problem = {}, str(error)
     if not results:
         return [Fact(name="private world", ok=False, detail=problem, fix=_FIXES["private world"])]
-    facts = [Fact(name="private world", ok=True, detail=holder.plan_ids().mode)]
+    facts = [Fact(name="private world", ok=True, detail=id_maps.plan_ids().mode)]
     for name, failure in results.items():
         fix = _FIXES.get(name, "") if failure else ""
         needed = name != _ESP

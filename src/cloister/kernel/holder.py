@@ -8,7 +8,7 @@ The world has a mount namespace (nothing mounted in it is seen outside), a pid n
 holder ends everything in it: the kernel does that), its own /proc and, when not started by root, a user
 namespace in which the caller is uid 0 and his subordinate ids follow. It stays in the host's network.
 
-Only the standard library and `syscalls` are imported: a holder costs about 10 MB.
+Only the standard library, `syscalls` and `id_maps` are imported: a holder costs about 10 MB.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import errno
 import fcntl
 import json
 import os
-import pwd
-import shutil
 import signal
 import sys
 import time
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from cloister.kernel import syscalls
+from cloister.kernel.id_maps import IdMaps, plan_ids, unshare_user
 
 #: exit code by which the daemon says that starting it again is of no use (sysexits: EX_CONFIG)
 GIVE_UP = 78
@@ -59,13 +58,6 @@ class HolderInfo:
     gid_map: list[list[int]]
     #: False when `ensure` found it running
     fresh: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IdMaps:
-    mode: str
-    uids: list[list[int]]
-    gids: list[list[int]]
 
 
 def netns_dir(state: str | os.PathLike[str]) -> Path:
@@ -260,96 +252,12 @@ def _environment() -> dict[str, str]:
 # ---- making a world ------------------------------------------------------------------------------
 
 
-def sub_ids(file: str = "/etc/subuid", uid: int | None = None) -> list[tuple[int, int]]:
-    """The subordinate id ranges (first, count) of a user, from /etc/subuid or /etc/subgid."""
-    uid = os.getuid() if uid is None else uid
-    names = {str(uid)}
-    with contextlib.suppress(KeyError):
-        names.add(pwd.getpwuid(uid).pw_name)
-    found = []
-    with contextlib.suppress(OSError):
-        for line in Path(file).read_text().splitlines():
-            owner, _, rest = line.partition(":")
-            first, _, count = rest.partition(":")
-            if owner in names and first.isdigit() and count.isdigit() and int(count) > 0:
-                found.append((int(first), int(count)))
-    return found
-
-
-def plan_ids() -> IdMaps:
-    """Which ids a world started by this caller will have."""
-    if os.geteuid() == 0:
-        whole = [[0, 0, 4294967295]]
-        return IdMaps(mode="root", uids=whole, gids=whole)
-    uids, gids = [[0, os.getuid(), 1]], [[0, os.getgid(), 1]]
-    ranges = sub_ids("/etc/subuid"), sub_ids("/etc/subgid")
-    if not all(ranges) or not shutil.which("newuidmap") or not shutil.which("newgidmap"):
-        return IdMaps(mode="rootless-single", uids=uids, gids=gids)
-    for rows, found in zip((uids, gids), ranges, strict=True):
-        for first, count in found:
-            rows.append([rows[-1][0] + rows[-1][2], first, count])
-    return IdMaps(mode="rootless", uids=uids, gids=gids)
-
-
-def _unshare_user(ids: IdMaps) -> IdMaps:
-    """Move this (single-threaded) process into a new user namespace with these ids, as its uid 0."""
-    if ids.mode == "rootless":
-        # newuidmap must run outside of the new namespace, so a child is left behind to run it.
-        unshared, mapped = os.pipe(), os.pipe()
-        parent = os.getpid()
-        child = os.fork()
-        if child == 0:
-            os.close(unshared[1])
-            _leave(lambda: _map_ids(parent, ids, unshared[0], mapped[1]))
-        os.close(unshared[0])
-        os.close(mapped[1])
-        try:
-            syscalls.unshare(syscalls.CLONE_NEWUSER)
-            os.write(unshared[1], b"x")
-        finally:
-            os.close(unshared[1])
-            problem = os.read(mapped[0], 4096).decode(errors="replace")
-            os.close(mapped[0])
-            os.waitpid(child, 0)
-        if problem != "ok":
-            raise HolderError(problem or "newuidmap did not answer")
-    else:
-        syscalls.unshare(syscalls.CLONE_NEWUSER)
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(_rows(ids.uids))
-        Path("/proc/self/gid_map").write_text(_rows(ids.gids))
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-    if ids.mode == "rootless":
-        os.setgroups([])
-    return ids
-
-
-def _map_ids(pid: int, ids: IdMaps, unshared: int, mapped: int) -> int:
-    import subprocess
-
-    if os.read(unshared, 1) != b"x":
-        return 1
-    for program, rows in (("newuidmap", ids.uids), ("newgidmap", ids.gids)):
-        numbers = [str(number) for row in rows for number in row]
-        done = subprocess.run([program, str(pid), *numbers], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            os.write(mapped, f"{program}: {done.stderr.strip() or done.returncode}"[:4000].encode())
-            return 1
-    os.write(mapped, b"ok")
-    return 0
-
-
-def _rows(rows: list[list[int]]) -> str:
-    return "\n".join(" ".join(map(str, row)) for row in rows)
-
-
 def _make_world() -> IdMaps:
     """Unshare; the next child of this process is PID 1 of the world and must call `_settle`."""
     ids = plan_ids()
     try:
         if ids.mode != "root":
-            _unshare_user(ids)
+            unshare_user(ids, _leave)
         syscalls.unshare(syscalls.CLONE_NEWPID)
     except OSError as error:
         raise HolderError(_explain(error)) from error

@@ -22,11 +22,10 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from errno import EEXIST
 from functools import partial
 
-from cloister.kernel import conntrack, rtnl, ruleset, seal, settings
-from cloister.kernel.netlink import Message, NetlinkError
+from cloister.kernel import conntrack, pairs, rtnl, ruleset, seal, settings
+from cloister.kernel.netlink import Message
 from cloister.kernel.netns import Namespaces
 from cloister.kernel.nft import Generation, Nft, NftError
 from cloister.kernel.plan import (
@@ -47,9 +46,6 @@ from cloister.kernel.ruleset import NftPart
 
 #: the most namespaces that have a netlink socket and a libnftables context open at one time
 _OPEN = 128
-_ALIAS = seal.ALIAS
-#: the next hop of an inner end that has no gateway; permanent neighbour with the outer end's MAC
-_PEER = "169.254.0.1"
 _Change = tuple[Part | None, Part | None]
 
 
@@ -237,7 +233,7 @@ class Reconciler:
             found[identity] = (old, new)  # type: ignore[assignment]  # _Adopted stands for a Part here
             if identity[0] == "Veth":
                 # A route's next hop depends on the pair; and when the pair goes, so does the route.
-                goes = old is not None and not _amends(old, new)
+                goes = old is not None and not pairs.amends(old, new)
                 for end in {(identity[1], identity[2]), *_ends(old), *_ends(new)}:
                     for route in list(self._by_dev.get(end, ())):
                         if goes:
@@ -269,7 +265,7 @@ class Reconciler:
                 (p for p in plan.values() if isinstance(p, Veth) and (p.inner, p.inner_if) == (netns, dev)),
                 None,
             )
-        return (inner.gateway or _PEER) if isinstance(inner, Veth) else None
+        return (inner.gateway or pairs.PEER) if isinstance(inner, Veth) else None
 
     def _apply(self, plan: Plan, changes: dict[Key, _Change]) -> None:
         created = [new for old, new in changes.values() if isinstance(new, Netns) and old is None]
@@ -291,14 +287,14 @@ class Reconciler:
                         self.namespaces, self._handles(new.name).rtnl, known, new, fresh=old is None
                     )
                     self._remember(identity, new)
-        pairs = self._sort_pairs(changes)
+        due = self._sort_pairs(changes)
         ending = set(deleted)
-        for name, addresses in pairs.released.items():
+        for name, addresses in due.released.items():
             if name not in ending:
                 # After their rules went, before somebody else has them.
                 with self._attempt(name):
                     self.namespaces.call(name, partial(conntrack.forget, addresses))
-        for (name, link), inner in pairs.drop:
+        for (name, link), inner in due.drop:
             if name in ending and inner in ending:
                 # Gone with both of its namespaces, which the kernel ends in the background: much faster.
                 continue
@@ -307,20 +303,23 @@ class Reconciler:
         for identity in changes:
             if identity[0] == "Veth":
                 self._forget(identity)
-        for was, becomes in pairs.amend:
+        for was, becomes in due.amend:
             with self._attempt(becomes.outer, becomes.inner):
-                self._amend(was, becomes)
+                pairs.amend(*self._both(becomes), was, becomes)
                 self._remember(key(becomes), becomes)
         made = []
-        for pair in pairs.make:
+        for pair in due.make:
             with self._attempt(pair.outer, pair.inner):
-                self._make(pair)
+                if pair.outer in self._failed or pair.inner in self._failed:
+                    raise LookupError(f"link {pair.outer_if}: its namespace could not be prepared")
+                pairs.make(self.namespaces, *self._both(pair), pair)
                 made.append(pair)
         self._apply_routes(changes, set(deleted))
         for pair in made:
             if pair.outer not in self._failed and pair.inner not in self._failed:
                 with self._attempt(pair.outer, pair.inner):
-                    self._finish(pair)
+                    routes = self._waiting.pop((pair.inner, pair.inner_if), [])
+                    pairs.finish(*self._both(pair), pair, routes)
                     self._remember(key(pair), pair)
         for name in self._reseal - self._failed - ending:
             with self._attempt(name):
@@ -415,78 +414,27 @@ class Reconciler:
     # ---- pairs ---------------------------------------------------------------------------------
 
     def _sort_pairs(self, changes: dict[Key, _Change]) -> _Pairs:
-        pairs = _Pairs()
+        due = _Pairs()
         for identity, (old, new) in changes.items():
             if identity[0] != "Veth":
                 continue
             if isinstance(old, (Veth, _Adopted)):
                 kept = new.addresses if isinstance(new, Veth) else ()
                 if released := set(old.addresses).difference(kept):
-                    pairs.released[identity[1]] |= released
-            if isinstance(old, Veth) and isinstance(new, Veth) and _amends(old, new):
-                pairs.amend.append((old, new))
+                    due.released[identity[1]] |= released
+            if isinstance(old, Veth) and isinstance(new, Veth) and pairs.amends(old, new):
+                due.amend.append((old, new))
                 continue
             if old is not None:
                 inner = old.inner if isinstance(old, (Veth, _Adopted)) else ""
-                pairs.drop.append(((identity[1], identity[2]), inner))
+                due.drop.append(((identity[1], identity[2]), inner))
             if isinstance(new, Veth):
-                pairs.make.append(new)
-        return pairs
+                due.make.append(new)
+        return due
 
-    def _make(self, pair: Veth) -> None:
-        """The pair, the outer end up with all that leads to it; the inner end stays down."""
-        if pair.outer in self._failed or pair.inner in self._failed:
-            raise LookupError(f"link {pair.outer_if}: its namespace could not be prepared")
-        outer, inner = self._handles(pair.outer).rtnl, self._handles(pair.inner).rtnl
-        with self.namespaces.opened(pair.inner) as fd:
-            add = rtnl.add_veth(pair.outer_if, pair.outer_mac, pair.mtu, pair.inner_if, pair.inner_mac, fd)
-            try:
-                outer.send([add])
-            except NetlinkError as error:
-                if error.errno != EEXIST:
-                    raise
-                # An unknown pair of this name: half-made, or its namespace is still being torn down.
-                outer.send([rtnl.delete_link(pair.outer_if)])
-                inner.send([rtnl.delete_link(pair.inner_if)])
-                outer.send([add])
-        index = _index(outer, pair.outer_if)
-        messages = [rtnl.set_up(index)]
-        for address in pair.addresses:
-            messages += _towards(index, address, pair.inner_mac)
-        outer.send(messages)
-        inner_index = _index(inner, pair.inner_if)
-        inner.send([rtnl.add_address(inner_index, f"{address}/32") for address in pair.addresses])
-
-    def _finish(self, pair: Veth) -> None:
-        outer, inner = self._handles(pair.outer).rtnl, self._handles(pair.inner).rtnl
-        index = _index(inner, pair.inner_if)
-        hop = pair.gateway or _PEER
-        messages = [rtnl.set_up(index), rtnl.add_neighbour(index, hop, pair.outer_mac)]
-        if pair.gateway:
-            messages.append(rtnl.add_route("0.0.0.0/0", dev=index, via=hop, protocol=rtnl.OWNED_PROTOCOL))
-        messages += self._waiting.pop((pair.inner, pair.inner_if), [])
-        inner.send([*messages, rtnl.set_alias(index, _ALIAS)])
-        outer.send([rtnl.set_alias(_index(outer, pair.outer_if), _alias(pair))])
-
-    def _amend(self, was: Veth, becomes: Veth) -> None:
-        """Other addresses on the same pair, without interrupting it."""
-        outer, inner = self._handles(becomes.outer).rtnl, self._handles(becomes.inner).rtnl
-        index, inner_index = _index(outer, becomes.outer_if), _index(inner, becomes.inner_if)
-        gone = [address for address in was.addresses if address not in becomes.addresses]
-        come = [address for address in becomes.addresses if address not in was.addresses]
-        outer.send([rtnl.set_alias(index, "")])
-        messages = []
-        for address in gone:
-            messages.append(rtnl.delete_route(f"{address}/32", protocol=rtnl.OWNED_PROTOCOL))
-            messages.append(rtnl.delete_neighbour(index, address))
-        for address in come:
-            messages += _towards(index, address, becomes.inner_mac)
-        outer.send(messages)
-        inner.send(
-            [rtnl.add_address(inner_index, f"{address}/32") for address in come]
-            + [rtnl.delete_address(inner_index, f"{address}/32") for address in gone]
-        )
-        outer.send([rtnl.set_alias(index, _alias(becomes))])
+    def _both(self, pair: Veth) -> tuple[Rtnl, Rtnl]:
+        """The handles of a pair's namespaces: the outer end's, the inner end's."""
+        return self._handles(pair.outer).rtnl, self._handles(pair.inner).rtnl
 
     # ---- routes and rules ----------------------------------------------------------------------
 
@@ -511,7 +459,7 @@ class Reconciler:
                         if isinstance(old, Route) and new is None:
                             messages.append(rtnl.delete_route(old.destination, table=old.table))
                         if isinstance(new, Route):
-                            dev = None if new.dev is None else _index(here, new.dev)
+                            dev = None if new.dev is None else pairs.index_of(here, new.dev)
                             message = rtnl.add_route(
                                 new.destination, table=new.table, type=new.type, dev=dev, via=new.via
                             )
@@ -573,9 +521,9 @@ class Reconciler:
             if link.index == settings.LOOPBACK and (holds := seal.parse(link.alias, generation)):
                 self._seals[name] = holds
                 self._sealed[name] = generation
-            if link.kind != "veth" or link.alias == _ALIAS:
+            if link.kind != "veth" or link.alias == seal.ALIAS:
                 continue
-            digest, inner, inner_if = [*link.alias.removeprefix(_ALIAS + " ").split(" "), "", "", ""][:3]
+            digest, inner, inner_if = pairs.parse(link.alias)
             if inner and not self.namespaces.exists(inner):
                 digest = ""  # its other end is gone, and so will this be: the kernel ends namespaces later
             pair = _Adopted(
@@ -628,26 +576,3 @@ def _ends(pair: object) -> list[tuple[str, str]]:
     if isinstance(pair, Veth):
         return [(pair.outer, pair.outer_if), (pair.inner, pair.inner_if)]
     return [(pair.inner, pair.inner_if)] if isinstance(pair, _Adopted) else []
-
-
-def _amends(old: object, new: object) -> bool:
-    """Whether a pair can become another while it is up: only its addresses differ."""
-    return isinstance(old, Veth) and isinstance(new, Veth) and replace(old, addresses=new.addresses) == new
-
-
-def _alias(pair: Veth) -> str:
-    return f"{_ALIAS} {seal.digest(pair)} {pair.inner} {pair.inner_if}"
-
-
-def _index(here: Rtnl, name: str) -> int:
-    index = here.index(name)
-    if index is None:
-        raise LookupError(f"there is no link {name}")
-    return index
-
-
-def _towards(index: int, address: str, mac: str) -> list[Message]:
-    return [
-        rtnl.add_neighbour(index, address, mac),
-        rtnl.add_route(f"{address}/32", dev=index, protocol=rtnl.OWNED_PROTOCOL),
-    ]
