@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import subprocess
 from dataclasses import dataclass, replace
 
 import pytest
@@ -15,6 +14,7 @@ from cloister.flow_readings import aggregate
 from cloister.flowlog import FlowLogs
 from cloister.ids import resource_id
 from cloister.kernel.conntrack import connections
+from cloister.kernel.nft import Nft
 from cloister.logs import LogStore
 from cloister.vpc import explain as why
 from cloister.vpc import nat_gateways
@@ -325,8 +325,7 @@ async def test_an_interface_that_translates_lets_others_out_of_the_vpc(lab: Lab)
         "add table ip nat; add chain ip nat out { type nat hook postrouting priority 100; }; "
         "add rule ip nat out ip daddr 203.0.113.0/24 masquerade"
     )
-    nft = ["nft", translate]
-    lab.namespaces.call(scene.m.interface_id, lambda: subprocess.run(nft, check=True))
+    lab.namespaces.call(scene.m.interface_id, lambda: Nft().run(translate))
     assert lab.connects(scene.a, "203.0.113.9", 443)
     assert listener.accept()[1][0] == "198.51.100.7"
     flow = Flow(source=scene.a.interface_id, destination="203.0.113.9", port=443)
