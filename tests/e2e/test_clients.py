@@ -407,6 +407,16 @@ def test_presigned_urls_are_good_inside_the_vpc_for_what_they_were_signed_for(
     assert shared.get(f"{name}/note") == b"noted"
 
 
+def test_a_client_that_pauses_for_longer_than_the_store_would_wait_gets_its_object(shared: Lab) -> None:
+    s3, data = shared.on.s3, os.urandom(24 << 20)
+    s3.put_object(Bucket=shared.bucket, Key="slow", Body=data)
+    body = s3.get_object(Bucket=shared.bucket, Key="slow")["Body"]
+    began = body.read(2 << 20)
+    time.sleep(35)
+    assert began + body.read() == data
+    s3.delete_object(Bucket=shared.bucket, Key="slow")
+
+
 # ---- the AWS CLI ---------------------------------------------------------------------------------------
 
 AWS = Path("/usr/bin/aws")
