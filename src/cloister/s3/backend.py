@@ -58,6 +58,9 @@ class Netns(Protocol):
 class Backend:
     """An S3 endpoint and our key to it. `connect` makes the socket for an address (a namespace's, say)."""
 
+    #: bytes of an object that a GET asks for first, to take the rest by `direct`; 0: always asks for all
+    first = 0
+
     def __init__(
         self,
         url: str,
@@ -120,9 +123,6 @@ class Backend:
             raise AwsError(
                 "ServiceUnavailable", "The object store does not answer. Please try again.", 503
             ) from error
-
-    #: bytes of an object that a GET asks for first, to take the rest by `direct`; 0: always asks for all
-    first = 0
 
     async def direct(self, path: str, etag: str, length: int) -> splice.Source | None:
         """A shorter way to the bytes after the first ones of an object that was just answered for."""

@@ -109,7 +109,7 @@ async def _pass_rest(
 ) -> None:
     try:
         answer = await ask((("Range", f"bytes={start}-"), ("If-Match", etag)))
-    except AwsError as error:
+    except (AwsError, aiohttp.ClientError, OSError) as error:
         raise _broken_off(request) from error
     async with answer:
         if answer.status != 206:  # another object has its name by now
