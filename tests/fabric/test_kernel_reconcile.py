@@ -58,6 +58,7 @@ def plans(draw: st.DrawFn) -> Plan:
                     if number == 0
                     else (f"10.0.1.{number}",),
                     gateway=draw(st.sampled_from([None, "10.0.0.1"])),
+                    group=draw(st.sampled_from([0, 7, 2**31 - 1])),
                 )
                 parts += [Netns(name=veth.inner), veth]
                 links.append(veth)

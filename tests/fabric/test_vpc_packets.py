@@ -14,7 +14,9 @@ from tests.fabric.lab import ANYWHERE, Lab, in_world, rule
 from cloister.dns import Resolvers
 from cloister.fabric import Fabric
 from cloister.kernel.reconcile import Reconciler
+from cloister.vpc import interfaces
 from cloister.vpc.explain_s3 import explain_s3
+from cloister.vpc.interfaces import regroup
 from cloister.vpc.model import NetworkInterface
 
 pytestmark = pytest.mark.fabric
@@ -35,6 +37,25 @@ async def test_members_of_a_group_that_allows_itself_talk_and_without_the_rule_t
     assert not lab.reaches(stranger, one, 5000)
     await lab.put(group)
     assert not lab.reaches(one, two, 5002)
+
+
+@in_world
+async def test_an_interface_with_other_groups_is_judged_by_them_on_the_same_link(lab: Lab) -> None:
+    vpc, subnet, _ = await lab.vpc()
+    opened, closed = await lab.group(vpc, ANYWHERE, rule(cidr="0.0.0.0/0")), await lab.group(vpc, ANYWHERE)
+    client, beside = await lab.interface(subnet, opened), await lab.interface(subnet, opened)
+    server = await lab.interface(subnet, opened)
+    listener = lab.listen(server.interface_id, "0.0.0.0", 6000)
+    connection = lab.socket(client.interface_id)
+    connection.connect((server.addresses[0].address, 6000))
+    served, _ = listener.accept()
+    for groups, let_in in (((closed,), False), ((opened, closed), True), ((closed,), False)):
+        with lab.engine.transaction() as tx:
+            regroup(tx, interfaces.get(tx, server.interface_id), tuple(g.group_id for g in groups))
+        await lab.settle()
+        assert lab.reaches(client, server, 5000) is let_in
+        assert lab.reaches(client, beside, 5000)
+    served.close()
 
 
 @in_world

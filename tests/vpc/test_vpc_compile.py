@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloister.kernel.plan import Chain, Element, Rule, Set, Veth
 from cloister.kernel.plan import Route as KernelRoute
+from cloister.vpc import model
 from cloister.vpc.compile import compile, update
-from cloister.vpc.interfaces import create_interface
+from cloister.vpc.interfaces import create_interface, regroup
 from cloister.vpc.model import (
     AclEntry,
     GroupRule,
@@ -31,6 +33,7 @@ from cloister.vpc.model import (
     VpcEndpoint,
     VpcPeering,
 )
+from cloister.wire.errors import AwsError
 from cloister.world import World, key_of
 
 VPCS = ("vpc-0000000000000000a", "vpc-0000000000000000b")
@@ -331,6 +334,28 @@ def test_attaching_an_interface_touches_only_its_own_parts_however_many_there_ar
         )
         counts.append(len(touched))
     assert counts[0] == counts[1]
+
+
+def test_interfaces_with_one_subnet_and_groups_are_one_element_of_each_map() -> None:
+    plan = compile(_vpc(5))
+    (group,) = {p.group for p in plan.values() if isinstance(p, Veth)}
+    elements = [p for p in plan.values() if isinstance(p, Element) and p.key == str(group)]
+    assert sorted(p.set for p in elements) == [
+        "acls_in", "acls_out", "egress_groups", "ingress_groups", "marks",
+    ]  # fmt: skip
+
+
+def test_two_sets_of_groups_never_share_a_link_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "_link_group", lambda alike: 7)
+    tx = _vpc(1).begin()
+    create_interface(tx, subnet_id=SUBNETS[0], now=0)  # alike
+    tx.put(SecurityGroup(group_id=GROUPS[1], vpc_id=VPCS[0], name="other", description=""))
+    other = {"subnet_id": SUBNETS[0], "group_ids": [GROUPS[1]], "now": 0}
+    with pytest.raises(AwsError, match=f"{GROUPS[1]} cannot be told apart from .* with {GROUPS[0]}"):
+        create_interface(tx, **other)
+    for interface in list(tx.all(NetworkInterface)):
+        with pytest.raises(AwsError, match="cannot be told apart"):
+            regroup(tx, interface, (GROUPS[1],))
 
 
 def test_an_endpoints_route_is_a_route_of_each_block_in_the_tables_that_name_it() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cloister.kernel.plan import Chain, Element, Netns
+from cloister.kernel.plan import Chain, Element, Netns, Veth
 from cloister.vpc import dns
 from cloister.vpc.compile import compile, update
 from cloister.vpc.explain import explain
@@ -123,8 +123,10 @@ def test_an_endpoints_namespace_lets_in_its_services_ports_and_opens_nothing(suf
         namespace = plan[("Netns", interface_id)]
         assert isinstance(namespace, Netns)
         assert namespace.loopback == ()  # no credentials are handed out here
-    groups = {p.key: p.data for p in plan.values() if isinstance(p, Element) and p.set == "ingress_groups"}
-    assert len(groups) == 3  # the endpoint's interfaces are judged by groups as any other
+    judged = {p.key for p in plan.values() if isinstance(p, Element) and p.set == "ingress_groups"}
+    ports = [p.group for p in plan.values() if isinstance(p, Veth)]
+    assert len(ports) == 3
+    assert {str(group) for group in ports} == judged  # the endpoint's interfaces as any other
     assert asker.interface_id not in endpoint.interface_ids
 
 

@@ -31,7 +31,9 @@ def _dump() -> dict[str, Any]:
         links = here.links()
         names = {link.index: link.name for link in links}
         return {
-            "links": sorted([k.name, k.kind, k.mac, k.mtu, k.up, k.alias if k.kind else ""] for k in links),
+            "links": sorted(
+                [k.name, k.kind, k.mac, k.mtu, k.group, k.up, k.alias if k.kind else ""] for k in links
+            ),
             "addresses": sorted([names.get(index, "?"), cidr] for index, cidr in here.addresses()),
             "neighbours": sorted([names.get(index, "?"), ip, mac] for index, ip, mac in here.neighbours()),
             "routes": sorted(

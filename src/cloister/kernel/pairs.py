@@ -22,7 +22,9 @@ PEER = "169.254.0.1"
 def make(namespaces: Namespaces, outer: Rtnl, inner: Rtnl, pair: Veth) -> None:
     """The pair, the outer end up with all that leads to it; the inner end stays down."""
     with namespaces.opened(pair.inner) as fd:
-        add = rtnl.add_veth(pair.outer_if, pair.outer_mac, pair.mtu, pair.inner_if, pair.inner_mac, fd)
+        add = rtnl.add_veth(
+            pair.outer_if, pair.outer_mac, pair.mtu, pair.group, pair.inner_if, pair.inner_mac, fd
+        )
         try:
             outer.send([add])
         except NetlinkError as error:
@@ -54,12 +56,12 @@ def finish(outer: Rtnl, inner: Rtnl, pair: Veth, routes: Iterable[Message]) -> N
 
 
 def amend(outer: Rtnl, inner: Rtnl, was: Veth, becomes: Veth) -> None:
-    """Other addresses on the same pair, without interrupting it."""
+    """Other addresses or another group of the same pair, without interrupting it."""
     index, inner_index = index_of(outer, becomes.outer_if), index_of(inner, becomes.inner_if)
     gone = [address for address in was.addresses if address not in becomes.addresses]
     come = [address for address in becomes.addresses if address not in was.addresses]
     outer.send([rtnl.set_alias(index, "")])
-    messages = []
+    messages = [rtnl.set_group(index, becomes.group)] if was.group != becomes.group else []
     for address in gone:
         messages.append(rtnl.delete_route(f"{address}/32", protocol=rtnl.OWNED_PROTOCOL))
         messages.append(rtnl.delete_neighbour(index, address))
@@ -74,8 +76,12 @@ def amend(outer: Rtnl, inner: Rtnl, was: Veth, becomes: Veth) -> None:
 
 
 def amends(old: object, new: object) -> bool:
-    """Whether a pair can become another while it is up: only its addresses differ."""
-    return isinstance(old, Veth) and isinstance(new, Veth) and replace(old, addresses=new.addresses) == new
+    """Whether a pair can become another while it is up: only its addresses and its group differ."""
+    return (
+        isinstance(old, Veth)
+        and isinstance(new, Veth)
+        and replace(old, addresses=new.addresses, group=new.group) == new
+    )
 
 
 def _alias(pair: Veth) -> str:

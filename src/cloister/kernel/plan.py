@@ -37,7 +37,8 @@ class Veth:
 
     The `outer` end is in a forwarding namespace, named `outer_if`, with a /32 route to each of `addresses`
     in its main table. The `inner` end is `inner_if`, carries `addresses` as /32 and, when `gateway` is
-    set, a default route by it (on-link, permanent neighbour with `outer_mac`). It goes up last."""
+    set, a default route by it (on-link, permanent neighbour with `outer_mac`). It goes up last.
+    `group` is the outer end's link group, which rules may ask for (`iifgroup`); 0 is none."""
 
     outer: str
     outer_if: str
@@ -48,6 +49,7 @@ class Veth:
     addresses: tuple[str, ...]
     gateway: str | None = None
     mtu: int = 9001
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

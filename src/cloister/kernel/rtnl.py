@@ -56,6 +56,7 @@ class Link:
     name: str
     mac: str
     mtu: int
+    group: int
     up: bool
     alias: str
     kind: str
@@ -117,6 +118,7 @@ class Rtnl(Netlink):
                     name=text(has.get(3, b"")),
                     mac=has.get(1, b"").hex(":"),
                     mtu=struct.unpack("=I", has[4])[0] if 4 in has else 0,
+                    group=struct.unpack("=I", has[27])[0] if 27 in has else 0,
                     up=bool(flags & _IFF_UP),
                     alias=text(has.get(20, b"")),
                     kind=text(info.get(1, b"")),
@@ -199,7 +201,9 @@ _SEGMENTS = struct.pack("=I", 192 << 10)
 _BIG_TCP = attribute(63, _SEGMENTS) + attribute(64, _SEGMENTS)
 
 
-def add_veth(name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, peer_netns: int) -> Message:
+def add_veth(
+    name: str, mac: str, mtu: int, group: int, peer_name: str, peer_mac: str, peer_netns: int
+) -> Message:
     """A veth pair: one end here, the other at once in the namespace that `peer_netns` (a descriptor) is of.
     Making it in place matters: moving a link between namespaces takes 30 ms."""
     peer = (
@@ -216,6 +220,7 @@ def add_veth(name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, peer_
         + attribute(3, _name(name))
         + attribute(1, _mac(mac))
         + attribute(4, struct.pack("=I", mtu))
+        + attribute(27, struct.pack("=I", group))
         + _BIG_TCP
         + attribute(18, info)
     )
@@ -235,6 +240,11 @@ def set_up(index: int) -> Message:
 def set_alias(index: int, alias: str) -> Message:
     body = _IFINFO.pack(0, 0, 0, index, 0, 0) + attribute(20, alias.encode())
     return Message(type=SETLINK, flags=0, body=body, what=f"set the alias of link {index}")
+
+
+def set_group(index: int, group: int) -> Message:
+    body = _IFINFO.pack(0, 0, 0, index, 0, 0) + attribute(27, struct.pack("=I", group))
+    return Message(type=SETLINK, flags=0, body=body, what=f"set the group of link {index}")
 
 
 def add_address(index: int, cidr: str, *, own: bool = False) -> Message:

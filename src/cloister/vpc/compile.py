@@ -41,7 +41,7 @@ from cloister.vpc import (
     security_groups,
 )
 from cloister.vpc.endpoints import outer_if, prefix_list_of
-from cloister.vpc.gateways import GATES, link_address, link_mac
+from cloister.vpc.gateways import GATES, by_name, link_address, link_mac
 from cloister.vpc.model import (
     InternetGateway,
     NetworkAcl,
@@ -126,9 +126,9 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
     yield Set(netns=vpc_id, name="sources", type="ifname . ipv4_addr")
     yield Set(netns=vpc_id, name="peer_sources", type="ifname . ipv4_addr . ipv4_addr")
     yield Set(netns=vpc_id, name="endpoint_sources", type="ifname . ipv4_addr", interval=True)
-    yield Set(netns=vpc_id, name="marks", type="ifname", data="mark")
-    for gate in GATES:
-        yield Set(netns=vpc_id, name=gate, type="ifname", data="verdict")
+    for name, data in (("marks", "mark"), *((gate, "verdict") for gate in GATES)):
+        yield Set(netns=vpc_id, name=name, type="devgroup", data=data)
+        yield Set(netns=vpc_id, name=by_name(name), type="ifname", data=data)
     for refused in (REFUSED_OUT, REFUSED_IN):
         counted = flow_logs.refusals(world, vpc_id, refused)
         yield Chain(netns=vpc_id, name=refused, rules=(*counted, refusals.NOTED, Rule(text="drop")))
@@ -150,7 +150,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         name="routes",
         hook="type filter hook prerouting priority -150; policy accept;",
         rules=(
-            Rule(text="meta mark set iifname map @marks", comment="the route table of the subnet"),
+            *route_tables.MARKED,
             *middleboxes.mark_rules(world, vpc_id),
             refusals.unrouted(resolver),
         ),
@@ -163,17 +163,17 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
             *_tracked(_AT_SENDER),
             Rule(text=f"ct state invalid goto {REFUSED_OUT}", comment=_INVALID.comment),
             *middleboxes.forward_rules(world, vpc_id),
-            Rule(text="iifname vmap @egress_groups", comment="the sender's groups"),
+            *_judged("iif", "egress_groups", "the sender's groups"),
         ),
     )
-    for name, priority, port_key in (("acl_out", 2, "iifname"), ("acl_in", 8, "oifname")):
+    for name, priority, end in (("acl_out", 2, "iif"), ("acl_in", 8, "oif")):
         yield Chain(
             netns=vpc_id,
             name=name,
             hook=f"type filter hook forward priority {priority}; policy drop;",
             rules=(
-                Rule(text=f"{port_key} vmap @{name.replace('acl', 'acls')}", comment="the subnet's border"),
-                *((refusals.NOBODY,) if port_key == "oifname" else ()),
+                *_judged(end, name.replace("acl", "acls"), "the subnet's border"),
+                *((refusals.NOBODY,) if end == "oif" else ()),
             ),
         )
     yield Chain(
@@ -182,7 +182,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         hook="type filter hook forward priority 10; policy drop;",
         rules=(
             *_tracked(_AT_RECEIVER),
-            Rule(text="oifname vmap @ingress_groups", comment="the receiver's groups"),
+            *_judged("oif", "ingress_groups", "the receiver's groups"),
         ),
     )
     dns = f"ip daddr {{ {', '.join(resolver)} }} meta l4proto {{ tcp, udp }} th dport 53"
@@ -200,6 +200,12 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         hook="type filter hook output priority 0; policy drop;",
         rules=(Rule(text="ct state established ct direction reply accept", comment="the resolver's reply"),),
     )
+
+
+def _judged(end: str, gate: str, comment: str) -> Iterator[Rule]:
+    """`end` is "iif" (the sender's port) or "oif" (the receiver's)."""
+    yield Rule(text=f"{end}group vmap @{gate}", comment=comment)
+    yield Rule(text=f"{end}name vmap @{by_name(gate)}", comment=comment)
 
 
 def _tracked(untracked: Mapping[str, int]) -> Iterator[Rule]:
@@ -301,17 +307,16 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
             inner_mac=interface.mac if held.primary else ip.mac(router, held.address),
             addresses=(held.address,),
             gateway=ip.router_address(subnet),
+            group=interface.link_group if _like_others(interface, held) else 0,
         )
         port = f'"{name}"'
         yield from flow_logs.port_parts(world, interface, port)
-        for way in ("out", "in"):
-            border = network_acls.subnet_chain(subnet.subnet_id, egress=way == "out")
-            yield _element(router, f"acls_{way}", port, subnet.subnet_id, f"jump {border}")
+        if not _like_others(interface, held):
+            for gate, verdict in _verdicts(interface, held, name).items():
+                yield _element(router, by_name(gate), port, interface_id, verdict)
         if interface.interface_type == gateways.NAT_INTERFACE:
             yield from gateways.nat_parts(interface_id, held.netns, held.address)
             yield _element(router, "endpoint_sources", f"{port} . 0.0.0.0/0", interface_id)
-            for gate in ("egress_groups", "ingress_groups"):
-                yield _element(router, gate, port, interface_id, "accept")
         else:
             if interface.interface_type == interface_endpoints.ENDPOINT_INTERFACE:
                 yield Netns(name=held.netns)
@@ -328,35 +333,68 @@ def _interface(world: World, interface_id: str) -> Iterator[Part]:
                 yield from isolation.tunnel_parts(router, held)
             yield from isolation.source_elements(interface, held, port)
             yield from isolation.gate_parts(router, interface.group_ids, held, name)
-            yield from _members(world, interface, name, held)
+            yield from _members(world, interface, held)
         gateway = gateways.of_vpc(world, router)
         if gateway is not None and held.public_ip is not None:
             yield from gateways.public_parts(gateway, held.address, held.public_ip, interface_id)
 
 
-def _members(world: World, interface: NetworkInterface, name: str, held: PrivateAddress) -> Iterator[Element]:
-    """What the groups of an interface mean for one of its addresses."""
-    router = interface.vpc_id
+def _like_others(interface: NetworkInterface, held: PrivateAddress) -> bool:
+    """Whether an address's packets are judged by the interface's subnet and groups and nothing else."""
+    if interface.interface_type == gateways.NAT_INTERFACE:
+        return False
+    return not isolation.has_gate(held)
+
+
+def _verdicts(interface: NetworkInterface, held: PrivateAddress, port: str) -> dict[str, str]:
+    """What each gate does with an address's packets. `port` matters only to those not `_like_others`."""
+    found = {
+        f"acls_{way}": f"jump {network_acls.subnet_chain(interface.subnet_id, egress=way == 'out')}"
+        for way in ("out", "in")
+    }
     for direction in ("egress", "ingress"):
-        chain = isolation.gate(interface.group_ids, held, name, egress=direction == "egress")
-        yield _element(router, f"{direction}_groups", f'"{name}"', interface.interface_id, f"jump {chain}")
+        if interface.interface_type == gateways.NAT_INTERFACE:
+            verdict = "accept"
+        else:
+            verdict = f"jump {isolation.gate(interface.group_ids, held, port, egress=direction == 'egress')}"
+        found[f"{direction}_groups"] = verdict
+    return found
+
+
+def _alike(world: World, link_group: str) -> Iterator[Part]:
+    """What the ports of a link group have in common, while there is one."""
+    for interface in world.where(NetworkInterface, link_group=int(link_group)):
+        for name, held, subnet in _attached(world, interface):
+            if _like_others(interface, held):
+                router, origin = interface.vpc_id, " ".join(interface.alike)
+                for gate, verdict in _verdicts(interface, held, name).items():
+                    yield _element(router, gate, link_group, origin, verdict)
+                table = route_tables.of_subnet(world, subnet)
+                if table is not None:
+                    yield _element(router, "marks", link_group, table.route_table_id, str(table.number))
+                return
+
+
+def _members(world: World, interface: NetworkInterface, held: PrivateAddress) -> Iterator[Element]:
+    """One of an interface's addresses in the sets of its groups' members."""
     for group_id in interface.group_ids:
         group = world.get(SecurityGroup, group_id)
-        if group is not None and group.vpc_id == router:
-            for netns in gateways.reach(world, router):
+        if group is not None and group.vpc_id == interface.vpc_id:
+            for netns in gateways.reach(world, interface.vpc_id):
                 members = security_groups.members_set(group_id)
                 yield _element(netns, members, held.address, interface.interface_id)
 
 
 def _mark(world: World, interface_id: str) -> Iterator[Part]:
-    """Which Linux routing table the packets of an interface take."""
+    """Which Linux routing table the packets of an interface take, of those that are like no other."""
     interface = world.get(NetworkInterface, interface_id)
     if interface is None:
         return
-    for name, _, subnet in _attached(world, interface):
+    for name, held, subnet in _attached(world, interface):
         table = route_tables.of_subnet(world, subnet)
-        if table is not None:
-            yield _element(interface.vpc_id, "marks", f'"{name}"', table.route_table_id, str(table.number))
+        if table is not None and not _like_others(interface, held):
+            origin, mark = table.route_table_id, str(table.number)
+            yield _element(interface.vpc_id, by_name("marks"), f'"{name}"', origin, mark)
 
 
 def _instance_chains(netns: str, *, forward: bool = False) -> Iterator[Part]:
@@ -406,7 +444,7 @@ def _endpoint(world: World, endpoint_id: str) -> Iterator[Part]:
     for block in blocks:
         yield _element(router, "endpoint_sources", f'"{name}" . {block}', endpoint_id)
     for gate in ("acls_out", "acls_in", "ingress_groups"):
-        yield _element(router, gate, f'"{name}"', endpoint_id, "accept")
+        yield _element(router, by_name(gate), f'"{name}"', endpoint_id, "accept")
 
 
 def _element(netns: str, set_name: str, text: str, origin: str, data: str | None = None) -> Element:
@@ -426,4 +464,5 @@ _COMPILERS: dict[str, Callable[..., Iterator[Part]]] = {
     "endpoint": _endpoint,
     "interface": _interface,
     "mark": _mark,
+    "alike": _alike,
 }

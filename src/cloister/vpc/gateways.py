@@ -55,8 +55,13 @@ _NOT_PUBLIC = (
 _MAIN = 254
 _INVALID = Rule(text="ct state invalid drop", comment="belongs to no connection")
 _REPLIES = Rule(text="ct state established,related accept", comment="a reply")
-#: the maps of a router, verdicts by port: one for each gate
+#: the maps of a router, verdicts by link group: one for each gate
 GATES = ("egress_groups", "acls_out", "acls_in", "ingress_groups")
+
+
+def by_name(gate: str) -> str:
+    """The same map for ports that are like no other, which have link group 0: by a port's name."""
+    return f"{gate}_by_name"
 
 
 def igw_if(gateway_id: str) -> str:
@@ -210,7 +215,7 @@ def igw_parts(gateway: InternetGateway) -> Iterator[Part]:
     )
     for gate in GATES:
         verdict = "jump to_internet" if gate == "ingress_groups" else "accept"
-        yield _element(vpc_id, gate, f'"{name}"', gateway_id, verdict)
+        yield _element(vpc_id, by_name(gate), f'"{name}"', gateway_id, verdict)
     yield _element(vpc_id, "endpoint_sources", f'"{name}" . 0.0.0.0/0', gateway_id)
 
 
@@ -277,7 +282,7 @@ def peering_parts(world: World, peering: VpcPeering) -> Iterator[Part]:
     )
     for here, there in ((one, other), (other, one)):
         for gate in GATES:
-            yield _element(here, gate, f'"{name}"', peering.peering_id, "accept")
+            yield _element(here, by_name(gate), f'"{name}"', peering.peering_id, "accept")
         far = world.get(Vpc, there)
         for cidr in far.cidrs if far else ():
             yield _element(here, "endpoint_sources", f'"{name}" . {cidr}', peering.peering_id)

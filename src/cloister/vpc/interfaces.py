@@ -73,8 +73,27 @@ def create_interface(
         attached=now if attach else None,
         tags=dict(tags or {}),
     )
+    _check_link_group(tx, interface)
     tx.put(interface)
     return interface
+
+
+def regroup(tx: Transaction, interface: NetworkInterface, group_ids: tuple[str, ...]) -> None:
+    """Give an interface other groups, which were checked."""
+    interface = replace(interface, group_ids=group_ids)
+    _check_link_group(tx, interface)
+    tx.put(interface)
+
+
+def _check_link_group(world: World, interface: NetworkInterface) -> None:
+    """The kernel asks for the link group only: two sets of groups may not have one (a chance of 2^-31)."""
+    other = next(world.where(NetworkInterface, link_group=interface.link_group), interface)
+    if other.alike != interface.alike:
+        raise AwsError(
+            "InternalError",
+            f"Interfaces in {interface.subnet_id} with {', '.join(interface.group_ids)} cannot be told apart "
+            f"from those in {other.subnet_id} with {', '.join(other.group_ids)}: use another security group.",
+        )
 
 
 def attach(

@@ -69,6 +69,11 @@ def source_elements(interface: NetworkInterface, held: PrivateAddress, port: str
         )
 
 
+def has_gate(held: PrivateAddress) -> bool:
+    """Whether a container's packets are judged by more than its groups."""
+    return bool(held.encrypted_with) or held.only is not None
+
+
 def gate(group_ids: Sequence[str], held: PrivateAddress, port: str, *, egress: bool) -> str:
     """The chain that judges the port's packets: its groups' own, or one that comes before it."""
     if held.encrypted_with if egress else held.only is not None:

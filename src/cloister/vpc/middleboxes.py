@@ -83,13 +83,12 @@ def vpc_parts(world: World, vpc_id: str, resolver: Sequence[str]) -> Iterator[Pa
         yield Chain(netns=vpc_id, name=chain, rules=(Rule(text=f"ct zone set {zone}"),))
         key, verdict = f"{cidr} . 0-255", f"goto {chain}"
         yield Element(netns=vpc_id, set=_LEGS, key=key, data=verdict, comment=subnet.subnet_id)
-    marked = Rule(text="meta mark set iifname map @marks", comment="the route table of the subnet")
     own = f"ip daddr {{ {', '.join(resolver)} }}"
     yield Chain(
         netns=vpc_id,
         name="leg_out",
         rules=(
-            marked,
+            *route_tables.MARKED,
             *((Rule(text=f"{own} drop", comment="the resolver answers who asks"),) if resolver else ()),
             Rule(text=f"meta mark . ip daddr @{_VIA} goto {REFUSED_OUT}", comment="two in a row"),
             Rule(text=f"ip daddr . meta l4proto vmap @{_LEGS}"),
@@ -110,7 +109,7 @@ def vpc_parts(world: World, vpc_id: str, resolver: Sequence[str]) -> Iterator[Pa
             Rule(text=f"iifname @{_PORTS} iifname . ip saddr != @sources goto leg_out", comment="passed on"),
             *((Rule(text=f"{own} accept"),) if resolver else ()),
             *((Rule(text=f"ip saddr . ip daddr @{_WITHIN} accept"),) if inside else ()),
-            marked,
+            *route_tables.MARKED,
             Rule(text=f"meta mark . ip daddr @{_VIA} goto leg_in", comment="to be passed on"),
         ),
     )

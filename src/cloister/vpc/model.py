@@ -6,7 +6,9 @@ Times are POSIX seconds. Sequences are tuples. Mappings are never mutated after 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from cloister.world import document
 
@@ -200,7 +202,7 @@ class PrivateAddress:
 @document(
     "network-interface",
     key="interface_id",
-    index=("vpc_id", "subnet_id", "group_ids", "source_dest_check", "places"),
+    index=("vpc_id", "subnet_id", "group_ids", "source_dest_check", "places", "link_group"),
     prefix="eni",
 )
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +229,21 @@ class NetworkInterface:
     def places(self) -> tuple[str, ...]:
         """Its addresses as `place` writes them: no other interface has one of these."""
         return tuple(place(self.vpc_id, held.address) for held in self.addresses)
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """Its subnet and its groups: interfaces in which these are the same are judged alike."""
+        return (self.subnet_id, *sorted(self.group_ids))
+
+    @property
+    def link_group(self) -> int:
+        """The number by which the kernel knows those alike (1 to 2^31 - 1): Linux's group of a link."""
+        return _link_group(self.alike)
+
+
+@lru_cache(maxsize=4096)
+def _link_group(alike: tuple[str, ...]) -> int:
+    return int.from_bytes(hashlib.sha256(" ".join(alike).encode()).digest()[:4], "big") >> 1 or 1
 
 
 def place(vpc_id: str, address: str) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from cloister.kernel.plan import Part, PolicyRule
+from cloister.kernel.plan import Part, PolicyRule, Rule
 from cloister.kernel.plan import Route as KernelRoute
 from cloister.vpc import gateways
 from cloister.vpc.addresses import port
@@ -38,6 +38,11 @@ from cloister.world import World
 LOCAL = "local"
 #: the origin of a table's `local` routes, also of one whose target was replaced
 OF_TABLE = "CreateRouteTable"
+#: a port's mark chooses its subnet's route table
+MARKED = (
+    Rule(text="meta mark set iifgroup map @marks", comment="the route table of the subnet"),
+    Rule(text=f"iifgroup 0 meta mark set iifname map @{gateways.by_name('marks')}", comment="likewise"),
+)
 #: priority of the rules that lead marked packets to their table: before main (32766)
 PRIORITY = 1000
 

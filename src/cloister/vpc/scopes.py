@@ -26,7 +26,8 @@ from cloister.vpc.model import (
 )
 from cloister.world import Change, World
 
-#: a kind of part and the resource's id; for "groups" the VPC's id and the ids of the groups
+#: a kind of part and the resource's id; for "groups" the VPC's id and the ids of the groups,
+#: for "alike" the number of a link group
 Scope = tuple[str, ...]
 
 
@@ -54,6 +55,7 @@ def _interface_scopes(interface: NetworkInterface) -> list[Scope]:
         ("interface", interface.interface_id),
         ("mark", interface.interface_id),
         ("groups", interface.vpc_id, *sorted(interface.group_ids)),
+        ("alike", str(interface.link_group)),
     ]
 
 
@@ -208,6 +210,7 @@ def _remarked(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
             for world in (before, after):
                 for interface in world.where(NetworkInterface, subnet_id=subnet.subnet_id):
                     yield ("mark", interface.interface_id)
+                    yield ("alike", str(interface.link_group))
 
 
 def _referring(before: World, after: World, group: SecurityGroup) -> Iterator[Scope]:

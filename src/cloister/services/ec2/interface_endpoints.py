@@ -15,7 +15,7 @@ from cloister.services.ec2.vpcs import VPCS
 from cloister.vpc import interface_endpoints as names
 from cloister.vpc.endpoints import s3_service_name
 from cloister.vpc.interface_endpoints import ENDPOINT_INTERFACE, InterfaceService
-from cloister.vpc.interfaces import GROUPS_PER_INTERFACE, create_interface, default_group, release
+from cloister.vpc.interfaces import GROUPS_PER_INTERFACE, create_interface, default_group, regroup, release
 from cloister.vpc.model import NetworkInterface, SecurityGroup, Subnet, Vpc, VpcEndpoint
 from cloister.wire.errors import AwsError
 
@@ -110,7 +110,7 @@ def modify(call: Call, endpoint: VpcEndpoint, params: Params, policy: str) -> No
         for interface_id in endpoint.interface_ids:
             interface = call.tx.get(NetworkInterface, interface_id)
             if interface is not None:
-                call.tx.put(replace(interface, group_ids=group_ids))
+                regroup(call.tx, interface, group_ids)
     wanted = _wanted_addresses(params)
     moved = [subnet_id for subnet_id in wanted if subnet_id in endpoint.subnet_ids]
     endpoint = _grow(call, _shrink(call, endpoint, moved), [*params.get("AddSubnetIds", ()), *wanted], wanted)

@@ -13,7 +13,7 @@ from cloister.services.ec2.subnets import SUBNETS
 from cloister.services.ec2.tags import tag_specifications
 from cloister.vpc import elastic_ips
 from cloister.vpc.dns import private_name, public_name
-from cloister.vpc.interfaces import check_groups, choose_addresses, create_interface, release
+from cloister.vpc.interfaces import check_groups, choose_addresses, create_interface, regroup, release
 from cloister.vpc.model import NetworkInterface, PrivateAddress, SecurityGroup, Subnet, Vpc
 from cloister.wire.errors import AwsError
 from cloister.world import World
@@ -289,7 +289,8 @@ def modify_network_interface_attribute(call: Call, params: Params) -> Params:
         if not params["Groups"]:
             raise AwsError("InvalidParameterValue", "A network interface needs at least one security group")
         groups = check_groups(call.tx, params["Groups"], _subnet(call.tx, interface))
-        interface = replace(interface, group_ids=groups)
+        regroup(call.tx, interface, groups)
+        return {}
     else:
         interface = replace(interface, source_dest_check=params["SourceDestCheck"].get("Value", True))
     call.tx.put(interface)
