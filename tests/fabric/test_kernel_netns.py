@@ -38,6 +38,16 @@ def test_work_runs_inside_and_the_caller_stays_where_it_was(namespaces: Namespac
     )
 
 
+def test_a_new_namespace_without_a_name_leaves_nothing_however_its_work_ends(namespaces: Namespaces) -> None:
+    def breaks_off() -> None:
+        raise KeyboardInterrupt
+
+    assert namespaces.anew(here) not in (here(), namespaces.anew(here))
+    with pytest.raises(KeyboardInterrupt):
+        namespaces.anew(breaks_off)
+    assert namespaces.list() == []
+
+
 def test_a_deleted_namespace_ends_although_work_was_done_in_it(namespaces: Namespaces) -> None:
     namespaces.create("a")
     with namespaces.opened("a") as fd:

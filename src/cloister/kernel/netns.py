@@ -115,6 +115,15 @@ class Namespaces:
         finally:
             os.close(fd)
 
+    def anew(self, function: Callable[[], T]) -> T:
+        """Run `function` as `call` does, inside a new namespace that has no name and ends with this."""
+
+        def run() -> T:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
+            return function()
+
+        return self._submit(run)
+
     def bound(
         self, name: str, port: int, address: str = "0.0.0.0", kind: int = socket.SOCK_STREAM
     ) -> socket.socket:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from functools import cache
@@ -17,7 +16,6 @@ from cloister.kernel.rtnl import Rtnl
 LOOPBACK = 1  # the index of lo in every namespace
 _LOCAL_TABLE = 255
 _QUIET = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
-_FRESH = ".fresh"  # a namespace made to look up what a new one has
 
 #: per interface. Neighbours are permanent: ARP is neither answered nor learned from, so it cannot be spoofed.
 #: The source of packets is checked by nftables; rp_filter cannot follow routing by marks.
@@ -129,9 +127,4 @@ def _proc() -> int:
 
 def _defaults(namespaces: Namespaces, paths: set[str]) -> dict[str, str]:
     """What a new namespace has: for settings that a plan no longer names."""
-    with contextlib.suppress(FileExistsError):
-        namespaces.create(_FRESH)
-    try:
-        return namespaces.call(_FRESH, lambda: {p: Path("/proc/sys", p).read_text().strip() for p in paths})
-    finally:
-        namespaces.delete(_FRESH)
+    return namespaces.anew(lambda: {p: Path("/proc/sys", p).read_text().strip() for p in paths})
