@@ -6,10 +6,13 @@ S3 has its own, with bucket policies (s3/authorize.py).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from cloister.iam import collect
+from cloister.iam.context import global_keys
 from cloister.iam.decide import Decision, Policies, Request, Sourced, decide
 from cloister.iam.policy import Policy, parse
+from cloister.services.api import Call
 from cloister.vpc.model import VpcEndpoint
 from cloister.wire.errors import AwsError
 from cloister.world import World
@@ -21,6 +24,21 @@ _NO_PERMISSION_NEEDED: Sourced = (
         "identity",
     ),
 )
+
+
+def call_keys(call: Call) -> dict[str, Any]:
+    """The global condition keys of an API call, in lower case."""
+    return global_keys(
+        call.principal,
+        now=call.now,
+        address=call.origin.address,
+        endpoint_id=call.origin.endpoint_id,
+        vpc_id=call.origin.vpc_id,
+        secure=call.origin.secure,
+        user_agent=call.user_agent,
+        region=call.region,
+        tags=collect.principal_tags(call.tx, call.principal),
+    )
 
 
 def decide_call(

@@ -12,14 +12,14 @@ import logging
 from typing import Any
 
 from cloister import ids
-from cloister.authorize import decide_call, denied
+from cloister.authorize import call_keys, decide_call, denied
 from cloister.credentials import Credentials
 from cloister.engine import Engine
 from cloister.iam import collect
 from cloister.iam.context import global_keys
 from cloister.iam.decide import Request
 from cloister.iam.model import Principal
-from cloister.services.api import OPERATIONS, Call, Observe, Operation, Origin, Params
+from cloister.services.api import OPERATIONS, Call, Observe, Operation, Origin, Params, needs_of
 from cloister.side import actions
 from cloister.side.process import SideServices
 from cloister.wire import denials, protocol, sigv4
@@ -177,27 +177,20 @@ def authorize(
     """Raise AccessDenied, in the service's words, unless every resource of the call is allowed."""
     if operation.action is None and call.origin.endpoint_id is None:
         return
-    action = operation.action or f"{operation.service}:{operation.name}"
-    context = global_keys(
-        call.principal,
-        now=call.now,
-        address=call.origin.address,
-        endpoint_id=call.origin.endpoint_id,
-        vpc_id=call.origin.vpc_id,
-        secure=call.origin.secure,
-        user_agent=call.user_agent,
-        region=call.region,
-        tags=collect.principal_tags(world, call.principal),
-    )
-    if operation.context is not None:
-        context |= {key.lower(): value for key, value in operation.context(call, params).items()}
-    for resource in operation.resources(call, params) if operation.resources else ["*"]:
+    context = call_keys(call)
+    for need in needs_of(call, operation, params):
+        keys = {key.lower(): value for key, value in need.context.items()}
         decision = decide_call(
             world,
-            Request(principal=call.principal, action=action, resource=resource, context=context),
+            Request(
+                principal=call.principal,
+                action=need.action,
+                resource=need.resource,
+                context=context | keys,
+            ),
             endpoint_id=call.origin.endpoint_id,
             needs_permission=operation.action is not None,
         )
-        observe(call.origin, action, resource, decision)
+        observe(call.origin, need.action, need.resource, decision)
         if not decision.allowed:
             raise denied(operation.service, decision.sentence())

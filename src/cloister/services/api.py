@@ -80,9 +80,52 @@ class Operation:
     resources: Callable[[Call, Params], list[str]] | None = None
     #: further condition keys: {"sagemaker:VpcSubnets": [...]}
     context: Callable[[Call, Params], dict[str, Any]] | None = None
+    #: IAM action that the caller needs as well when the request brings tags: "sagemaker:AddTags"
+    tagging: str | None = None
 
 
 OPERATIONS: dict[tuple[str, str], Operation] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """One permission that a call needs: an action on a resource, and the condition keys of this resource,
+    beside those of the whole request."""
+
+    action: str
+    resource: str
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+#: how a service tells what a call of its needs, where it is more than one action on some resources
+NEEDS: dict[str, Callable[[Call, Operation, Params], list[Need]]] = {}
+
+
+def needs_of(call: Call, operation: Operation, params: Params) -> list[Need]:
+    if operation.service in NEEDS:
+        return NEEDS[operation.service](call, operation, params)
+    return needs_on_resources(call, operation, params)
+
+
+def needs_on_resources(
+    call: Call,
+    operation: Operation,
+    params: Params,
+    keys: Callable[[Call, str], dict[str, Any]] = lambda call, resource: {},
+) -> list[Need]:
+    """The operation's action on each of its resources; with tags, the action that tags them too.
+    `keys` are the condition keys of one resource."""
+    action = operation.action or f"{operation.service}:{operation.name}"
+    actions = [action]
+    if operation.tagging and (params.get("Tags") or params.get("tags")):
+        actions.append(operation.tagging)
+    resources = operation.resources(call, params) if operation.resources else ["*"]
+    shared = operation.context(call, params) if operation.context else {}
+    return [
+        Need(action=one, resource=resource, context={**shared, **keys(call, resource)})
+        for one in actions
+        for resource in resources
+    ]
 
 
 def operation(
@@ -92,6 +135,7 @@ def operation(
     action: str | None = "",
     resources: Callable[[Call, Params], list[str]] | None = None,
     context: Callable[[Call, Params], dict[str, Any]] | None = None,
+    tagging: str | None = None,
 ) -> Callable[[Handler], Handler]:
     def register(handler: Handler) -> Handler:
         OPERATIONS[(service, name)] = Operation(
@@ -101,6 +145,7 @@ def operation(
             action=f"{service}:{name}" if action == "" else action,
             resources=resources,
             context=context,
+            tagging=tagging,
         )
         return handler
 

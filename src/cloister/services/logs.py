@@ -96,6 +96,15 @@ def _tagged_arn(call: Call, params: Params) -> list[str]:
     return [_arn(call, _name_of_arn(call, params["resourceArn"]))]
 
 
+def _tag_context(call: Call, params: Params) -> dict[str, Any]:
+    """aws:RequestTag/… and aws:TagKeys of a request that brings tags."""
+    tags = params.get("tags") or {}
+    if isinstance(tags, list):  # UntagLogGroup: keys alone
+        return {"aws:TagKeys": tuple(tags)}
+    keys: dict[str, Any] = {f"aws:RequestTag/{key}": value for key, value in tags.items()}
+    return keys | ({"aws:TagKeys": tuple(tags)} if tags else {})
+
+
 def _token(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
 
@@ -116,7 +125,7 @@ def _present(**members: Any) -> Params:
 # Groups
 
 
-@operation("logs", "CreateLogGroup", resources=_group_arn)
+@operation("logs", "CreateLogGroup", resources=_group_arn, context=_tag_context, tagging="logs:TagResource")
 def create_log_group(call: Call, params: Params) -> Params:
     if params.get("kmsKeyId"):
         raise _invalid("Cloister does not implement kmsKeyId of a log group yet")
@@ -230,7 +239,7 @@ def _tags(call: Call, name: str) -> Params:
         return {"tags": _store(call).group(name).tags}
 
 
-@operation("logs", "TagResource", resources=_tagged_arn)
+@operation("logs", "TagResource", resources=_tagged_arn, context=_tag_context)
 def tag_resource(call: Call, params: Params) -> Params:
     _add_tags(call, _name_of_arn(call, params["resourceArn"]), params["tags"])
     return {}
@@ -247,13 +256,13 @@ def list_tags_for_resource(call: Call, params: Params) -> Params:
     return _tags(call, _name_of_arn(call, params["resourceArn"]))
 
 
-@operation("logs", "TagLogGroup", resources=_group_arn)
+@operation("logs", "TagLogGroup", resources=_group_arn, context=_tag_context)
 def tag_log_group(call: Call, params: Params) -> Params:
     _add_tags(call, params["logGroupName"], params["tags"])
     return {}
 
 
-@operation("logs", "UntagLogGroup", resources=_group_arn)
+@operation("logs", "UntagLogGroup", resources=_group_arn, context=_tag_context)
 def untag_log_group(call: Call, params: Params) -> Params:
     _remove_tags(call, params["logGroupName"], params["tags"])
     return {}

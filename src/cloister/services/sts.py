@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from cloister.authorize import call_keys
 from cloister.credentials import Credentials, SessionKeys
 from cloister.iam import collect
-from cloister.iam.context import global_keys
 from cloister.iam.model import Principal, Role
 from cloister.iam.policy import LIMITS, parse, size_of
 from cloister.services.api import Call, Params, operation
@@ -130,17 +130,7 @@ def _refused(caller: Principal, arn: str) -> AwsError:
 
 def _authorize(call: Call, role: Role, params: Params, tags: dict[str, str]) -> None:
     """sts:AssumeRole, and sts:TagSession where the request brings tags."""
-    context = global_keys(
-        call.principal,
-        now=call.now,
-        address=call.origin.address,
-        endpoint_id=call.origin.endpoint_id,
-        vpc_id=call.origin.vpc_id,
-        secure=call.origin.secure,
-        user_agent=call.user_agent,
-        region=call.region,
-        tags=collect.principal_tags(call.tx, call.principal),
-    )
+    context = call_keys(call)
     context["sts:RoleSessionName"] = params["RoleSessionName"]
     context |= {f"iam:ResourceTag/{key}": value for key, value in role.tags.items()}
     context |= {f"aws:ResourceTag/{key}": value for key, value in role.tags.items()}

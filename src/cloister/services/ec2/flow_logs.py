@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from cloister.authorize import decide_call, denied
+from cloister.authorize import call_keys, decide_call, denied
 from cloister.flow_delivery import SERVICE, may_put, with_delivery
 from cloister.iam.decide import Request
 from cloister.ids import resource_id
@@ -192,7 +192,7 @@ def _destination(call: Call, params: Params) -> dict[str, Any]:
             principal=call.principal,
             action="iam:PassRole",
             resource=role,
-            context={"iam:PassedToService": SERVICE},
+            context={**call_keys(call), "iam:PassedToService": SERVICE},
         )
         decision = decide_call(call.tx, passing, endpoint_id=None)
         if not decision.allowed:

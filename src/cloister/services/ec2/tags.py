@@ -187,16 +187,21 @@ def _owner_of_rule(world: World, rule_id: str) -> SecurityGroup | None:
     return next((group for group in groups if any(rule.rule_id == rule_id for rule in group.rules)), None)
 
 
-def _get(world: World, resource_id: str) -> Mapping[str, str]:
+def document_of(world: World, resource_id: str) -> Any:
+    """What has this id, and carries its tags; None: nothing has. A security group's rule is no document."""
     if resource_id.startswith("sgr-"):
         group = _owner_of_rule(world, resource_id)
-        if group is not None:
-            return next(rule.tags for rule in group.rules if rule.rule_id == resource_id)
-    else:
-        kind = _kind(resource_id)
-        document = world.get(kind.cls, resource_id) if kind else None
-        if document is not None and not hidden(world, document):
-            return tags_of(document)
+        rules = group.rules if group is not None else ()
+        return next((rule for rule in rules if rule.rule_id == resource_id), None)
+    kind = _kind(resource_id)
+    found = world.get(kind.cls, resource_id) if kind else None
+    return None if found is None or hidden(world, found) else found
+
+
+def _get(world: World, resource_id: str) -> Mapping[str, str]:
+    found = document_of(world, resource_id)
+    if found is not None:
+        return tags_of(found)
     raise AwsError("InvalidID", f"The ID '{resource_id}' is not valid")
 
 

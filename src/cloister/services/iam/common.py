@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from cloister.iam.managed import managed_policy
 from cloister.iam.model import ManagedPolicy, Role
-from cloister.services.api import Call, Params
+from cloister.services.api import NEEDS, Call, Params, needs_on_resources
 from cloister.wire.errors import AwsError
 
 T = TypeVar("T")
@@ -134,6 +134,23 @@ def shown_tags(tags: Mapping[str, str]) -> list[dict[str, str]]:
 
 def page_of_tags(params: Params, tags: Mapping[str, str]) -> dict[str, Any]:
     return page(params, list(tags.items()), "Tags", lambda t: t[0], lambda t: {"Key": t[0], "Value": t[1]})
+
+
+def resource_tags(tags: Mapping[str, str]) -> dict[str, Any]:
+    """The condition keys of a role's or policy's own tags."""
+    return {
+        f"{service}:ResourceTag/{key}": value for key, value in tags.items() for service in ("aws", "iam")
+    }
+
+
+def _keys(call: Call, arn: str) -> dict[str, Any]:
+    kind, _, name = arn.rpartition(":")[2].partition("/")
+    role = call.tx.get(Role, name.rpartition("/")[2]) if kind == "role" else None
+    found: Role | ManagedPolicy | None = role or call.tx.get(ManagedPolicy, arn)
+    return resource_tags(found.tags) if found is not None else {}
+
+
+NEEDS["iam"] = lambda call, operation, params: needs_on_resources(call, operation, params, _keys)
 
 
 def tag_context(call: Call, params: Params) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def _check_version(policy: ManagedPolicy, version: str) -> None:
     "CreatePolicy",
     resources=lambda call, p: [call.arn("iam", f"policy{p.get('Path', '/')}{p['PolicyName']}", region="")],
     context=common.tag_context,
+    tagging="iam:TagPolicy",
 )
 def create_policy(call: Call, params: Params) -> Params:
     name, path = params["PolicyName"], common.check_path(params.get("Path", "/"))

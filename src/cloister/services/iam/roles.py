@@ -48,7 +48,7 @@ def _boundary_context(call: Call, params: Params) -> dict[str, Any]:
     return keys | common.tag_context(call, params)
 
 
-@operation("iam", "CreateRole", resources=on_role, context=_boundary_context)
+@operation("iam", "CreateRole", resources=on_role, context=_boundary_context, tagging="iam:TagRole")
 def create_role(call: Call, params: Params) -> Params:
     name, path = params["RoleName"], common.check_path(params.get("Path", "/"))
     if any(role.name.lower() == name.lower() for role in call.tx.all(Role)):

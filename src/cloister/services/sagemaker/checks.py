@@ -10,11 +10,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from cloister.authorize import call_keys
 from cloister.iam import collect
 from cloister.iam.decide import Request, decide
+from cloister.iam.model import Role
 from cloister.jobs import execution_role
 from cloister.jobs.model import PROCESSING_PATH, SUBNET_TAG
 from cloister.services.api import Call, Params
+from cloister.services.iam.common import resource_tags as role_tags
 from cloister.vpc.model import SecurityGroup, Subnet
 from cloister.vpc.service_network import hidden
 from cloister.wire.errors import AwsError
@@ -168,6 +171,13 @@ def check_forced_subnet(params: Params, vpc_config: dict[str, Any] | None) -> No
         )
 
 
+def _passing(call: Call, arn: str) -> dict[str, Any]:
+    """The condition keys of iam:PassRole."""
+    role = call.tx.get(Role, arn.rpartition("/")[2])
+    tags = role_tags(role.tags) if role is not None else {}
+    return {**call_keys(call), "iam:PassedToService": execution_role.SERVICE, **tags}
+
+
 def check_role(call: Call, arn: str) -> None:
     """The role is this account's, the caller may pass it, and SageMaker may assume it."""
     cannot = invalid(
@@ -181,7 +191,7 @@ def check_role(call: Call, arn: str) -> None:
             principal=call.principal,
             action="iam:PassRole",
             resource=arn,
-            context={"iam:PassedToService": execution_role.SERVICE},
+            context=_passing(call, arn),
         ),
         collect.identity_policies(call.tx, call.principal),
     )

@@ -18,7 +18,7 @@ from cloister.jobs.model import Instance, ProcessingJob
 from cloister.services.api import Call, Params, operation
 from cloister.services.sagemaker import checks
 from cloister.services.sagemaker.checks import invalid
-from cloister.services.sagemaker.tags import tags_of
+from cloister.services.sagemaker.tags import request_tags, resource_tags, tags_of
 from cloister.wire.errors import AwsError
 
 #: AWS: "The default maximum runtime is one day"
@@ -52,8 +52,7 @@ def _guardrails(call: Call, params: Params) -> dict[str, Any]:
         "sagemaker:InstanceTypes": [cluster["InstanceType"]] if cluster.get("InstanceType") else None,
         "sagemaker:VolumeKmsKey": cluster.get("VolumeKmsKeyId"),
         "sagemaker:OutputKmsKey": (params.get("ProcessingOutputConfig") or {}).get("KmsKeyId"),
-        "aws:TagKeys": list(tags) or None,
-        **{f"aws:RequestTag/{key}": value for key, value in tags.items()},
+        **request_tags(tags),
     }
     return {key: value for key, value in keys.items() if value is not None}
 
@@ -64,7 +63,7 @@ def _flag(value: bool | None) -> str | None:
 
 def _resource_tags(call: Call, params: Params) -> dict[str, Any]:
     job = call.tx.get(ProcessingJob, params["ProcessingJobName"])
-    return {} if job is None else {f"aws:ResourceTag/{key}": value for key, value in job.tags.items()}
+    return {} if job is None else resource_tags(job.tags)
 
 
 def _job(call: Call, params: Params) -> ProcessingJob:
@@ -74,7 +73,14 @@ def _job(call: Call, params: Params) -> ProcessingJob:
     return job
 
 
-@operation("sagemaker", "CreateProcessingJob", resources=_arns, context=_guardrails)
+# AWS: "sagemaker:AddTags" is needed too when the request brings tags
+@operation(
+    "sagemaker",
+    "CreateProcessingJob",
+    resources=_arns,
+    context=_guardrails,
+    tagging="sagemaker:AddTags",
+)
 def create_processing_job(call: Call, params: Params) -> Params:
     name = params["ProcessingJobName"]
     tags = tags_of(params.get("Tags"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from cloister.jobs.model import ProcessingJob
 from cloister.services.api import Call, Params, operation
@@ -32,6 +33,25 @@ def _arns(call: Call, params: Params) -> list[str]:
     return [params["ResourceArn"]]
 
 
+def request_tags(tags: Mapping[str, str]) -> dict[str, Any]:
+    """The condition keys of the tags that a request brings."""
+    keys: dict[str, Any] = {f"aws:RequestTag/{key}": value for key, value in tags.items()}
+    return keys | ({"aws:TagKeys": list(tags)} if tags else {})
+
+
+def resource_tags(tags: Mapping[str, str]) -> dict[str, Any]:
+    """The condition keys of the tags that a resource has."""
+    services = ("aws", "sagemaker")
+    return {f"{service}:ResourceTag/{key}": value for key, value in tags.items() for service in services}
+
+
+def _context(call: Call, params: Params) -> dict[str, Any]:
+    job = next(call.tx.where(ProcessingJob, arn=params["ResourceArn"]), None)
+    keys = resource_tags(job.tags) if job is not None else {}
+    keys |= request_tags({tag["Key"]: tag.get("Value", "") for tag in params.get("Tags") or ()})
+    return keys | ({"aws:TagKeys": params["TagKeys"]} if params.get("TagKeys") else {})
+
+
 def _tagged(call: Call, arn: str) -> ProcessingJob:
     prefix = call.arn("sagemaker", "processing-job/")
     if not arn.startswith(prefix):
@@ -43,7 +63,7 @@ def _tagged(call: Call, arn: str) -> ProcessingJob:
     raise AwsError("ResourceNotFound", f"Could not find requested resource: {arn}")
 
 
-@operation("sagemaker", "AddTags", resources=_arns)
+@operation("sagemaker", "AddTags", resources=_arns, context=_context)
 def add_tags(call: Call, params: Params) -> Params:
     job = _tagged(call, params["ResourceArn"])
     tags = {**job.tags, **tags_of(params["Tags"])}
@@ -56,7 +76,7 @@ def add_tags(call: Call, params: Params) -> Params:
     return {"Tags": _shown(tags)}
 
 
-@operation("sagemaker", "ListTags", resources=_arns)
+@operation("sagemaker", "ListTags", resources=_arns, context=_context)
 def list_tags(call: Call, params: Params) -> Params:
     # A resource has at most 50 tags and a page at least 50: there is no second page.
     if params.get("NextToken"):
@@ -64,7 +84,7 @@ def list_tags(call: Call, params: Params) -> Params:
     return {"Tags": _shown(_tagged(call, params["ResourceArn"]).tags)}
 
 
-@operation("sagemaker", "DeleteTags", resources=_arns)
+@operation("sagemaker", "DeleteTags", resources=_arns, context=_context)
 def delete_tags(call: Call, params: Params) -> Params:
     job = _tagged(call, params["ResourceArn"])
     call.tx.put(
