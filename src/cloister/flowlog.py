@@ -306,10 +306,11 @@ class FlowLogs:
         body = await asyncio.to_thread(file_of, flow_log, records)
         if self._backend is None:
             raise OSError("there is no object store")
+        path = encode_path(bucket, self._backend.names.stored(key))
         try:
             async with asyncio.timeout(STORE_SECONDS):
                 answer = await self._backend.request(
-                    "PUT", encode_path(bucket, key), headers=(("Content-Length", str(len(body))),), body=body
+                    "PUT", path, headers=(("Content-Length", str(len(body))),), body=body
                 )
                 async with answer:
                     status = answer.status

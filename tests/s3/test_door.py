@@ -227,7 +227,7 @@ def test_an_acknowledged_object_survives_a_killed_seaweedfs(site: Site, bucket: 
 
 def test_what_cannot_be_held_or_is_not_implemented_is_refused_by_name(site: Site, bucket: Make) -> None:
     s3, name = site.client(), bucket()
-    for path in ("a//b", "/a", "../x", "a/./b", "s" * 300):
+    for path in ("s" * 300, "x/" + "k" * 255 + "/y", "/".join("a" * 500)):
         status, _, body = raw(site, "PUT", f"/{name}/{path}", b"x")
         assert status == 400, path
         assert b"cannot hold the key" in body

@@ -115,7 +115,7 @@ ANSWERED = frozenset(
 #: carried out by the backend
 FORWARDED = frozenset(
     {
-        *("ListObjects", "ListObjectsV2", "ListMultipartUploads"),
+        *("ListObjects", "ListObjectsV2", "ListObjectVersions", "ListMultipartUploads"),
         *("GetObject", "HeadObject", "PutObject", "CopyObject", "DeleteObject", "DeleteObjects"),
         *("CreateMultipartUpload", "UploadPart", "UploadPartCopy", "CompleteMultipartUpload"),
         *("AbortMultipartUpload", "ListParts"),

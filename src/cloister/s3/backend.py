@@ -31,7 +31,8 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
-from cloister.s3 import splice, volumes
+from cloister.s3 import names, splice, volumes
+from cloister.s3.names import Names
 from cloister.wire import sigv4
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest
@@ -58,6 +59,8 @@ class Netns(Protocol):
 class Backend:
     """An S3 endpoint and our key to it. `connect` makes the socket for an address (a namespace's, say)."""
 
+    #: how keys are named there
+    names: Names = names.PLAIN
     #: bytes of an object that a GET asks for first, to take the rest by `direct`; 0: always asks for all
     first = 0
 
@@ -163,6 +166,7 @@ class SeaweedFS(Backend):
         self._folder = state / "objects"
         self._namespaces = namespaces
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.names = self._choose_names()
         access, secret = self._keys()
         self._ports = self._choose_ports()
         factory = None if namespaces is None else self._socket_inside
@@ -343,6 +347,13 @@ class SeaweedFS(Backend):
         return self._namespaces.socket(NAMESPACE, socket.AF_INET, socket.SOCK_STREAM)
 
     # -- what it needs ------------------------------------------------------------------------------
+
+    def _choose_names(self) -> Names:
+        """A store that was filled with keys as they are stays so: its objects must be found."""
+        marker = self._folder / "names"
+        if not marker.exists():
+            marker.write_text("plain" if (self._folder / "filerldb2").exists() else "tree")
+        return names.TREE if marker.read_text() == "tree" else names.PLAIN
 
     def _keys(self) -> tuple[str, str]:
         path = self._folder / "s3.json"

@@ -30,7 +30,7 @@ from cloister.iam.collect import principal_tags
 from cloister.iam.context import global_keys
 from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
-from cloister.s3 import actions, address, buckets, down, passing
+from cloister.s3 import actions, address, buckets, down, listing, passing
 from cloister.s3.authorize import decide_need
 from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
@@ -50,6 +50,10 @@ MAX_OBJECT = 5 << 30  # AWS: one PUT, one part
 MAX_HEADERS = 16 << 10
 
 _STREAMED = frozenset({"PutObject", "UploadPart"})
+#: operations whose answers name keys
+_ANSWERED_BY_NAME = listing.OPERATIONS | {
+    *("ListMultipartUploads", "ListParts", "CreateMultipartUpload", "CompleteMultipartUpload"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +131,7 @@ class Door:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         name = asked.operation.name
-        if name == "DeleteObject" and not _can_be(asked.key):
+        if name == "DeleteObject" and not self._can_be(asked.key):
             return web.Response(
                 status=204, headers=ids
             )  # as for any missing key; it never reaches the backend
@@ -227,10 +231,11 @@ class Door:
             owner = asked.headers.get("x-amz-source-expected-bucket-owner", source.owner_account)
             if owner != source.owner_account:
                 raise AwsError("AccessDenied", "Access Denied", 403)
-            address.check_key(asked.operation.source[1])
+            self._backend.names.check(asked.operation.source[1])
+            _check_version(asked.operation.source[1], asked.operation.source[2])
         if asked.key and name not in ("GetObject", "HeadObject", "DeleteObject"):
-            address.check_key(asked.key)
-        elif asked.key and name != "DeleteObject" and not _can_be(asked.key):
+            self._backend.names.check(asked.key)
+        elif asked.key and name != "DeleteObject" and not self._can_be(asked.key):
             raise AwsError("NoSuchKey", "The specified key does not exist.", 404, Key=asked.key)
         return self._check_headers(asked)
 
@@ -241,15 +246,11 @@ class Door:
         grants = any(name.startswith("x-amz-grant-") for name in asked.headers)
         if asked.key and (grants or acl not in ("private", "bucket-owner-full-control")):
             raise AwsError("AccessControlListNotSupported", "The bucket does not allow ACLs")
-        version = asked.query.get("versionId", "null")
-        if version != "null":
-            raise AwsError(
-                "NoSuchVersion",
-                "The specified version does not exist.",
-                404,
-                Key=asked.key,
-                VersionId=version,
-            )
+        _check_version(asked.key, asked.query.get("versionId"))
+        writing = asked.operation.name in ("PutObject", "CompleteMultipartUpload")
+        # AWS: If-None-Match "expects the '*' character" when an object is written
+        if writing and asked.headers.get("if-none-match", "*") != "*":
+            raise _not_implemented("If-None-Match")
 
     # -- answers from the World -----------------------------------------------------------------------
 
@@ -349,7 +350,7 @@ class Door:
         self, request: web.BaseRequest, asked: _Asked, ids: dict[str, str]
     ) -> web.StreamResponse:
         name = asked.operation.name
-        headers = _headers_up(asked)
+        headers = self._headers_up(asked)
         body: AsyncIterator[bytes] | bytes | None = None
         failed: list[BaseException] = []
         if name in _STREAMED:
@@ -362,7 +363,11 @@ class Door:
             body = await self._document(request, asked)
         assert asked.bucket is not None
         query = {key: value for key, value in asked.query.items() if key not in passing.UNSENT_QUERY}
-        path = address.encode_path(asked.bucket, asked.key)
+        if name in listing.OPERATIONS:
+            query = listing.asked(name, asked.query, self._backend.names)
+        elif name == "ListMultipartUploads":
+            query = listing.asked_for_uploads(asked.query, self._backend.names)
+        path = self._path(asked.bucket, asked.key)
         whole = name == "GetObject" and "range" not in asked.headers and "partNumber" not in query
         first = (("Range", f"bytes=0-{self._backend.first - 1}"),) if whole and self._backend.first else ()
         ask = partial(self._backend.request, asked.head.method, path, address.encode_query(query))
@@ -381,6 +386,23 @@ class Door:
                 return await down.whole(request, answer, down.headers(answer, ids), more, ask)
             return await self._pass_back(request, asked, answer, ids)
 
+    def _headers_up(self, asked: _Asked) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        for name, value in asked.headers.items():
+            if name in passing.UP or name.startswith(("x-amz-meta-", "x-amz-copy-source-if-")):
+                found.append((name, value))
+            elif name == "content-encoding":
+                kept = ",".join(each.strip() for each in value.split(",") if each.strip() != "aws-chunked")
+                if kept:
+                    found.append((name, kept))
+        if asked.operation.source is not None:
+            bucket, key, _ = asked.operation.source
+            found.append(("x-amz-copy-source", self._path(bucket, key)))
+        made = asked.operation.name in ("PutObject", "CreateMultipartUpload")
+        if made and "content-type" not in asked.headers:  # else the store would guess one
+            found.append(("content-type", "binary/octet-stream"))
+        return found
+
     async def _pass_back(
         self, request: web.BaseRequest, asked: _Asked, answer: aiohttp.ClientResponse, ids: dict[str, str]
     ) -> web.StreamResponse:
@@ -392,11 +414,36 @@ class Door:
             log.error("the object store answered %s: %r", answer.status, (await answer.read())[:500])
             raise AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
         if answer.status >= 400 and asked.head.method != "HEAD":
-            raise _backend_error(answer.status, (await answer.read()).decode("utf-8", "replace"))
+            raise _backend_error(answer.status, (await answer.read()).decode("utf-8", "replace"), asked.key)
         headers = down.headers(answer, ids)
+        if asked.operation.name in _ANSWERED_BY_NAME and answer.status == 200:
+            return web.Response(headers=headers, body=self._renamed(asked, await answer.read()))
         if asked.head.method == "HEAD":
             return await down.head(request, answer, headers)
         return await down.body(request, answer, headers)
+
+    def _renamed(self, asked: _Asked, body: bytes) -> bytes:
+        """An answer in which the store says its own names, with the client's."""
+        name, names = asked.operation.name, self._backend.names
+        if name in listing.OPERATIONS:
+            owner = buckets.canonical_user(self._account)
+            return listing.answer(name, asked.query, buckets.parse_xml(body), names, owner)
+        if name == "ListMultipartUploads":
+            return listing.uploads(asked.query, body, names)
+        scheme = "https" if asked.origin.secure else "http"
+        host, path = asked.headers.get("host", ""), address.encode_path(asked.bucket or "", asked.key)
+        return listing.of_one_key(body, asked.key, f"{scheme}://{host}{path}")
+
+    def _path(self, bucket: str, key: str) -> str:
+        return address.encode_path(bucket, self._backend.names.stored(key) if key else "")
+
+    def _can_be(self, key: str) -> bool:
+        """Whether the backend could hold this key."""
+        try:
+            self._backend.names.check(key)
+        except AwsError:
+            return False
+        return True
 
     async def _delete_objects(
         self, request: web.BaseRequest, asked: _Asked, ids: dict[str, str]
@@ -414,7 +461,7 @@ class Door:
         errors: list[str] = []
         done: list[str] = []
         for each in objects:
-            key, version = each.findtext("Key") or "", each.findtext("VersionId")
+            key, version = each.findtext("Key") or "", each.findtext("VersionId") or ""
             action = "s3:DeleteObjectVersion" if version else "s3:DeleteObject"
             need = actions.Need(
                 action=action, resource=f"arn:aws:s3:::{asked.bucket}/{key}", bucket=asked.bucket
@@ -427,12 +474,19 @@ class Door:
                     f"<Message>{escape(message)}</Message></Error>"
                 )
                 continue
-            if _can_be(key):
+            if version not in ("", "null"):
+                errors.append(
+                    f"<Error><Key>{escape(key)}</Key><VersionId>{escape(version)}</VersionId>"
+                    "<Code>NoSuchVersion</Code>"
+                    "<Message>The specified version does not exist.</Message></Error>"
+                )
+            elif self._can_be(key):
                 wanted.append(key)
             else:  # deleting it succeeds, as for any missing key
                 done.append(f"<Deleted><Key>{escape(key)}</Key></Deleted>")
         if wanted:
-            rows = "".join(f"<Object><Key>{escape(key)}</Key></Object>" for key in wanted)
+            stored = {self._backend.names.stored(key): key for key in wanted}
+            rows = "".join(f"<Object><Key>{listing.text(key)}</Key></Object>" for key in stored)
             sent = f"<Delete>{rows}</Delete>".encode()
             digest = base64.b64encode(hashlib.md5(sent, usedforsecurity=False).digest()).decode()
             answer = await self._backend.request(
@@ -445,9 +499,10 @@ class Door:
             async with answer:
                 text = (await answer.read()).decode("utf-8", "replace")
             if answer.status != 200:
-                raise _backend_error(answer.status, text)
+                raise _backend_error(answer.status, text, "")
             for found in buckets.parse_xml(text.encode()):
-                key = escape(found.findtext("Key") or "")
+                told = found.findtext("Key") or ""
+                key = escape(stored.get(told, told))
                 if found.tag == "Deleted":
                     done.append(f"<Deleted><Key>{key}</Key></Deleted>")
                 elif found.tag == "Error":
@@ -465,13 +520,12 @@ class Door:
         return web.Response(body=text.encode(), headers={"Content-Type": "application/xml", **ids})
 
 
-def _can_be(key: str) -> bool:
-    """Whether the backend could hold this key."""
-    try:
-        address.check_key(key)
-    except AwsError:
-        return False
-    return True
+def _check_version(key: str, version: str | None) -> None:
+    """There is one version of an object, `null`."""
+    if version not in (None, "null"):
+        raise AwsError(
+            "NoSuchVersion", "The specified version does not exist.", 404, Key=key, VersionId=version
+        )
 
 
 def _denied(asked: _Asked, decision: Decision) -> AwsError:
@@ -504,21 +558,6 @@ def _body_length(asked: _Asked) -> int:
     return int(text)
 
 
-def _headers_up(asked: _Asked) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for name, value in asked.headers.items():
-        if name in passing.UP or name.startswith(("x-amz-meta-", "x-amz-copy-source-if-")):
-            found.append((name, value))
-        elif name == "content-encoding":
-            kept = ",".join(each.strip() for each in value.split(",") if each.strip() != "aws-chunked")
-            if kept:
-                found.append((name, kept))
-    if asked.operation.source is not None:
-        bucket, key, _ = asked.operation.source
-        found.append(("x-amz-copy-source", address.encode_path(bucket, key)))
-    return found
-
-
 async def _remembering(pieces: AsyncIterator[bytes], failed: list[BaseException]) -> AsyncIterator[bytes]:
     """Pass on; keep what went wrong, which aiohttp would bury in an error of its own."""
     try:
@@ -529,15 +568,13 @@ async def _remembering(pieces: AsyncIterator[bytes], failed: list[BaseException]
         raise
 
 
-def _backend_error(status: int, text: str) -> AwsError:
+def _backend_error(status: int, text: str, key: str) -> AwsError:
     try:
         root = buckets.parse_xml(text.encode())
         code, message = root.findtext("Code"), root.findtext("Message")
         fields = {
-            each: root.findtext(each) or ""
-            for each in ("Key", "BucketName", "UploadId")
-            if root.findtext(each)
-        }
+            each: root.findtext(each) or "" for each in ("BucketName", "UploadId") if root.findtext(each)
+        } | ({"Key": key} if key and root.findtext("Key") else {})
     except AwsError:
         code, message, fields = None, None, {}
     if not code:

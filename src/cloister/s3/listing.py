@@ -1,0 +1,203 @@
+"""Listings of objects: what the store is asked for, and the client's answer made of its. Pure.
+
+AWS: "Amazon S3 API Reference", ListObjects, ListObjectsV2, ListObjectVersions. The store lists its own names
+(`names.py`), always percent-encoded, as XML cannot carry every character of a key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import html
+import re
+from collections.abc import Callable, Mapping
+from urllib.parse import quote_plus, unquote_plus
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+from cloister.s3.names import Names
+from cloister.wire.errors import AwsError
+
+OPERATIONS = frozenset({"ListObjects", "ListObjectsV2", "ListObjectVersions"})
+MOST = 1000
+_XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+#: the request's parameter that says after which key, and the answer's members for it and for the next page
+_AFTER = {
+    "ListObjects": ("marker", "Marker", "NextMarker"),
+    "ListObjectsV2": ("start-after", "StartAfter", ""),
+    "ListObjectVersions": ("key-marker", "KeyMarker", "NextKeyMarker"),
+}
+_ROOTS = {"ListObjectVersions": "ListVersionsResult"}
+#: what no XML 1.0 document has as it is
+_CONTROL = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\r\ufffe\uffff]")
+
+
+def asked(operation: str, query: Mapping[str, str], names: Names) -> dict[str, str]:
+    """The query for the store. Raises InvalidArgument."""
+    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+    if query.get("encoding-type", "url") != "url":
+        raise _invalid(
+            "encoding-type", query["encoding-type"], "Invalid Encoding Method specified in Request"
+        )
+    found = {
+        **({"list-type": "2"} if operation == "ListObjectsV2" else {}),
+        "encoding-type": "url",
+        "prefix": names.stored_prefix(prefix),
+        "delimiter": names.stored_prefix(delimiter),
+        "max-keys": str(_limit(query)),
+        **({"fetch-owner": query["fetch-owner"]} if "fetch-owner" in query else {}),
+    }
+    after = query.get(_AFTER[operation][0], "")
+    token = query.get("continuation-token") if operation == "ListObjectsV2" else None
+    if token is not None:
+        kind, after = _opened(token)
+        if kind == _THEIRS:
+            found["continuation-token"] = after
+            after = ""
+    if after:
+        whole = delimiter == "/" and after.endswith("/") and after != prefix and after.startswith(prefix)
+        name = "start-after" if operation == "ListObjectsV2" else "marker"
+        found[name] = names.after(after, whole)
+    return {name: value for name, value in found.items() if value or name == "max-keys"}
+
+
+def answer(
+    operation: str, query: Mapping[str, str], listed: ElementTree.Element, names: Names, owner: str
+) -> bytes:
+    """The client's listing. `listed` is the store's, its tags without namespace; `owner` a canonical user."""
+    url = query.get("encoding-type") == "url"
+
+    def said(value: str) -> str:
+        return quote_plus(value, safe="/") if url else text(value)
+
+    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+    decode = unquote_plus if listed.findtext("EncodingType") == "url" else str
+    rows: list[tuple[str, str]] = []
+    for each in listed.findall("Contents"):
+        key = names.key(decode(each.findtext("Key") or ""))
+        if key is not None and key.startswith(prefix):
+            rows.append((key, _object(operation, query, each, said(key), owner)))
+    for each in listed.findall("CommonPrefixes"):
+        common = names.prefix(decode(each.findtext("Prefix") or ""))
+        # SeaweedFS, asked to start inside of a common prefix, tells those below it too.
+        if not delimiter or delimiter not in common[len(prefix) : -len(delimiter)]:
+            row = f"<CommonPrefixes><Prefix>{said(common)}</Prefix></CommonPrefixes>"
+            rows.append((common, row))
+    name, shown, following = _AFTER[operation]
+    truncated = listed.findtext("IsTruncated") == "true"
+    their_token = listed.findtext("NextContinuationToken") or ""
+    last = max((key for key, _ in rows), key=str.encode, default="")
+    more = ""
+    if operation == "ListObjectsV2":
+        more = f"<KeyCount>{len(rows)}</KeyCount>"
+        if "continuation-token" in query:
+            more += f"<ContinuationToken>{text(query['continuation-token'])}</ContinuationToken>"
+        if truncated:
+            token = _sealed(_OURS, last) if names.in_order else _sealed(_THEIRS, their_token)
+            more += f"<NextContinuationToken>{token}</NextContinuationToken>"
+    elif truncated and (delimiter or operation == "ListObjectVersions"):
+        more = f"<{following}>{said(last)}</{following}>"
+        if operation == "ListObjectVersions":
+            more += "<NextVersionIdMarker>null</NextVersionIdMarker>"
+    if name in query or operation != "ListObjectsV2":
+        more += f"<{shown}>{said(query.get(name, ''))}</{shown}>"
+    if delimiter:
+        more += f"<Delimiter>{said(delimiter)}</Delimiter>"
+    if url:
+        more += "<EncodingType>url</EncodingType>"
+    root = _ROOTS.get(operation, "ListBucketResult")
+    return (
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<{root} {_XMLNS}>'
+        f"<Name>{escape(listed.findtext('Name') or '')}</Name><Prefix>{said(prefix)}</Prefix>"
+        f"<MaxKeys>{_limit(query)}</MaxKeys><IsTruncated>{str(truncated).lower()}</IsTruncated>{more}"
+        f"{''.join(row for _, row in rows)}</{root}>"
+    ).encode()
+
+
+def _object(operation: str, query: Mapping[str, str], each: ElementTree.Element, key: str, owner: str) -> str:
+    tag, more = ("Version", "<VersionId>null</VersionId><IsLatest>true</IsLatest>")
+    if operation != "ListObjectVersions":
+        tag, more = "Contents", ""
+    if operation != "ListObjectsV2" or query.get("fetch-owner") == "true":
+        more += f"<Owner><ID>{owner}</ID></Owner>"
+    members = "".join(
+        f"<{member}>{escape(each.findtext(member) or '')}</{member}>"
+        for member in ("LastModified", "ETag", "Size", "StorageClass")
+    )
+    return f"<{tag}><Key>{key}</Key>{members}{more}</{tag}>"
+
+
+def text(value: str) -> str:
+    """Text of an XML document, whatever characters are in it."""
+    return _CONTROL.sub(lambda found: f"&#x{ord(found[0]):x};", escape(value))
+
+
+def _limit(query: Mapping[str, str]) -> int:
+    value = query.get("max-keys", str(MOST))
+    if not (value.isascii() and value.isdigit() and int(value) < 1 << 31):
+        raise _invalid("max-keys", value, "Argument maxKeys must be an integer between 0 and 2147483647")
+    return min(int(value), MOST)
+
+
+#: what a page's token is: the store's, or the last key or common prefix of the page before
+_THEIRS, _OURS = "1", "2"
+
+
+def _sealed(kind: str, text: str) -> str:
+    return base64.urlsafe_b64encode((kind + text).encode()).decode()
+
+
+def _opened(token: str) -> tuple[str, str]:
+    try:
+        opened = base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+        if opened[:1] not in (_THEIRS, _OURS) or not opened[1:]:
+            raise ValueError
+        return opened[0], opened[1:]
+    except (ValueError, binascii.Error):
+        raise _invalid("continuation-token", token, "The continuation token provided is incorrect") from None
+
+
+def _invalid(name: str, value: str, message: str) -> AwsError:
+    return AwsError("InvalidArgument", message, ArgumentName=name, ArgumentValue=value[:200])
+
+
+# -- uploads in parts ---------------------------------------------------------------------------------------
+
+_NAMES = re.compile(r"<(Key|Prefix|KeyMarker|NextKeyMarker)>([^<]*)</\1>")
+_KEY, _LOCATION = (re.compile(f"<{member}>[^<]*</{member}>") for member in ("Key", "Location"))
+
+
+def asked_for_uploads(query: Mapping[str, str], names: Names) -> dict[str, str]:
+    """The query of ListMultipartUploads for the store."""
+    mapped: dict[str, Callable[[str], str]] = {
+        "prefix": names.stored_prefix,
+        "delimiter": names.stored_prefix,
+        "key-marker": lambda text: names.stored(text) if text else "",
+    }
+    found = {name: mapped[name](value) if name in mapped else value for name, value in query.items()}
+    return {name: value for name, value in found.items() if name != "x-id"} | {"encoding-type": "url"}
+
+
+def uploads(query: Mapping[str, str], body: bytes, names: Names) -> bytes:
+    """The store's answer to ListMultipartUploads, with keys instead of its names."""
+    listed = body.decode()
+    told_url = "<EncodingType>url</EncodingType>" in listed
+    url = query.get("encoding-type") == "url"
+
+    def renamed(found: re.Match[str]) -> str:
+        name = html.unescape(found[2])
+        name = unquote_plus(name) if told_url else name
+        key = names.key(name) if found[1] != "Prefix" else names.prefix(name)
+        key = key if key is not None else names.prefix(name)
+        return f"<{found[1]}>{quote_plus(key, safe='/') if url else text(key)}</{found[1]}>"
+
+    changed = _NAMES.sub(renamed, listed)
+    if told_url and not url:
+        changed = changed.replace("<EncodingType>url</EncodingType>", "")
+    return changed.encode()
+
+
+def of_one_key(body: bytes, key: str, location: str) -> bytes:
+    """The store's answer about one object, with its key and the client's way to it."""
+    changed = _KEY.sub(lambda _: f"<Key>{text(key)}</Key>", body.decode())
+    return _LOCATION.sub(lambda _: f"<Location>{text(location)}</Location>", changed).encode()

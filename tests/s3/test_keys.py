@@ -1,0 +1,183 @@
+"""Keys and listings are S3's, whatever the store behind the door makes of a slash."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from tests.s3.conftest import Site
+
+from cloister.s3 import names
+from cloister.s3.backend import SeaweedFS
+
+Make = Callable[[], str]
+
+
+def code(action: Callable[..., Any], **parameters: Any) -> str:
+    with pytest.raises(ClientError) as caught:
+        action(**parameters)
+    return str(caught.value.response["Error"]["Code"])
+
+
+def put(s3: Any, bucket: str, *keys: str) -> None:
+    for key in keys:
+        s3.put_object(Bucket=bucket, Key=key, Body=key.encode())
+
+
+def listed(s3: Any, operation: str, bucket: str, size: int = 1000, **parameters: Any) -> list[str]:
+    pages = s3.get_paginator(operation).paginate(
+        Bucket=bucket, PaginationConfig={"PageSize": size}, **parameters
+    )
+    return [
+        each.get("Key") or each["Prefix"]
+        for page in pages
+        for member in ("Contents", "Versions", "CommonPrefixes")
+        for each in page.get(member, [])
+    ]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("a", "a/", "a/1"),
+        ("a/1", "a/", "a"),
+        ("a/", "a"),
+        ("a//b", "/", "//", "a\\b", "../x", "./.", "a/.", "a/..", "..", ".", "\t"),
+        ("0", "00", "0/0", "a0", "a0/", "a/0", "[", "[0", "[1", "\\0"),
+    ],
+)
+def test_no_object_is_in_the_way_of_another(site: Site, bucket: Make, keys: tuple[str, ...]) -> None:
+    s3, name = site.client(), bucket()
+    put(s3, name, *keys)
+    for key in keys:
+        assert s3.get_object(Bucket=name, Key=key)["Body"].read() == key.encode(), key
+    assert listed(s3, "list_objects_v2", name) == sorted(keys)
+    for number, key in enumerate(keys):
+        s3.delete_object(Bucket=name, Key=key)
+        assert listed(s3, "list_objects_v2", name) == sorted(keys[number + 1 :])
+    s3.delete_bucket(Bucket=name)
+
+
+def test_a_folder_of_keys_is_no_object(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    put(s3, name, "a/b/c")
+    for key in ("a", "a/", "a/b", "a/b/"):
+        assert code(s3.get_object, Bucket=name, Key=key) == "NoSuchKey"
+        assert code(s3.head_object, Bucket=name, Key=key) == "404"
+        s3.delete_object(Bucket=name, Key=key)
+    assert listed(s3, "list_objects_v2", name) == ["a/b/c"]
+
+
+@pytest.mark.parametrize("operation", ["list_objects", "list_objects_v2", "list_object_versions"])
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_a_listing_is_in_the_order_of_the_keys_bytes(
+    site: Site, bucket: Make, operation: str, size: int
+) -> None:
+    s3, name = site.client(), bucket()
+    keys = ["a!x", "a-b", "a.txt", "a/1", "a/2/3", "a", "a0", "ab", "é", "b/c", "b", "😀", "\ufffd"]
+    put(s3, name, *keys)
+    assert listed(s3, operation, name, size) == sorted(keys, key=str.encode)
+    assert sorted(listed(s3, operation, name, size, Delimiter="/")) == sorted(
+        {key.partition("/")[0] + "/" if "/" in key else key for key in keys}
+    )
+    assert listed(s3, operation, name, size, Prefix="a/", Delimiter="/") == ["a/1", "a/2/"]
+
+
+def test_a_listing_starts_after_any_text(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    put(s3, name, "a-b", "a/1", "a/2", "a/b/3", "b", "c/d/e", "z")
+
+    def after(text: str, **parameters: Any) -> list[str]:
+        return listed(s3, "list_objects_v2", name, StartAfter=text, **parameters)
+
+    assert after("a/1") == ["a/2", "a/b/3", "b", "c/d/e", "z"]
+    assert after("a/") == ["a/1", "a/2", "a/b/3", "b", "c/d/e", "z"]
+    assert after("a", Delimiter="/") == ["a-b", "b", "z", "a/", "c/"]
+    assert after("a/1", Delimiter="/") == ["b", "z", "a/", "c/"]
+    assert after("a/2", Prefix="a/", Delimiter="/") == ["a/b/"]
+    assert after("", Delimiter="d") == ["a-b", "a/1", "a/2", "a/b/3", "b", "z", "c/d"]
+
+
+def test_a_listing_says_what_it_was_asked_and_refuses_what_it_was_not_told(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    put(s3, name, "a b+c", "d")
+    page = s3.list_objects_v2(Bucket=name, MaxKeys=1, FetchOwner=True, Prefix="a")
+    (only,) = page["Contents"]
+    assert only["Key"] == "a b+c"
+    assert only["Owner"] == {"ID": s3.list_buckets()["Owner"]["ID"]}
+    assert (page["KeyCount"], page["MaxKeys"], page["Prefix"], page["IsTruncated"]) == (1, 1, "a", False)
+    assert s3.list_objects_v2(Bucket=name, MaxKeys=5000)["MaxKeys"] == 1000
+    for parameters in ({"ContinuationToken": "x"}, {"EncodingType": "x"}, {"MaxKeys": -1}):
+        assert code(s3.list_objects_v2, Bucket=name, **parameters) == "InvalidArgument"
+
+
+def test_a_bucket_is_emptied_by_what_it_lists(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    put(s3, name, "a", "a/", "a//", "x\\y", "0/[", "\n")
+    versions = s3.list_object_versions(Bucket=name)["Versions"]
+    assert all(each["VersionId"] == "null" and each["IsLatest"] for each in versions)
+    wanted = [{"Key": each["Key"], "VersionId": each["VersionId"]} for each in versions]
+    done = s3.delete_objects(Bucket=name, Delete={"Objects": wanted})
+    assert sorted(each["Key"] for each in done["Deleted"]) == sorted(each["Key"] for each in wanted)
+    s3.delete_bucket(Bucket=name)
+
+
+def test_a_version_that_is_not_there_deletes_and_copies_nothing(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    put(s3, name, "k")
+    done = s3.delete_objects(Bucket=name, Delete={"Objects": [{"Key": "k", "VersionId": "old"}]})
+    assert [(each["Key"], each["Code"]) for each in done["Errors"]] == [("k", "NoSuchVersion")]
+    source = {"Bucket": name, "Key": "k", "VersionId": "old"}
+    assert code(s3.copy_object, Bucket=name, Key="copy", CopySource=source) == "NoSuchVersion"
+    assert listed(s3, "list_objects_v2", name) == ["k"]
+
+
+def test_uploads_in_parts_are_named_by_their_keys(site: Site, bucket: Make) -> None:
+    s3, name, key = site.client(), bucket(), "m/0\\p/"
+    upload = s3.create_multipart_upload(Bucket=name, Key=key)
+    assert upload["Key"] == key
+    which = {"Bucket": name, "Key": key, "UploadId": upload["UploadId"]}
+    assert [each["Key"] for each in s3.list_multipart_uploads(Bucket=name, Prefix="m/")["Uploads"]] == [key]
+    etag = s3.upload_part(**which, PartNumber=1, Body=b"part")["ETag"]
+    assert s3.list_parts(**which)["Key"] == key
+    done = s3.complete_multipart_upload(**which, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": etag}]})
+    assert done["Key"] == key
+    assert done["Location"] == f"http://127.0.0.1:{site.port}/{name}/m/0%5Cp/"
+    assert s3.get_object(Bucket=name, Key=key)["Body"].read() == b"part"
+
+
+def test_an_error_names_the_key_and_not_what_the_store_calls_it(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    with pytest.raises(ClientError) as caught:
+        s3.get_object(Bucket=name, Key="no/such")
+    assert caught.value.response["Error"]["Key"] == "no/such"
+
+
+def test_an_object_without_a_type_is_of_s3s_default_type(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    put(s3, name, "text.html")
+    assert s3.head_object(Bucket=name, Key="text.html")["ContentType"] == "binary/octet-stream"
+
+
+def test_an_object_is_written_only_if_none_is_there_and_no_other_such_condition(
+    site: Site, bucket: Make
+) -> None:
+    s3, name = site.client(), bucket()
+    s3.put_object(Bucket=name, Key="k", Body=b"1", IfNoneMatch="*")
+    assert code(s3.put_object, Bucket=name, Key="k", Body=b"2", IfNoneMatch="*") == "PreconditionFailed"
+    assert code(s3.put_object, Bucket=name, Key="k", Body=b"2", IfNoneMatch='"x"') == "NotImplemented"
+    assert s3.get_object(Bucket=name, Key="k")["Body"].read() == b"1"
+
+
+def test_a_store_that_was_filled_before_keys_had_names_keeps_them_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "objects" / "filerldb2").mkdir(parents=True)
+    assert SeaweedFS(tmp_path).names is names.PLAIN
+    assert SeaweedFS(tmp_path).names is names.PLAIN
+    fresh = tmp_path / uuid.uuid4().hex
+    assert SeaweedFS(fresh).names is names.TREE
+    (fresh / "objects" / "filerldb2").mkdir()
+    assert SeaweedFS(fresh).names is names.TREE
