@@ -136,6 +136,21 @@ def test_a_bucket_policy_on_the_endpoint_cannot_be_met_by_headers(site: Site, bu
     assert raw(site, "GET", f"/{name}/k", anonymous=True, vpc=True)[0] == 200
 
 
+def test_the_root_is_never_locked_out_of_a_buckets_policy(site: Site, bucket: Make) -> None:
+    name, root = bucket(), site.client()
+    everything = [f"arn:aws:s3:::{name}", f"arn:aws:s3:::{name}/*"]
+    deny = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": everything}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [deny]})
+    root.put_bucket_policy(Bucket=name, Policy=policy)
+    assert code(lambda: root.list_objects_v2(Bucket=name)) == "AccessDenied"
+    admin = site.client(site.role("admin", '{"Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}'))
+    assert code(lambda: admin.delete_bucket_policy(Bucket=name)) == "AccessDenied"
+    assert root.get_bucket_policy(Bucket=name)["Policy"] == policy
+    root.put_bucket_policy(Bucket=name, Policy=policy)
+    root.delete_bucket_policy(Bucket=name)
+    assert root.list_objects_v2(Bucket=name)["KeyCount"] == 0
+
+
 def test_the_guides_package_repository_policy_refuses_through_the_endpoint(site: Site) -> None:
     repository = f"amazonlinux.{REGION}.amazonaws.com"
     root = site.client()

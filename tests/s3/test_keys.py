@@ -150,6 +150,19 @@ def test_uploads_in_parts_are_named_by_their_keys(site: Site, bucket: Make) -> N
     assert s3.get_object(Bucket=name, Key=key)["Body"].read() == b"part"
 
 
+def test_a_copy_tells_its_etag_as_the_object_does(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    put(s3, name, "k")
+    etag = s3.head_object(Bucket=name, Key="k")["ETag"]
+    assert s3.copy_object(Bucket=name, Key="c", CopySource=f"{name}/k")["CopyObjectResult"]["ETag"] == etag
+    which = {"Bucket": name, "Key": "p"}
+    which["UploadId"] = s3.create_multipart_upload(**which)["UploadId"]
+    part = s3.upload_part_copy(**which, PartNumber=1, CopySource=f"{name}/k")["CopyPartResult"]
+    assert part["ETag"] == etag
+    for number in (0, 10_001):
+        assert code(s3.upload_part, **which, PartNumber=number, Body=b"x") == "InvalidArgument"
+
+
 def test_an_error_names_the_key_and_not_what_the_store_calls_it(site: Site, bucket: Make) -> None:
     s3, name = site.client(), bucket()
     with pytest.raises(ClientError) as caught:

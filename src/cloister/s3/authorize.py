@@ -15,6 +15,10 @@ from cloister.s3.model import Bucket
 from cloister.vpc.model import VpcEndpoint
 from cloister.world import World
 
+#: AWS (S3 user guide, "Bucket policies"): the owner account's root can do these whatever the policy denies,
+#: so that nobody is locked out of a bucket for good
+_NEVER_LOCKED = frozenset({"s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"})
+
 
 def decide_need(
     world: World,
@@ -33,7 +37,8 @@ def decide_need(
     if need.action.startswith("s3:GetObject"):
         keys.pop("s3:prefix", None)
     policies = identity_policies(world, principal)
-    if bucket is not None and bucket.policy is not None:
+    root = isinstance(principal, Principal) and principal.is_root and principal.account == owner
+    if bucket is not None and bucket.policy is not None and not (root and need.action in _NEVER_LOCKED):
         document = iam_policy.parse(bucket.policy, "resource")
         policies = replace(policies, resource=((f"bucket policy of {bucket.name}", document),))
     if endpoint_id is not None:

@@ -53,6 +53,7 @@ _STREAMED = frozenset({"PutObject", "UploadPart"})
 #: operations whose answers name keys
 _ANSWERED_BY_NAME = listing.OPERATIONS | {
     *("ListMultipartUploads", "ListParts", "CreateMultipartUpload", "CompleteMultipartUpload"),
+    *("CopyObject", "UploadPartCopy"),
 }
 
 
@@ -363,6 +364,8 @@ class Door:
             body = await self._document(request, asked)
         assert asked.bucket is not None
         query = {key: value for key, value in asked.query.items() if key not in passing.UNSENT_QUERY}
+        if name in ("UploadPart", "UploadPartCopy"):
+            _check_part(query.get("partNumber", ""))
         if name in listing.OPERATIONS:
             query = listing.asked(name, asked.query, self._backend.names)
         elif name == "ListMultipartUploads":
@@ -518,6 +521,16 @@ class Door:
             f"{rows}</DeleteResult>"
         )
         return web.Response(body=text.encode(), headers={"Content-Type": "application/xml", **ids})
+
+
+def _check_part(number: str) -> None:
+    if not (number.isascii() and number.isdigit() and 1 <= int(number) <= 10_000):
+        raise AwsError(
+            "InvalidArgument",
+            "Part number must be an integer between 1 and 10000, inclusive",
+            ArgumentName="partNumber",
+            ArgumentValue=number[:50],
+        )
 
 
 def _check_version(key: str, version: str | None) -> None:

@@ -164,6 +164,7 @@ def _invalid(name: str, value: str, message: str) -> AwsError:
 # -- uploads in parts ---------------------------------------------------------------------------------------
 
 _NAMES = re.compile(r"<(Key|Prefix|KeyMarker|NextKeyMarker)>([^<]*)</\1>")
+_BARE_ETAG = re.compile(r"<ETag>(?!&#34;|&quot;|\")([^<]*)</ETag>")
 _KEY, _LOCATION = (re.compile(f"<{member}>[^<]*</{member}>") for member in ("Key", "Location"))
 
 
@@ -198,6 +199,7 @@ def uploads(query: Mapping[str, str], body: bytes, names: Names) -> bytes:
 
 
 def of_one_key(body: bytes, key: str, location: str) -> bytes:
-    """The store's answer about one object, with its key and the client's way to it."""
+    """The store's answer about one object, with its key, the client's way to it, and ETags in quotes."""
     changed = _KEY.sub(lambda _: f"<Key>{text(key)}</Key>", body.decode())
+    changed = _BARE_ETAG.sub(r'<ETag>"\1"</ETag>', changed)
     return _LOCATION.sub(lambda _: f"<Location>{text(location)}</Location>", changed).encode()
