@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cloister.s3.actions import _TABLE, _VERSIONED
-from cloister.s3.bucket_policy import BUCKET, ELSEWHERE, OBJECT, parse
+from cloister.s3.bucket_policy import BUCKET, ELSEWHERE, OBJECT, is_public, parse
 from cloister.wire.errors import AwsError
 
 OWN, BELOW = "arn:aws:s3:::data", "arn:aws:s3:::data/*"
@@ -71,3 +71,29 @@ def test_what_s3_refuses_is_refused_with_its_sentence_and_the_value(
 def test_every_action_that_the_door_asks_for_is_known() -> None:
     asked = {action for _, action in _TABLE.values()} | set(_VERSIONED.values())
     assert asked - OBJECT - BUCKET - ELSEWHERE == {"CreateSession"}
+
+
+VPCE = {"StringEquals": {"aws:SourceVpce": "vpce-1"}}
+
+
+@pytest.mark.parametrize(
+    ("statement", "public"),
+    [
+        ({}, True),
+        ({"Principal": {"AWS": "*"}}, True),
+        ({"Principal": {"AWS": "123456789012"}}, False),
+        ({"Effect": "Deny"}, False),
+        ({"Condition": VPCE}, False),
+        ({"Condition": {"StringLike": {"aws:SourceVpce": "vpce-*"}}}, True),
+        ({"Condition": {"StringNotEquals": {"aws:SourceVpce": "vpce-1"}}}, True),
+        ({"Condition": {"StringEqualsIfExists": {"aws:SourceVpce": "vpce-1"}}}, True),
+        ({"Condition": {"IpAddress": {"aws:SourceIp": "10.0.0.0/8"}}}, False),
+        ({"Condition": {"IpAddress": {"aws:SourceIp": "0.0.0.0/1"}}}, True),
+        ({"Condition": {"Bool": {"aws:SecureTransport": "true"}}}, True),
+        ({"Condition": {"Bool": {"aws:SecureTransport": "true"}} | VPCE}, False),
+    ],
+)
+def test_a_policy_is_public_unless_fixed_values_limit_it(statement: dict[str, Any], public: bool) -> None:
+    one = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::b/*"}
+    text = json.dumps({"Version": "2012-10-17", "Statement": [one | statement]})
+    assert is_public(parse(text, "b")) is public

@@ -136,6 +136,53 @@ def test_a_bucket_policy_on_the_endpoint_cannot_be_met_by_headers(site: Site, bu
     assert raw(site, "GET", f"/{name}/k", anonymous=True, vpc=True)[0] == 200
 
 
+def test_public_access_can_be_blocked(site: Site, bucket: Make) -> None:
+    name, root = bucket(), site.client()
+    root.put_object(Bucket=name, Key="k", Body=b"x")
+    everybody = {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": f"arn:aws:s3:::{name}/*",
+    }
+    public = json.dumps({"Version": "2012-10-17", "Statement": [everybody]})
+    within = {**everybody, "Condition": {"StringEquals": {"aws:SourceVpce": ENDPOINT}}}
+    private = json.dumps({"Version": "2012-10-17", "Statement": [within]})
+    root.put_bucket_policy(Bucket=name, Policy=public)
+    assert raw(site, "GET", f"/{name}/k", anonymous=True)[0] == 200
+    assert code(lambda: root.get_public_access_block(Bucket=name)) == "NoSuchPublicAccessBlockConfiguration"
+    given = {"RestrictPublicBuckets": True, "BlockPublicPolicy": True}
+    root.put_public_access_block(Bucket=name, PublicAccessBlockConfiguration=given)
+    shown = root.get_public_access_block(Bucket=name)["PublicAccessBlockConfiguration"]
+    assert shown == {"BlockPublicAcls": False, "IgnorePublicAcls": False, **given}
+    assert raw(site, "GET", f"/{name}/k", anonymous=True)[0] == 403
+    assert site.client(site.role("ours", None)).get_object(Bucket=name, Key="k")["Body"].read() == b"x"
+    assert code(lambda: root.put_bucket_policy(Bucket=name, Policy=public)) == "AccessDenied"
+    root.put_bucket_policy(Bucket=name, Policy=private)
+    assert raw(site, "GET", f"/{name}/k", anonymous=True, vpc=True)[0] == 200
+    root.delete_public_access_block(Bucket=name)
+    root.put_bucket_policy(Bucket=name, Policy=public)
+    assert raw(site, "GET", f"/{name}/k", anonymous=True)[0] == 200
+
+
+def test_ownership_is_the_buckets_owners_and_acls_are_off(site: Site, bucket: Make) -> None:
+    name, root = bucket(), site.client()
+    root.put_object(Bucket=name, Key="k", Body=b"x")
+
+    def own(how: str) -> None:
+        rules = {"Rules": [{"ObjectOwnership": how}]}
+        root.put_bucket_ownership_controls(Bucket=name, OwnershipControls=rules)
+
+    own("BucketOwnerEnforced")
+    with pytest.raises(ClientError, match="ObjectOwnership ObjectWriter"):
+        own("ObjectWriter")
+    for refused in (
+        lambda: root.put_bucket_acl(Bucket=name, ACL="private"),
+        lambda: root.put_object_acl(Bucket=name, Key="k", ACL="public-read"),
+    ):
+        assert code(refused) == "AccessControlListNotSupported"
+
+
 def test_the_root_is_never_locked_out_of_a_buckets_policy(site: Site, bucket: Make) -> None:
     name, root = bucket(), site.client()
     everything = [f"arn:aws:s3:::{name}", f"arn:aws:s3:::{name}/*"]

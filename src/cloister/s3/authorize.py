@@ -10,6 +10,7 @@ from cloister.iam import policy as iam_policy
 from cloister.iam.collect import identity_policies
 from cloister.iam.decide import Decision, Request, decide
 from cloister.iam.model import Principal
+from cloister.s3 import bucket_policy
 from cloister.s3.actions import Need
 from cloister.s3.model import Bucket
 from cloister.vpc.model import VpcEndpoint
@@ -40,6 +41,10 @@ def decide_need(
     root = isinstance(principal, Principal) and principal.is_root and principal.account == owner
     if bucket is not None and bucket.policy is not None and not (root and need.action in _NEVER_LOCKED):
         document = iam_policy.parse(bucket.policy, "resource")
+        stranger = not isinstance(principal, Principal) or principal.account != owner
+        # AWS: RestrictPublicBuckets leaves a public policy to services and the owner's account
+        if stranger and bucket.blocks("RestrictPublicBuckets") and bucket_policy.is_public(document):
+            document = bucket_policy.without_the_public(document)
         policies = replace(policies, resource=((f"bucket policy of {bucket.name}", document),))
     if endpoint_id is not None:
         policies = replace(policies, endpoint=((endpoint_id, _endpoint_policy(world, endpoint_id)),))

@@ -8,8 +8,10 @@ are those of PutBucketPolicy.
 from __future__ import annotations
 
 import fnmatch
+from dataclasses import replace
 
 from cloister.iam import policy as iam_policy
+from cloister.iam.conditions import Condition
 from cloister.iam.policy import Policy, Statement
 from cloister.wire.errors import AwsError
 
@@ -85,6 +87,56 @@ def parse(text: str, bucket: str) -> Policy:
     for statement in parsed.statements:
         _check(statement, f"arn:aws:s3:::{bucket}")
     return parsed
+
+
+#: keys that limit a statement for everybody to somebody, if they are compared with fixed values
+_LIMITING = frozenset(
+    {
+        *("aws:sourceip", "aws:sourcearn", "aws:sourcevpc", "aws:sourcevpce", "aws:sourceowner"),
+        *("aws:sourceaccount", "aws:userid", "aws:principalorgid", "aws:principalaccount"),
+        *("aws:principalarn", "s3:dataaccesspointarn", "s3:dataaccesspointaccount"),
+    }
+)
+
+
+_COMPARING = ("StringEquals", "StringEqualsIgnoreCase", "StringLike", "IpAddress", "ArnEquals", "ArnLike")
+
+
+def is_public(policy: Policy) -> bool:
+    """AWS (S3 user guide, "Blocking public access", "The meaning of public"): a statement for everybody that
+    no condition on who or from where limits to fixed values; a block of addresses above /8 is none."""
+    return any(
+        statement.effect == "Allow"
+        and _for_everybody(statement)
+        and not any(_limits(condition) for condition in statement.conditions)
+        for statement in policy.statements
+    )
+
+
+def _for_everybody(statement: Statement) -> bool:
+    return statement.not_principal or any(value == "*" for _, value in statement.principals or ())
+
+
+def _limits(condition: Condition) -> bool:
+    sure = not (condition.negated or condition.if_exists or condition.quantifier == "all")
+    return (
+        sure
+        and condition.key in _LIMITING
+        and condition.operator in _COMPARING
+        and not any(_is_broad(condition.operator, value) for value in condition.values)
+    )
+
+
+def _is_broad(operator: str, value: str) -> bool:
+    if operator != "IpAddress":
+        return any(mark in value for mark in ("*", "?", "${"))
+    bits = value.partition("/")[2]
+    return ":" not in value and bits.isdigit() and int(bits) < 8
+
+
+def without_the_public(policy: Policy) -> Policy:
+    """What is left of a public policy for who is not of the owner's account: what it denies."""
+    return replace(policy, statements=tuple(each for each in policy.statements if each.effect == "Deny"))
 
 
 def _check(statement: Statement, own: str) -> None:

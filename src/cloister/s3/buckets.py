@@ -60,18 +60,21 @@ def _empty(status: int = 200, **headers: str) -> Answer:
     return status, headers, b""
 
 
-def parse_xml(body: bytes) -> ElementTree.Element:
-    """The body's root, tags without their namespace. Raises AwsError MalformedXML; no DTD is accepted."""
-    malformed = AwsError(
+def _malformed() -> AwsError:
+    return AwsError(
         "MalformedXML",
         "The XML you provided was not well-formed or did not validate against our published schema",
     )
+
+
+def parse_xml(body: bytes) -> ElementTree.Element:
+    """The body's root, tags without their namespace. Raises AwsError MalformedXML; no DTD is accepted."""
     if b"<!" in body.replace(b"<![CDATA[", b"").replace(b"<!--", b""):
-        raise malformed
+        raise _malformed()
     try:
         root = ElementTree.fromstring(body)
     except (ElementTree.ParseError, ValueError):
-        raise malformed from None
+        raise _malformed() from None
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
     return root
@@ -125,10 +128,7 @@ def check_create(ask: Ask) -> Bucket | None:
     if ask.body.strip():
         root = parse_xml(ask.body)
         if root.tag != "CreateBucketConfiguration":
-            raise AwsError(
-                "MalformedXML",
-                "The XML you provided was not well-formed or did not validate against our published schema",
-            )
+            raise _malformed()
         wanted = (root.findtext("LocationConstraint") or "").strip()
     if wanted == "EU":
         wanted = "eu-west-1"
@@ -219,7 +219,14 @@ def put_policy(ask: Ask) -> Answer:
         text = ask.body.decode("utf-8")
     except UnicodeDecodeError:
         raise AwsError("MalformedPolicy", "Policies must be valid UTF-8.") from None
-    bucket_policy.parse(text, bucket.name)
+    parsed = bucket_policy.parse(text, bucket.name)
+    if bucket.blocks("BlockPublicPolicy") and bucket_policy.is_public(parsed):
+        raise AwsError(
+            "AccessDenied",
+            f"The policy of {bucket.name} is not put because public policies are blocked by the "
+            "BlockPublicPolicy block public access setting.",
+            403,
+        )
     with ask.engine.transaction() as tx:
         tx.put(replace(bucket, policy=text))
     return _empty(204)
@@ -233,19 +240,71 @@ def delete_policy(ask: Ask) -> Answer:
 
 
 def policy_status(ask: Ask) -> Answer:
-    """Public: an Allow for everybody without a condition (AWS: "The meaning of public", in short)."""
-    parsed = iam_policy.parse(_policy_of(ask), "resource")
-    public = any(
-        each.effect == "Allow"
-        and not each.conditions
-        and (
-            each.not_principal
-            or ("*", "*") in (each.principals or ())
-            or ("AWS", "*") in (each.principals or ())
-        )
-        for each in parsed.statements
-    )
+    public = bucket_policy.is_public(iam_policy.parse(_policy_of(ask), "resource"))
     return _xml(f"<PolicyStatus {_XMLNS}><IsPublic>{str(public).lower()}</IsPublic></PolicyStatus>")
+
+
+# -- public access ------------------------------------------------------------------------------------------
+
+_BLOCKS = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+
+
+def get_public_access_block(ask: Ask) -> Answer:
+    found = ask.bucket.public_access_block
+    if found is None:
+        raise AwsError(
+            "NoSuchPublicAccessBlockConfiguration",
+            "The public access block configuration was not found",
+            404,
+            BucketName=ask.bucket.name,
+        )
+    rows = "".join(f"<{name}>{str(found.get(name, False)).lower()}</{name}>" for name in _BLOCKS)
+    return _xml(f"<PublicAccessBlockConfiguration {_XMLNS}>{rows}</PublicAccessBlockConfiguration>")
+
+
+def put_public_access_block(ask: Ask) -> Answer:
+    """Two of the four change nothing: there are no ACLs."""
+    root = parse_xml(ask.body)
+    given = {each.tag: (each.text or "").strip().lower() for each in root}
+    if (
+        root.tag != "PublicAccessBlockConfiguration"
+        or not set(given) <= set(_BLOCKS)
+        or not set(given.values()) <= {"true", "false"}
+    ):
+        raise _malformed()
+    _keep(ask, public_access_block={name: given.get(name) == "true" for name in _BLOCKS})
+    return _empty()
+
+
+def delete_public_access_block(ask: Ask) -> Answer:
+    _keep(ask, public_access_block=None)
+    return _empty(204)
+
+
+def _keep(ask: Ask, **changes: Any) -> None:
+    bucket = ask.bucket
+    with ask.engine.transaction() as tx:
+        tx.put(replace(bucket, **changes))
+
+
+def put_acl(ask: Ask) -> NoReturn:
+    raise AwsError("AccessControlListNotSupported", "The bucket does not allow ACLs")
+
+
+def put_ownership_controls(ask: Ask) -> Answer:
+    """BucketOwnerEnforced is what every bucket has."""
+    root = parse_xml(ask.body)
+    wanted = [each.findtext("ObjectOwnership") or "" for each in root.findall("Rule")]
+    if root.tag != "OwnershipControls" or len(wanted) != 1:
+        raise _malformed()
+    if wanted != ["BucketOwnerEnforced"]:
+        raise AwsError(
+            "NotImplemented",
+            f"Cloister does not implement ObjectOwnership {wanted[0][:50]}, only BucketOwnerEnforced.",
+            501,
+        )
+    _ = ask.bucket
+    return _empty()
 
 
 # -- tags -------------------------------------------------------------------------------------------------
@@ -340,9 +399,12 @@ ANSWERS: dict[str, Callable[[Ask], Answer]] = {
     "PutBucketTagging": put_tags,
     "DeleteBucketTagging": delete_tags,
     "GetBucketAcl": acl,
-    "GetPublicAccessBlock": _absent(
-        "NoSuchPublicAccessBlockConfiguration", "The public access block configuration was not found"
-    ),
+    "PutBucketAcl": put_acl,
+    "PutObjectAcl": put_acl,
+    "GetPublicAccessBlock": get_public_access_block,
+    "PutPublicAccessBlock": put_public_access_block,
+    "DeletePublicAccessBlock": delete_public_access_block,
+    "PutBucketOwnershipControls": put_ownership_controls,
     "GetBucketCors": _absent("NoSuchCORSConfiguration", "The CORS configuration does not exist"),
     "GetBucketLifecycleConfiguration": _absent(
         "NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"

@@ -16,3 +16,8 @@ class Bucket:
     created: float
     policy: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    #: BlockPublicAcls, IgnorePublicAcls, BlockPublicPolicy, RestrictPublicBuckets; None: not set
+    public_access_block: dict[str, bool] | None = None
+
+    def blocks(self, setting: str) -> bool:
+        return (self.public_access_block or {}).get(setting, False)
