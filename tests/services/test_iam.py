@@ -110,3 +110,38 @@ def test_a_simulation_says_what_a_call_of_the_role_would_be_told(call: Call) -> 
         ActionNames=["s3:GetObject", "s3:PutObject"],
     )
     assert [r["EvalDecision"] for r in answer["EvaluationResults"]] == ["allowed", "implicitDeny"]
+
+
+def test_a_role_has_no_instance_profiles_and_can_be_deleted_by_who_asks_first(call: Call) -> None:
+    invoke(call, "iam", "CreateRole", RoleName="gone", AssumeRolePolicyDocument=TRUST)
+    listed = invoke(call, "iam", "ListInstanceProfilesForRole", RoleName="gone")
+    assert listed == {"InstanceProfiles": [], "IsTruncated": False}
+    with pytest.raises(AwsError, match="cannot be found"):
+        invoke(call, "iam", "ListInstanceProfilesForRole", RoleName="nobody")
+
+
+@pytest.mark.parametrize(
+    ("name", "may", "may_not"),
+    [
+        ("PowerUserAccess", ["s3:GetObject", "iam:ListRoles", "ec2:CreateVpc"], ["iam:CreateRole"]),
+        ("IAMFullAccess", ["iam:CreateRole"], ["s3:GetObject"]),
+        ("AmazonEC2FullAccess", ["ec2:CreateVpc"], ["iam:CreateRole"]),
+        ("AmazonVPCFullAccess", ["ec2:CreateVpcEndpoint"], ["ec2:RunInstances"]),
+        ("CloudWatchLogsFullAccess", ["logs:PutLogEvents"], ["s3:GetObject"]),
+        ("CloudWatchLogsReadOnlyAccess", ["logs:GetLogEvents"], ["logs:PutLogEvents"]),
+        ("AmazonEC2ContainerRegistryReadOnly", ["ecr:BatchGetImage"], ["ecr:PutImage"]),
+        ("AmazonSageMakerReadOnly", ["sagemaker:ListProcessingJobs"], ["sagemaker:CreateProcessingJob"]),
+    ],
+)
+def test_policies_of_aws_that_are_attached_by_name_allow_what_their_names_say(
+    call: Call, name: str, may: list[str], may_not: list[str]
+) -> None:
+    invoke(call, "iam", "AttachRolePolicy", RoleName="r", PolicyArn=f"arn:aws:iam::aws:policy/{name}")
+    found = invoke(
+        call,
+        "iam",
+        "SimulatePrincipalPolicy",
+        PolicySourceArn=f"arn:aws:iam::{ACCOUNT}:role/r",
+        ActionNames=may + may_not,
+    )["EvaluationResults"]
+    assert [each["EvalActionName"] for each in found if each["EvalDecision"] == "allowed"] == may

@@ -9,7 +9,8 @@ from typing import Any
 from cloister.iam.model import ManagedPolicy
 from cloister.world import World
 
-#: AWS's own policies carry AWS's account in their ARN; their dates are those of the real ones
+#: AWS's own policies carry AWS's account in their ARN; their ids and dates are those of the real ones,
+#: from memory
 _ARN = "arn:aws:iam::aws:policy/"
 
 
@@ -24,6 +25,13 @@ def _policy(name: str, policy_id: str, created: float, description: str, *statem
         created=created,
         updated=created,
         aws_managed=True,
+    )
+
+
+def _full(name: str, policy_id: str, created: float, what: str, *actions: str) -> ManagedPolicy:
+    """A policy that allows these actions on everything."""
+    return _policy(
+        name, policy_id, created, what, {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
     )
 
 
@@ -54,6 +62,67 @@ AWS_MANAGED: Mapping[str, ManagedPolicy] = {
                 "Action": ["s3:Get*", "s3:List*", "s3:Describe*", "s3-object-lambda:Get*"],
                 "Resource": "*",
             },
+        ),
+        _policy(
+            "PowerUserAccess",
+            "ANPAJYRXTHIB4FOVS3ZXS",
+            1423219187.0,
+            "Provides full access to AWS services and resources, but not to users and roles.",
+            {"Effect": "Allow", "NotAction": ["iam:*", "organizations:*", "account:*"], "Resource": "*"},
+            {
+                "Effect": "Allow",
+                "Action": ["iam:ListRoles", "iam:CreateServiceLinkedRole", "iam:DeleteServiceLinkedRole"],
+                "Resource": "*",
+            },
+        ),
+        _full(
+            "IAMFullAccess", "ANPAI7XKCFMBPM3QQRRVQ", 1423219178.0, "Provides full access to IAM.", "iam:*"
+        ),
+        _full(
+            "AmazonEC2FullAccess",
+            "ANPAI3VAJF5ZCRZ7MCQE6",
+            1423219215.0,
+            "Provides full access to EC2.",
+            "ec2:*",
+        ),
+        _full(
+            "AmazonVPCFullAccess",
+            "ANPAJBWPGNOVKZD3JI2P2",
+            1423219296.0,
+            "Provides full access to VPCs.",
+            *("ec2:*Vpc*", "ec2:*Subnet*", "ec2:*SecurityGroup*", "ec2:*Route*", "ec2:*NetworkAcl*"),
+            *("ec2:*Gateway*", "ec2:*Address*", "ec2:*DhcpOptions*", "ec2:*FlowLogs", "ec2:*PrefixList*"),
+            *("ec2:*NetworkInterface*", "ec2:*Tags", "ec2:DescribeAvailabilityZones"),
+        ),
+        _full(
+            "CloudWatchLogsFullAccess",
+            "ANPAJ3ZGNWK2R5HW5BQFO",
+            1423219203.0,
+            "Provides full access to CloudWatch Logs.",
+            *("logs:*", "cloudwatch:GenerateQuery"),
+        ),
+        _full(
+            "CloudWatchLogsReadOnlyAccess",
+            "ANPAJ2YIYDYSNNEHK3VKW",
+            1423219204.0,
+            "Provides read only access to CloudWatch Logs.",
+            *("logs:Describe*", "logs:Get*", "logs:List*", "logs:FilterLogEvents", "logs:TestMetricFilter"),
+        ),
+        _full(
+            "AmazonEC2ContainerRegistryReadOnly",
+            "ANPAIFYZPA37OOHVIH7KQ",
+            1450717185.0,
+            "Provides read only access to ECR.",
+            *("ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer"),
+            *("ecr:BatchGetImage", "ecr:Describe*", "ecr:List*", "ecr:GetRepositoryPolicy"),
+            *("ecr:GetLifecyclePolicy", "ecr:GetLifecyclePolicyPreview"),
+        ),
+        _full(
+            "AmazonSageMakerReadOnly",
+            "ANPAJTZ2FTFCQ6CFLQA2O",
+            1511973060.0,
+            "Provides read only access to SageMaker.",
+            *("sagemaker:Describe*", "sagemaker:List*", "sagemaker:BatchGetMetrics", "sagemaker:Search"),
         ),
         _policy(
             "AmazonSageMakerFullAccess",

@@ -109,6 +109,14 @@ def delete_role(call: Call, params: Params) -> Params:
     return {}
 
 
+# Who deletes a role looks here first, and so does Terraform.
+@operation("iam", "ListInstanceProfilesForRole", resources=on_role)
+def list_instance_profiles_for_role(call: Call, params: Params) -> Params:
+    """There are no instances, and so no profiles."""
+    find_role(call, params["RoleName"])
+    return {"InstanceProfiles": [], "IsTruncated": False}
+
+
 @operation("iam", "UpdateRole", resources=on_role)
 def update_role(call: Call, params: Params) -> Params:
     role = find_role(call, params["RoleName"])
