@@ -8,6 +8,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -134,6 +135,33 @@ def test_a_bucket_policy_on_the_endpoint_cannot_be_met_by_headers(site: Site, bu
     forged = (("x-amz-source-vpce", ENDPOINT), ("X-Forwarded-For", "10.0.0.9"), ("aws:SourceVpce", ENDPOINT))
     assert raw(site, "GET", f"/{name}/k", anonymous=True, headers=forged[:2])[0] == 403
     assert raw(site, "GET", f"/{name}/k", anonymous=True, vpc=True)[0] == 200
+
+
+def test_a_policy_can_ask_for_the_tags_that_an_object_has(site: Site, bucket: Make) -> None:
+    name, root = bucket(), site.client()
+    for key, tags in (("secret", "class=secret"), ("open", "class=open"), ("a/none", "")):
+        root.put_object(Bucket=name, Key=key, Body=b"x", Tagging=tags)
+    allow = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
+    tagged = {"StringEquals": {"s3:ExistingObjectTag/class": "secret"}}
+    deny = {**allow, "Effect": "Deny", "Action": "s3:GetObject*", "Condition": tagged}
+    most = site.client(site.role("most", json.dumps({"Statement": [allow, deny]})))
+    only = {
+        **allow,
+        "Action": "s3:GetObject",
+        "Condition": {"StringEquals": {"s3:ExistingObjectTag/class": "open"}},
+    }
+    some = site.client(site.role("some", json.dumps({"Statement": [only]})))
+
+    for s3, readable in ((most, {"open", "a/none"}), (some, {"open"})):
+        for key in ("secret", "open", "a/none"):
+            if key in readable:
+                assert s3.get_object(Bucket=name, Key=key)["Body"].read() == b"x"
+            else:
+                assert code(partial(s3.get_object, Bucket=name, Key=key)) == "AccessDenied"
+    source = {"Bucket": name, "Key": "secret"}
+    assert code(lambda: most.copy_object(Bucket=name, Key="copy", CopySource=source)) == "AccessDenied"
+    assert code(lambda: most.get_object_tagging(Bucket=name, Key="secret")) == "AccessDenied"
+    assert code(lambda: most.get_object(Bucket=name, Key="missing")) == "NoSuchKey"
 
 
 def test_public_access_can_be_blocked(site: Site, bucket: Make) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from cloister.iam import policy as iam_policy
 from cloister.iam.collect import identity_policies
-from cloister.iam.decide import Decision, Request, decide
+from cloister.iam.decide import Decision, Policies, Request, decide
 from cloister.iam.model import Principal
 from cloister.s3 import bucket_policy
 from cloister.s3.actions import Need
@@ -32,11 +33,55 @@ def decide_need(
 ) -> Decision:
     """Over the caller's own policies, the bucket's and, when the request came through a VPC endpoint, the
     endpoint's. `context` are the request's condition keys; `account` owns what has no bucket."""
-    bucket = world.get(Bucket, need.bucket) if need.bucket is not None else None
-    owner = bucket.owner_account if bucket else account
+    owner = _owner(world, need, account)
     keys = {**context, "aws:ResourceAccount": owner, "s3:ResourceAccount": owner}
     if need.action.startswith("s3:GetObject"):
         keys.pop("s3:prefix", None)
+    return decide(
+        Request(
+            principal=principal,
+            action=need.action,
+            resource=need.resource,
+            context=keys,
+            resource_account=owner,
+        ),
+        _policies(world, principal, need, endpoint_id, owner),
+    )
+
+
+#: actions on an object for which policies can ask about the tags it has (Service Authorization Reference)
+_ASKING_FOR_TAGS = re.compile(
+    r"s3:(?:Get|Put|Delete)Object(?:Version)?Tagging|s3:GetObject(?:Version)?(?:Acl|Attributes)?"
+    r"|s3:PutObject(?:Version)?Acl"
+)
+
+
+def asks_for_tags(
+    world: World, principal: Principal | None, need: Need, *, endpoint_id: str | None, account: str
+) -> bool:
+    """Whether a policy that has a say has a condition on the tags of this object."""
+    if not _ASKING_FOR_TAGS.fullmatch(need.action):
+        return False
+    policies = _policies(world, principal, need, endpoint_id, _owner(world, need, account))
+    gates = (policies.identity, policies.resource, policies.boundary, policies.session, policies.endpoint)
+    return any(
+        condition.key.startswith("s3:existingobjecttag/")
+        for gate in gates
+        for _, policy in gate
+        for statement in policy.statements
+        for condition in statement.conditions
+    )
+
+
+def _owner(world: World, need: Need, account: str) -> str:
+    bucket = world.get(Bucket, need.bucket)
+    return bucket.owner_account if bucket else account
+
+
+def _policies(
+    world: World, principal: Principal | None, need: Need, endpoint_id: str | None, owner: str
+) -> Policies:
+    bucket = world.get(Bucket, need.bucket)
     policies = identity_policies(world, principal)
     root = isinstance(principal, Principal) and principal.is_root and principal.account == owner
     if bucket is not None and bucket.policy is not None and not (root and need.action in _NEVER_LOCKED):
@@ -48,16 +93,7 @@ def decide_need(
         policies = replace(policies, resource=((f"bucket policy of {bucket.name}", document),))
     if endpoint_id is not None:
         policies = replace(policies, endpoint=((endpoint_id, _endpoint_policy(world, endpoint_id)),))
-    return decide(
-        Request(
-            principal=principal,
-            action=need.action,
-            resource=need.resource,
-            context=keys,
-            resource_account=owner,
-        ),
-        policies,
-    )
+    return policies
 
 
 def _endpoint_policy(world: World, endpoint_id: str) -> iam_policy.Policy:

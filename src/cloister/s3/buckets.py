@@ -336,6 +336,11 @@ def delete_tags(ask: Ask) -> Answer:
     return _empty(204)
 
 
+def parse_tags(body: bytes) -> dict[str, str]:
+    """The tags of a Tagging document."""
+    return _tags(parse_xml(body).find("TagSet"))
+
+
 def _tags(found: ElementTree.Element | None) -> dict[str, str]:
     tags: dict[str, str] = {}
     for tag in () if found is None else found.findall("Tag"):

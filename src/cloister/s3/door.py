@@ -31,7 +31,7 @@ from cloister.iam.context import global_keys
 from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
 from cloister.s3 import actions, address, buckets, down, listing, passing
-from cloister.s3.authorize import decide_need
+from cloister.s3.authorize import asks_for_tags, decide_need
 from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
 from cloister.services.api import Observe, Origin
@@ -126,6 +126,7 @@ class Door:
         self, request: web.BaseRequest, origin: Origin, ids: dict[str, str]
     ) -> web.StreamResponse:
         asked = self._take_apart(request, origin)
+        await self._look_up_tags(asked)
         self._authorize(asked)
         self._check(asked)
         if request.headers.get("Expect", "").lower() == "100-continue":
@@ -205,6 +206,23 @@ class Door:
             endpoint_id=asked.origin.endpoint_id,
             account=self._account,
         )
+
+    async def _look_up_tags(self, asked: _Asked) -> None:
+        """The condition keys of an object's tags, if a policy asks for them: only the store knows them."""
+        asks = partial(
+            asks_for_tags, asked.world, asked.principal,
+            endpoint_id=asked.origin.endpoint_id, account=self._account,
+        )  # fmt: skip
+        for need in asked.operation.needs:
+            if need.bucket is None or not asks(need):
+                continue
+            key = need.resource.partition("/")[2]
+            if self._can_be(key):
+                path = self._path(need.bucket, key)
+                async with await self._backend.request("GET", path, "tagging=") as answer:
+                    if answer.status == 200:
+                        found = buckets.parse_tags(await answer.read())
+                        asked.context.update({f"s3:ExistingObjectTag/{k}": v for k, v in found.items()})
 
     def _authorize(self, asked: _Asked) -> None:
         for need in asked.operation.needs:
@@ -417,7 +435,7 @@ class Door:
             log.error("the object store answered %s: %r", answer.status, (await answer.read())[:500])
             raise AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
         if answer.status >= 400 and asked.head.method != "HEAD":
-            raise _backend_error(answer.status, (await answer.read()).decode("utf-8", "replace"), asked.key)
+            raise down.refusal(answer.status, (await answer.read()).decode("utf-8", "replace"), asked.key)
         headers = down.headers(answer, ids)
         if asked.operation.name in _ANSWERED_BY_NAME and answer.status == 200:
             return web.Response(headers=headers, body=self._renamed(asked, await answer.read()))
@@ -502,7 +520,7 @@ class Door:
             async with answer:
                 text = (await answer.read()).decode("utf-8", "replace")
             if answer.status != 200:
-                raise _backend_error(answer.status, text, "")
+                raise down.refusal(answer.status, text, "")
             for found in buckets.parse_xml(text.encode()):
                 told = found.findtext("Key") or ""
                 key = escape(stored.get(told, told))
@@ -579,17 +597,3 @@ async def _remembering(pieces: AsyncIterator[bytes], failed: list[BaseException]
     except Exception as error:
         failed.append(error)
         raise
-
-
-def _backend_error(status: int, text: str, key: str) -> AwsError:
-    try:
-        root = buckets.parse_xml(text.encode())
-        code, message = root.findtext("Code"), root.findtext("Message")
-        fields = {
-            each: root.findtext(each) or "" for each in ("BucketName", "UploadId") if root.findtext(each)
-        } | ({"Key": key} if key and root.findtext("Key") else {})
-    except AwsError:
-        code, message, fields = None, None, {}
-    if not code:
-        return AwsError("InvalidRequest", f"The object store answered with status {status}.", status)
-    return AwsError(code, message or code, status, **fields)

@@ -10,7 +10,7 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
-from cloister.s3 import passing, splice
+from cloister.s3 import buckets, passing, splice
 from cloister.s3.backend import UNIT
 from cloister.wire.errors import AwsError
 
@@ -78,6 +78,21 @@ async def whole(
             await _pass_rest(request, response, ask, len(beginning), etag)
     await response.write_eof()
     return response
+
+
+def refusal(status: int, text: str, key: str) -> AwsError:
+    """The store's error as the client's, about this key."""
+    try:
+        root = buckets.parse_xml(text.encode())
+        code, message = root.findtext("Code"), root.findtext("Message")
+        fields = {
+            each: root.findtext(each) or "" for each in ("BucketName", "UploadId") if root.findtext(each)
+        } | ({"Key": key} if key and root.findtext("Key") else {})
+    except AwsError:
+        code, message, fields = None, None, {}
+    if not code:
+        return AwsError("InvalidRequest", f"The object store answered with status {status}.", status)
+    return AwsError(code, message or code, status, **fields)
 
 
 def unavailable(error: BaseException) -> AwsError:
