@@ -57,20 +57,32 @@ _ASKING_FOR_TAGS = re.compile(
 
 
 def asks_for_tags(
-    world: World, principal: Principal | None, need: Need, *, endpoint_id: str | None, account: str
+    world: World,
+    principal: Principal | None,
+    need: Need,
+    context: Mapping[str, Any],
+    *,
+    endpoint_id: str | None,
+    account: str,
 ) -> bool:
-    """Whether a policy that has a say has a condition on the tags of this object."""
+    """Whether the decision depends on the tags that this object has: a policy that has a say asks for them,
+    and not only to allow what is allowed without."""
     if not _ASKING_FOR_TAGS.fullmatch(need.action):
         return False
     policies = _policies(world, principal, need, endpoint_id, _owner(world, need, account))
     gates = (policies.identity, policies.resource, policies.boundary, policies.session, policies.endpoint)
-    return any(
-        condition.key.startswith("s3:existingobjecttag/")
+    asking = [
+        statement.effect == "Allow" and condition.needs_its_key
         for gate in gates
         for _, policy in gate
         for statement in policy.statements
         for condition in statement.conditions
-    )
+        if condition.key.startswith("s3:existingobjecttag/")
+    ]
+    if not asking:
+        return False
+    without = decide_need(world, principal, need, context, endpoint_id=endpoint_id, account=account)
+    return not (all(asking) and without.allowed)
 
 
 def _owner(world: World, need: Need, account: str) -> str:

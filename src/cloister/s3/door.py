@@ -214,7 +214,7 @@ class Door:
             endpoint_id=asked.origin.endpoint_id, account=self._account,
         )  # fmt: skip
         for need in asked.operation.needs:
-            if need.bucket is None or not asks(need):
+            if need.bucket is None or not asks(need, asked.context):
                 continue
             key = need.resource.partition("/")[2]
             if self._can_be(key):
