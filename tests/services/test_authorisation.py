@@ -14,7 +14,7 @@ from cloister import services
 from cloister.dispatch import authorize
 from cloister.iam.model import Principal, Role
 from cloister.services.api import OPERATIONS, Call
-from cloister.vpc.model import NetworkInterface, PrivateAddress, Vpc
+from cloister.vpc.model import InternetGateway, NetworkInterface, PrivateAddress, Vpc
 from cloister.wire.errors import AwsError
 from cloister.world import World
 
@@ -60,7 +60,9 @@ def call_of(*statements: dict[str, Any]) -> Call:
         created=0.0,
     )
     tagged = Vpc(vpc_id="vpc-2", cidr="10.2.0.0/16", cidr_association_id="c", tags={"team": "red"})
-    return make_call(World.of([role(), *documents(), tagged, interface, person]), principal=PERSON)
+    gateway = InternetGateway(internet_gateway_id="igw-1")
+    made = [role(), *documents(), tagged, interface, person, gateway]
+    return make_call(World.of(made), principal=PERSON)
 
 
 def refused(call: Call, service: str, operation: str, /, **params: Any) -> str | None:
@@ -135,6 +137,16 @@ def test_a_policy_can_keep_a_caller_within_one_vpc(operation: str, params: dict[
             allow("ec2:*", resource=EC2 + "vpc/*"),
         )
         assert (refused(call, "ec2", operation, **params) is None) is may
+
+
+def test_an_id_of_another_kind_of_resource_has_no_keys() -> None:
+    call = call_of(allow("ec2:*"))
+    for parameter, operation in (("RouteTableId", "DeleteRouteTable"), ("SubnetId", "DeleteSubnet")):
+        for other in ("sgr-True", "igw-1", "vpc-1", "eni-1", "nobody", ""):
+            assert refused(call, "ec2", operation, **{parameter: other}) is None
+    call = call_of(allow("ec2:*", StringEquals={"ec2:ResourceTag/team": "red"}))
+    assert refused(call, "ec2", "DeleteVpc", VpcId="vpc-2") is None
+    assert refused(call, "ec2", "DeleteSubnet", SubnetId="vpc-2") is not None
 
 
 def test_an_interface_is_asked_for_its_subnet_and_zone() -> None:

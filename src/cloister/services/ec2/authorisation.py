@@ -11,7 +11,7 @@ from typing import Any
 
 from cloister.services.api import NEEDS, Call, Need, Operation, Params, needs_on_resources
 from cloister.services.ec2.describe import tags_of
-from cloister.services.ec2.tags import document_of
+from cloister.services.ec2.tags import document_of, resource_type
 from cloister.vpc.model import NetworkInterface, Subnet, VpcEndpoint, VpcPeering
 
 #: kinds of resources with a key for their own id
@@ -100,7 +100,7 @@ def _of_resource(call: Call, kind: str, name: str) -> dict[str, Any]:
     if kind in _ID_KEYS:
         keys[_ID_KEYS[kind]] = name
     found = document_of(call.tx, name)
-    if found is None:
+    if found is None or resource_type(name) != kind:  # an id of another kind names nothing here
         return keys
     for key, value in tags_of(found).items():
         keys[f"aws:ResourceTag/{key}"] = keys[f"ec2:ResourceTag/{key}"] = value

@@ -73,7 +73,7 @@ def tag_specifications(params: Params, *resource_types: str) -> dict[str, str]:
 
 
 def _arns(call: Call, params: Params) -> list[str]:
-    return [call.arn("ec2", f"{_resource_type(one)}/{one}") for one in params.get("Resources", ())]
+    return [call.arn("ec2", f"{resource_type(one)}/{one}") for one in params.get("Resources", ())]
 
 
 @operation("ec2", "CreateTags", resources=_arns)
@@ -177,7 +177,8 @@ def _kind(resource_id: str) -> Any:
     return next((kind for kind in KINDS.values() if kind.prefix and kind.prefix == prefix), None)
 
 
-def _resource_type(resource_id: str) -> str:
+def resource_type(resource_id: str) -> str:
+    """The kind of resource, as ARNs have it, that has ids like this one; "*": none has."""
     kind = _kind(resource_id)
     return kind.name if kind else _RULE if resource_id.startswith("sgr-") else "*"
 
