@@ -150,6 +150,56 @@ def test_uploads_in_parts_are_named_by_their_keys(site: Site, bucket: Make) -> N
     assert s3.get_object(Bucket=name, Key=key)["Body"].read() == b"part"
 
 
+def test_uploads_in_parts_are_listed_by_key_and_in_pages(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    keys = ["q", "a/z", "a-b", "a/b/c0", "q"]
+    begun = [(key, s3.create_multipart_upload(Bucket=name, Key=key)["UploadId"]) for key in keys]
+    found = [(each["Key"], each["UploadId"]) for each in s3.list_multipart_uploads(Bucket=name)["Uploads"]]
+    assert [key for key, _ in found] == sorted(keys)
+    assert sorted(found) == sorted(begun)
+    for size in (1, 2, 3):
+        pages = s3.get_paginator("list_multipart_uploads").paginate(
+            Bucket=name, PaginationConfig={"PageSize": size}
+        )
+        assert [(each["Key"], each["UploadId"]) for page in pages for each in page["Uploads"]] == found
+
+    def listed(**parameters: Any) -> tuple[list[str], list[str]]:
+        page = s3.list_multipart_uploads(Bucket=name, **parameters)
+        return (
+            [each["Key"] for each in page.get("Uploads", [])],
+            [each["Prefix"] for each in page.get("CommonPrefixes", [])],
+        )
+
+    assert listed(Delimiter="/") == (["a-b", "q", "q"], ["a/"])
+    assert listed(Prefix="a/", Delimiter="/") == (["a/z"], ["a/b/"])
+    assert listed(Delimiter="/", MaxUploads=2) == (["a-b"], ["a/"])
+    assert listed(Delimiter="/", KeyMarker="a/") == (["q", "q"], [])
+    for key, upload in begun:
+        s3.abort_multipart_upload(Bucket=name, Key=key, UploadId=upload)
+    assert listed() == ([], [])
+
+
+def test_metadata_and_tags_of_objects_have_their_limits(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+
+    def put_with(**parameters: Any) -> str:
+        return code(s3.put_object, Bucket=name, Key="k", Body=b"x", **parameters)
+
+    def tag_with(*tags: tuple[str, str]) -> str:
+        tag_set = [{"Key": key, "Value": value} for key, value in tags]
+        return code(s3.put_object_tagging, Bucket=name, Key="k", Tagging={"TagSet": tag_set})
+
+    many = [(f"k{n}", "v") for n in range(11)]
+    assert put_with(Metadata={"m": "x" * 2048}) == "MetadataTooLarge"
+    assert put_with(Tagging="&".join("=".join(tag) for tag in many)) == "BadRequest"
+    assert put_with(Tagging="aws:a=1") == put_with(Tagging="a=1&a=2") == "InvalidTag"
+    put(s3, name, "k")
+    assert tag_with(*many) == "BadRequest"
+    assert tag_with(("a", "1"), ("a", "2")) == tag_with(("a" * 129, "")) == "InvalidTag"
+    s3.put_object(Bucket=name, Key="k", Body=b"x", Metadata={"m": "x" * 2047}, Tagging="a=1&b=")
+    assert len(s3.get_object_tagging(Bucket=name, Key="k")["TagSet"]) == 2
+
+
 def test_a_copy_tells_its_etag_as_the_object_does(site: Site, bucket: Make) -> None:
     s3, name = site.client(), bucket()
     put(s3, name, "k")

@@ -251,7 +251,7 @@ class Door:
             if owner != source.owner_account:
                 raise AwsError("AccessDenied", "Access Denied", 403)
             self._backend.names.check(asked.operation.source[1])
-            _check_version(asked.operation.source[1], asked.operation.source[2])
+            passing.check_version(asked.operation.source[1], asked.operation.source[2])
         if asked.key and name not in ("GetObject", "HeadObject", "DeleteObject"):
             self._backend.names.check(asked.key)
         elif asked.key and name != "DeleteObject" and not self._can_be(asked.key):
@@ -261,11 +261,12 @@ class Door:
     def _check_headers(self, asked: _Asked) -> None:
         if (header := passing.refused(asked.headers)) is not None:
             raise _not_implemented(header)
+        passing.check_metadata(asked.headers)
         acl = asked.headers.get("x-amz-acl", "private")
         grants = any(name.startswith("x-amz-grant-") for name in asked.headers)
         if asked.key and (grants or acl not in ("private", "bucket-owner-full-control")):
             raise AwsError("AccessControlListNotSupported", "The bucket does not allow ACLs")
-        _check_version(asked.key, asked.query.get("versionId"))
+        passing.check_version(asked.key, asked.query.get("versionId"))
         writing = asked.operation.name in ("PutObject", "CompleteMultipartUpload")
         # AWS: If-None-Match "expects the '*' character" when an object is written
         if writing and asked.headers.get("if-none-match", "*") != "*":
@@ -380,10 +381,12 @@ class Door:
                 await self._document(request, asked)
         elif asked.head.method in ("PUT", "POST"):
             body = await self._document(request, asked)
+            if name == "PutObjectTagging":
+                passing.check_tags(buckets.parse_tags(body))
         assert asked.bucket is not None
         query = {key: value for key, value in asked.query.items() if key not in passing.UNSENT_QUERY}
         if name in ("UploadPart", "UploadPartCopy"):
-            _check_part(query.get("partNumber", ""))
+            passing.check_part(query.get("partNumber", ""))
         if name in listing.OPERATIONS:
             query = listing.asked(name, asked.query, self._backend.names)
         elif name == "ListMultipartUploads":
@@ -446,11 +449,11 @@ class Door:
     def _renamed(self, asked: _Asked, body: bytes) -> bytes:
         """An answer in which the store says its own names, with the client's."""
         name, names = asked.operation.name, self._backend.names
+        owner = buckets.canonical_user(self._account)
         if name in listing.OPERATIONS:
-            owner = buckets.canonical_user(self._account)
             return listing.answer(name, asked.query, buckets.parse_xml(body), names, owner)
         if name == "ListMultipartUploads":
-            return listing.uploads(asked.query, body, names)
+            return listing.uploads(asked.query, body, names, owner)
         scheme = "https" if asked.origin.secure else "http"
         host, path = asked.headers.get("host", ""), address.encode_path(asked.bucket or "", asked.key)
         return listing.of_one_key(body, asked.key, f"{scheme}://{host}{path}")
@@ -539,24 +542,6 @@ class Door:
             f"{rows}</DeleteResult>"
         )
         return web.Response(body=text.encode(), headers={"Content-Type": "application/xml", **ids})
-
-
-def _check_part(number: str) -> None:
-    if not (number.isascii() and number.isdigit() and 1 <= int(number) <= 10_000):
-        raise AwsError(
-            "InvalidArgument",
-            "Part number must be an integer between 1 and 10000, inclusive",
-            ArgumentName="partNumber",
-            ArgumentValue=number[:50],
-        )
-
-
-def _check_version(key: str, version: str | None) -> None:
-    """There is one version of an object, `null`."""
-    if version not in (None, "null"):
-        raise AwsError(
-            "NoSuchVersion", "The specified version does not exist.", 404, Key=key, VersionId=version
-        )
 
 
 def _denied(asked: _Asked, decision: Decision) -> AwsError:

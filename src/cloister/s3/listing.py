@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import html
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from urllib.parse import quote_plus, unquote_plus
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from cloister.s3.buckets import parse_xml
 from cloister.s3.names import Names
 from cloister.wire.errors import AwsError
 
@@ -132,10 +132,11 @@ def text(value: str) -> str:
     return _CONTROL.sub(lambda found: f"&#x{ord(found[0]):x};", escape(value))
 
 
-def _limit(query: Mapping[str, str]) -> int:
-    value = query.get("max-keys", str(MOST))
+def _limit(query: Mapping[str, str], name: str = "max-keys") -> int:
+    value = query.get(name, str(MOST))
     if not (value.isascii() and value.isdigit() and int(value) < 1 << 31):
-        raise _invalid("max-keys", value, "Argument maxKeys must be an integer between 0 and 2147483647")
+        said = re.sub("-(.)", lambda found: found[1].upper(), name)
+        raise _invalid(name, value, f"Argument {said} must be an integer between 0 and 2147483647")
     return min(int(value), MOST)
 
 
@@ -163,39 +164,75 @@ def _invalid(name: str, value: str, message: str) -> AwsError:
 
 # -- uploads in parts ---------------------------------------------------------------------------------------
 
-_NAMES = re.compile(r"<(Key|Prefix|KeyMarker|NextKeyMarker)>([^<]*)</\1>")
-_BARE_ETAG = re.compile(r"<ETag>(?!&#34;|&quot;|\")([^<]*)</ETag>")
 _KEY, _LOCATION = (re.compile(f"<{member}>[^<]*</{member}>") for member in ("Key", "Location"))
+_BARE_ETAG = re.compile(r"<ETag>(?!&#34;|&quot;|\")([^<]*)</ETag>")
 
 
 def asked_for_uploads(query: Mapping[str, str], names: Names) -> dict[str, str]:
-    """The query of ListMultipartUploads for the store."""
-    mapped: dict[str, Callable[[str], str]] = {
-        "prefix": names.stored_prefix,
-        "delimiter": names.stored_prefix,
-        "key-marker": lambda text: names.stored(text) if text else "",
-    }
-    found = {name: mapped[name](value) if name in mapped else value for name, value in query.items()}
-    return {name: value for name, value in found.items() if name != "x-id"} | {"encoding-type": "url"}
+    """The query of ListMultipartUploads for the store. SeaweedFS is asked for all: its order is its own."""
+    if not names.in_order:
+        return {name: value for name, value in query.items() if name != "x-id"}
+    prefix = names.stored_prefix(query.get("prefix", ""))
+    return {"uploads": "", "max-uploads": "10000", **({"prefix": prefix} if prefix else {})}
 
 
-def uploads(query: Mapping[str, str], body: bytes, names: Names) -> bytes:
-    """The store's answer to ListMultipartUploads, with keys instead of its names."""
-    listed = body.decode()
-    told_url = "<EncodingType>url</EncodingType>" in listed
+def uploads(query: Mapping[str, str], body: bytes, names: Names, owner: str) -> bytes:
+    """The client's answer to ListMultipartUploads: in the order of keys, those of one key as they began."""
+    if not names.in_order:
+        return body
     url = query.get("encoding-type") == "url"
 
-    def renamed(found: re.Match[str]) -> str:
-        name = html.unescape(found[2])
-        name = unquote_plus(name) if told_url else name
-        key = names.key(name) if found[1] != "Prefix" else names.prefix(name)
-        key = key if key is not None else names.prefix(name)
-        return f"<{found[1]}>{quote_plus(key, safe='/') if url else text(key)}</{found[1]}>"
+    def said(value: str) -> str:
+        return quote_plus(value, safe="/") if url else text(value)
 
-    changed = _NAMES.sub(renamed, listed)
-    if told_url and not url:
-        changed = changed.replace("<EncodingType>url</EncodingType>", "")
-    return changed.encode()
+    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+    marker, upload_marker = query.get("key-marker", ""), query.get("upload-id-marker", "")
+    most = _limit(query, "max-uploads")
+    found: list[tuple[str, str, str]] = []
+    for each in parse_xml(body).findall("Upload"):
+        key = names.key(each.findtext("Key") or "")
+        if key is not None and key.startswith(prefix):
+            found.append((key, each.findtext("Initiated") or "", each.findtext("UploadId") or ""))
+    found.sort(key=lambda one: (one[0].encode(), *one[1:]))
+    if marker:
+        of_marker = [one[2] for one in found if one[0] == marker]
+        done = set(
+            of_marker[: of_marker.index(upload_marker) + 1] if upload_marker in of_marker else of_marker
+        )
+        found = [one for one in found if one[0].encode() >= marker.encode() and one[2] not in done]
+    rows: dict[str, str] = {}
+    last = ("", "")
+    truncated = False
+    for key, initiated, upload_id in found:
+        end = key.find(delimiter, len(prefix)) if delimiter else -1
+        common = key[: end + len(delimiter)] if end >= 0 else ""
+        name = common or upload_id
+        if common and marker.startswith(common):
+            continue
+        if name not in rows and len(rows) == most:
+            truncated = True
+            break
+        last = (common, "") if common else (key, upload_id)
+        rows[name] = (
+            f"<CommonPrefixes><Prefix>{said(common)}</Prefix></CommonPrefixes>"
+            if common
+            else f"<Upload><Key>{said(key)}</Key><UploadId>{upload_id}</UploadId><Initiator><ID>{owner}</ID>"
+            f"</Initiator><Owner><ID>{owner}</ID></Owner><StorageClass>STANDARD</StorageClass>"
+            f"<Initiated>{initiated}</Initiated></Upload>"
+        )
+    following = (
+        f"<NextKeyMarker>{said(last[0])}</NextKeyMarker><NextUploadIdMarker>{last[1]}</NextUploadIdMarker>"
+    )
+    return (
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<ListMultipartUploadsResult {_XMLNS}>'
+        f"<Bucket>{escape(parse_xml(body).findtext('Bucket') or '')}</Bucket>"
+        f"<KeyMarker>{said(marker)}</KeyMarker>"
+        f"<UploadIdMarker>{escape(upload_marker)}</UploadIdMarker>{following if truncated else ''}"
+        f"<Prefix>{said(prefix)}</Prefix>{f'<Delimiter>{said(delimiter)}</Delimiter>' if delimiter else ''}"
+        f"{'<EncodingType>url</EncodingType>' if url else ''}<MaxUploads>{most}</MaxUploads>"
+        f"<IsTruncated>{str(truncated).lower()}</IsTruncated>{''.join(rows.values())}"
+        "</ListMultipartUploadsResult>"
+    ).encode()
 
 
 def of_one_key(body: bytes, key: str, location: str) -> bytes:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from urllib.parse import parse_qsl
+
+from cloister.wire.errors import AwsError
 
 #: request headers that the backend gets, beside x-amz-meta-* and x-amz-copy-source-if-*
 UP = frozenset(
@@ -70,3 +73,58 @@ def refused(headers: Mapping[str, str]) -> str | None:
         elif name not in HARMLESS and name not in UP and not name.startswith(HARMLESS_FAMILIES):
             return name[:100]
     return None
+
+
+#: AWS (S3 user guide): "User-defined object metadata", "Categorizing your storage using tags"
+MOST_METADATA, MOST_TAGS, LONGEST_TAG_KEY, LONGEST_TAG_VALUE = 2048, 10, 128, 256
+
+
+def check_metadata(headers: Mapping[str, str]) -> None:
+    """Metadata and tags of an object that is written. Raises MetadataTooLarge, InvalidTag, BadRequest."""
+    prefix = "x-amz-meta-"
+    size = sum(
+        len(name) - len(prefix) + len(value) for name, value in headers.items() if name.startswith(prefix)
+    )
+    if size > MOST_METADATA:
+        raise AwsError(
+            "MetadataTooLarge",
+            "Your metadata headers exceed the maximum allowed metadata size",
+            Size=str(size),
+            MaxSizeAllowed=str(MOST_METADATA),
+        )
+    if headers.get("x-amz-tagging"):
+        pairs = parse_qsl(headers["x-amz-tagging"], keep_blank_values=True)
+        if len(dict(pairs)) < len(pairs):
+            raise AwsError("InvalidTag", "Cannot provide multiple Tags with the same key")
+        check_tags(dict(pairs))
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Of an object. Raises InvalidTag, BadRequest."""
+    for key, value in tags.items():
+        if not 1 <= len(key) <= LONGEST_TAG_KEY or key.lower().startswith("aws:"):
+            raise AwsError(
+                "InvalidTag", "The TagKey you have provided is invalid", TagKey=key[:LONGEST_TAG_KEY]
+            )
+        if len(value) > LONGEST_TAG_VALUE:
+            raise AwsError("InvalidTag", "The TagValue you have provided is invalid", TagKey=key)
+    if len(tags) > MOST_TAGS:
+        raise AwsError("BadRequest", f"Object tags cannot be greater than {MOST_TAGS}")
+
+
+def check_part(number: str) -> None:
+    if not (number.isascii() and number.isdigit() and 1 <= int(number) <= 10_000):
+        raise AwsError(
+            "InvalidArgument",
+            "Part number must be an integer between 1 and 10000, inclusive",
+            ArgumentName="partNumber",
+            ArgumentValue=number[:50],
+        )
+
+
+def check_version(key: str, version: str | None) -> None:
+    """There is one version of an object, `null`."""
+    if version not in (None, "null"):
+        raise AwsError(
+            "NoSuchVersion", "The specified version does not exist.", 404, Key=key, VersionId=version
+        )
