@@ -162,6 +162,9 @@ def test_a_policy_can_ask_for_the_tags_that_an_object_has(site: Site, bucket: Ma
     careful = site.client(site.role("careful", json.dumps({"Statement": [unless]})))
     assert careful.get_object(Bucket=name, Key="open")["Body"].read() == b"x"
     assert code(lambda: careful.get_object(Bucket=name, Key="secret")) == "AccessDenied"
+    escaped = json.dumps({"Statement": [allow, deny]}).replace("Existing", "\\u0045xisting")
+    again = site.client(site.role("again", escaped))
+    assert code(lambda: again.get_object(Bucket=name, Key="secret")) == "AccessDenied"
     source = {"Bucket": name, "Key": "secret"}
     assert code(lambda: most.copy_object(Bucket=name, Key="copy", CopySource=source)) == "AccessDenied"
     assert code(lambda: most.get_object_tagging(Bucket=name, Key="secret")) == "AccessDenied"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cloister.iam.decide import Decision, Policies, Request, Sourced, decide
@@ -93,6 +93,20 @@ def may_assume(
             trust=((arn, parse(role.trust_policy, "trust")),),
         ),
     )
+
+
+def texts(world: World, principal: Caller) -> Iterator[str]:
+    """Every document that `identity_policies` reads, as it was written."""
+    if not isinstance(principal, Principal):
+        return
+    role = None if principal.is_root else role_of(world, principal)
+    named = [*principal.session_policies]
+    if role is not None:
+        yield from role.inline_policies.values()
+        named += [*role.attached_policies, role.boundary_arn or ""]
+    for given in named:
+        found = managed_policy(world, given) if given.startswith("arn:") else None
+        yield given if found is None else found.versions[found.default_version]
 
 
 def _managed(world: World, arn: str, kind: Kind) -> Policy | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from cloister.iam import policy as iam_policy
-from cloister.iam.collect import identity_policies
+from cloister.iam.collect import identity_policies, texts
 from cloister.iam.decide import Decision, Policies, Request, decide
 from cloister.iam.model import Principal
 from cloister.s3 import bucket_policy
@@ -67,7 +68,7 @@ def asks_for_tags(
 ) -> bool:
     """Whether the decision depends on the tags that this object has: a policy that has a say asks for them,
     and not only to allow what is allowed without."""
-    if not _ASKING_FOR_TAGS.fullmatch(need.action):
+    if not (_ASKING_FOR_TAGS.fullmatch(need.action) and _may_ask(world, principal, need, endpoint_id)):
         return False
     policies = _policies(world, principal, need, endpoint_id, _owner(world, need, account))
     gates = (policies.identity, policies.resource, policies.boundary, policies.session, policies.endpoint)
@@ -79,10 +80,24 @@ def asks_for_tags(
         for condition in statement.conditions
         if condition.key.startswith("s3:existingobjecttag/")
     ]
-    if not asking:
-        return False
     without = decide_need(world, principal, need, context, endpoint_id=endpoint_id, account=account)
-    return not (all(asking) and without.allowed)
+    return bool(asking) and not (all(asking) and without.allowed)
+
+
+def _may_ask(world: World, principal: Principal | None, need: Need, endpoint_id: str | None) -> bool:
+    """At the cost that every GET can bear, mostly for a no."""
+    bucket, endpoint = world.get(Bucket, need.bucket), world.get(VpcEndpoint, endpoint_id)
+    return (
+        (bucket is not None and bucket.policy is not None and _speaks_of_tags(bucket.policy))
+        or (endpoint is not None and _speaks_of_tags(endpoint.policy))
+        or any(map(_speaks_of_tags, texts(world, principal)))
+    )
+
+
+@lru_cache(maxsize=1024)
+def _speaks_of_tags(document: str) -> bool:
+    # Anything escaped may spell it too.
+    return "existingobjecttag" in document.lower() or "\\u" in document
 
 
 def _owner(world: World, need: Need, account: str) -> str:
