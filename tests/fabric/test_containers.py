@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from cloister.jobs.bundle import Limits
 from cloister.jobs.containers import ContainerError, Containers, ContainerSpec, Exit, Mount
 from cloister.jobs.images import Image, ImageNotFound, Images
 from cloister.jobs.logfile import LogLine, LogPosition
+from cloister.jobs.processes import Process
 from cloister.kernel import cgroups, syscalls
 from cloister.kernel.cgroups import parent_name
 from cloister.kernel.mounts import in_user_namespace
@@ -337,6 +339,35 @@ async def test_removing_leaves_nothing(lab: Lab) -> None:
     assert list((lab.state / "run" / "containers").iterdir()) == []
     assert not any((spec.folder / "container").exists() for spec in specs)
     lab.namespaces.delete("net")
+
+
+@in_world
+async def test_a_container_that_nests_its_folders_by_thousands_is_removed_like_another(lab: Lab) -> None:
+    script = "import os\nos.chdir('/tmp')\nfor _ in range(3000):\n os.mkdir('d')\n os.chdir('d')"
+    spec = lab.spec(await lab.host(), "python3", "-c", script)
+    await lab.containers.start(spec)
+    assert (await lab.containers.wait(spec.id)).code == 0
+    await lab.containers.remove(spec.id)
+    assert not (spec.folder / "container").exists()
+    assert lab.containers.adopt() == ()
+
+
+@in_world
+async def test_a_container_that_makes_its_monitor_believe_it_ended_has_ended(lab: Lab) -> None:
+    # Who asks to be traced is traced by its parent, the monitor, which takes the first stop for the end.
+    script = (
+        "import ctypes, os, signal, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+        "ctypes.CDLL(None).ptrace(0, 0, 0, 0)\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "time.sleep(60)"
+    )
+    spec = lab.spec(await lab.host(), "python3", "-c", script)
+    await lab.containers.start(spec)
+    process = Process(**json.loads((lab.state / f"run/containers/{spec.id}.json").read_text())["process"])
+    await asyncio.wait_for(lab.containers.wait(spec.id), 30)
+    assert not process.alive
+    await lab.containers.remove(spec.id)
 
 
 @in_world
