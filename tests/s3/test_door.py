@@ -39,8 +39,14 @@ def raw(
     secret: str | None = None,
     headers: tuple[tuple[str, str], ...] = (),
     anonymous: bool = False,
+    keys: tuple[str, str, str | None] | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
-    """One request signed by hand; `sent` is the body that really goes."""
+    """One request signed by hand; `sent` is the body that really goes; `keys`, if not the root's."""
+    access_key, own_secret, token = keys or (
+        site.credentials.root_access_key_id,
+        site.credentials.root_secret_access_key,
+        None,
+    )
     port = site.vpc_port if vpc else site.port
     bare, _, query = path.partition("?")
     base = (
@@ -51,8 +57,9 @@ def raw(
         if anonymous
         else sigv4.sign(
             HttpRequest(method=method, path=bare, query=query, headers=base, body=body),
-            access_key=site.credentials.root_access_key_id,
-            secret=secret or site.credentials.root_secret_access_key,
+            access_key=access_key,
+            secret=secret or own_secret,
+            token=token,
             region=REGION,
             service="s3",
             now=now or time.time(),

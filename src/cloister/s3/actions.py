@@ -199,7 +199,7 @@ def copy_source(text: str) -> tuple[str, str, str | None]:
     path, _, query = text.partition("?")
     version = query.removeprefix("versionId=") if query.startswith("versionId=") else None
     bucket, slash, key = unquote(path.removeprefix("/")).partition("/")
-    if not bucket or not slash or not key or bucket.startswith("arn:"):
+    if not bucket or not slash or not key or bucket.startswith("arn:") or (query and version is None):
         raise AwsError(
             "InvalidArgument",
             "Copy Source must mention the source bucket and key: sourcebucket/sourcekey",
