@@ -482,6 +482,24 @@ async def test_a_root_process_in_the_container_has_no_power_outside_of_it(lab: L
             assert uid >= 65536  # its root is nobody on the host
 
 
+_LEASE = """
+import botocore, ctypes, fcntl, os, platform
+fd = os.open(botocore.__file__, os.O_RDONLY)
+libc = ctypes.CDLL(None)
+number = {'x86_64': 72, 'aarch64': 25}[platform.machine()]
+for command in (1024, 1024 + (1 << 32), 1040, 1040 + (1 << 32)):
+    for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK):
+        print('lease', libc.syscall(number, fd, ctypes.c_long(command), kind))
+print('else', fcntl.fcntl(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10), fcntl.F_GETFD), fcntl.flock(fd, 1))
+"""
+
+
+@in_world
+async def test_a_container_cannot_lease_a_file_that_it_shares_and_have_others_wait(lab: Lab) -> None:
+    _, text = await lab.run(await lab.host(), "python3", "-c", _LEASE)
+    assert text.splitlines() == ["lease -1"] * 8 + ["else 1 None"], text
+
+
 @in_world
 async def test_an_image_cannot_have_the_hosts_files_read(lab: Lab) -> None:
     lab.images = lab.use_driver("overlay")
