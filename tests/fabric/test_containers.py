@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from cloister.jobs import bundle, containers
+from cloister.jobs import bundle, containers, rootfs
 from cloister.jobs.bundle import Limits
 from cloister.jobs.containers import ContainerError, Containers, ContainerSpec, Exit, Mount
 from cloister.jobs.images import Image, ImageNotFound, Images
@@ -498,6 +498,28 @@ print('else', fcntl.fcntl(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10), fcntl.F_GE
 async def test_a_container_cannot_lease_a_file_that_it_shares_and_have_others_wait(lab: Lab) -> None:
     _, text = await lab.run(await lab.host(), "python3", "-c", _LEASE)
     assert text.splitlines() == ["lease -1"] * 8 + ["else 1 None"], text
+
+
+_DEVICES = """
+import os
+for name in ('full', 'null', 'random', 'tty', 'urandom', 'zero'):
+    mode = os.stat(f'/dev/{name}').st_mode & 0o777
+    for change in (os.utime, lambda path: os.chmod(path, mode), lambda path: os.chown(path, 0, 0)):
+        try: change(f'/dev/{name}')
+        except OSError: pass
+        else: print('changed', name)
+open('/dev/null', 'w').write('x')
+print(len(open('/dev/urandom', 'rb').read(3)))
+"""
+
+
+@in_world
+async def test_the_hosts_devices_keep_their_modes_also_where_a_containers_root_is_the_hosts(lab: Lab) -> None:
+    # As for root where the state's file system has no idmapped mounts.
+    maps = [rootfs._identity(f"/proc/self/{kind}_map") for kind in ("uid", "gid")]
+    lab.containers._ids = rootfs.Ids(uid_map=maps[0], gid_map=maps[1])
+    ended, text = await lab.run(await lab.host(), "python3", "-c", _DEVICES)
+    assert (ended.code, text) == (0, "3")
 
 
 @in_world

@@ -34,6 +34,7 @@ from cloister.jobs.logfile import LogLine, LogPosition, LogReader
 from cloister.jobs.processes import NOBODY, Process, command_of, ended, in_thread, join, started_for
 from cloister.jobs.remove import remove_tree
 from cloister.kernel import cgroups, syscalls
+from cloister.kernel.mounts import in_user_namespace
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,10 @@ class Containers:
         self._runtime = find_runtime()
         self._conmon = _find("conmon")
         self._ids = rootfs.container_ids(state)
+        if self._ids.userns is None and not in_user_namespace():
+            log.warning(
+                "the file system of %s cannot show other ids: a container's root has root's own", state
+            )
         self._seccomp = bundle.seccomp(_seccomp_profile(), platform.machine())
         self._cgroup_parent = cgroups.default_parent(state) if cgroup_parent is None else cgroup_parent
         if not self._cgroup_parent:
