@@ -1,4 +1,4 @@
-"""Listening sockets on which no caller takes all the room.
+"""Listening sockets on which no caller takes all the room, of one door or several that share it.
 
 What is more than may be is closed when it is accepted: before TLS, because a connection that never says hello
 holds a descriptor of the daemon as well as any other.
@@ -9,31 +9,11 @@ from __future__ import annotations
 import socket
 import struct
 import weakref
-from collections import Counter
 from typing import Any
 
+from cloister.room import Room
+
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: nothing of it stays in the kernel either
-
-
-class Room:
-    """For `most` connections, `of_one` of them from one address. Several listening sockets may share one."""
-
-    def __init__(self, most: int, of_one: int) -> None:
-        self._most, self._of_one = most, of_one
-        self._all, self._held = 0, Counter[str]()
-
-    def take(self, address: str) -> bool:
-        if self._all >= self._most or self._held[address] >= self._of_one:
-            return False
-        self._all += 1
-        self._held[address] += 1
-        return True
-
-    def give(self, address: str) -> None:
-        self._all -= 1
-        self._held[address] -= 1
-        if not self._held[address]:
-            del self._held[address]
 
 
 class _Connection(socket.socket):

@@ -30,6 +30,7 @@ from cloister.iam.collect import principal_tags
 from cloister.iam.context import global_keys
 from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
+from cloister.room import BODIES, BODIES_OF_ONE, Room, whole
 from cloister.s3 import actions, address, buckets, down, passing
 from cloister.s3.authorize import decide_need
 from cloister.s3.backend import Backend
@@ -88,6 +89,7 @@ class Door:
         self._backend = backend
         self._region = region
         self._account = account
+        self._room = Room(BODIES, BODIES_OF_ONE)
 
     async def close(self) -> None:
         """Nothing is kept open by the door itself."""
@@ -296,18 +298,11 @@ class Door:
 
     async def _document(self, request: web.BaseRequest, asked: _Asked) -> bytes:
         """A small body, whole and checked."""
-        pieces: list[bytes] = []
-        size = 0
-        async for piece in self._checked(request, asked):
-            size += len(piece)
-            if size > MAX_DOCUMENT:
-                raise AwsError(
-                    "MaxMessageLengthExceeded",
-                    "Your request was too big.",
-                    MaxMessageLengthBytes=str(MAX_DOCUMENT),
-                )
-            pieces.append(piece)
-        return b"".join(pieces)
+        too_large = AwsError(
+            "MaxMessageLengthExceeded", "Your request was too big.", MaxMessageLengthBytes=str(MAX_DOCUMENT)
+        )
+        checked, address = self._checked(request, asked), asked.origin.address
+        return await whole(checked, self._room, address, MAX_DOCUMENT, too_large)
 
     def _decoder(self, asked: _Asked) -> Decoder:
         trailer = asked.headers.get("x-amz-trailer", "")

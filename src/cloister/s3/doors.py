@@ -20,7 +20,8 @@ from aiohttp.web_protocol import RequestHandler
 from cloister.engine import Engine
 from cloister.fabric import Fabric
 from cloister.kernel.netns import Namespaces
-from cloister.listening import Listening, Room
+from cloister.listening import Listening
+from cloister.room import Room
 from cloister.s3 import buckets
 from cloister.s3.backend import UNIT
 from cloister.s3.certificates import Authority
