@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cloister.iam.model import Principal, Role
-from cloister.s3.actions import Need
+from cloister.s3.actions import Need, context
 from cloister.s3.authorize import decide_need
 from cloister.s3.model import Bucket
 from cloister.world import World
@@ -43,3 +43,42 @@ def test_a_session_of_a_deleted_role_is_refused_whatever_a_bucket_policy_names(n
     assert _may_read(named, "AROAFIRSTFIRSTFIRST1")
     assert not _may_read(named, None)
     assert not _may_read(named, "AROASECONDSECOND1234")  # made anew under the old name
+
+
+def _decide(action: str, condition: dict[str, object], context: dict[str, object]) -> bool:
+    """Whether the role may, with everything allowed but for one Deny under this condition."""
+    every = {"Action": "s3:*", "Resource": "*"}
+    deny = {"Effect": "Deny", **every, "Condition": condition}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", **every}, deny]})
+    role = Role(
+        name="r",
+        role_id="AROAFIRSTFIRSTFIRST1",
+        trust_policy="{}",
+        created=0.0,
+        inline_policies={"p": policy},
+    )
+    bucket = Bucket(name="b", owner_account=ACCOUNT, region="us-east-1", created=0.0)
+    need = Need(action=action, resource="arn:aws:s3:::b/k", bucket="b")
+    world = World.of([role, bucket])
+    return decide_need(world, SESSION, need, context, endpoint_id=None, account=ACCOUNT).allowed
+
+
+def test_a_deny_on_tags_that_are_not_known_yet_denies() -> None:
+    existing = {"StringEquals": {"s3:ExistingObjectTag/secret": "yes"}}
+    requested = {"StringEquals": {"s3:RequestObjectTag/secret": "yes"}}
+    keys = {"ForAnyValue:StringEquals": {"s3:RequestObjectTagKeys": "secret"}}
+    for action in ("s3:GetObject", "s3:GetObjectVersion", "s3:PutObjectTagging"):
+        assert not _decide(action, existing, {})
+    assert _decide("s3:PutObject", existing, {})
+    for condition in (requested, keys):
+        assert not _decide("s3:PutObjectTagging", condition, {})
+        # of the header of a PutObject they are known
+        for tags, may in (("a=b", True), ("secret=yes", False), ("a=b&secret=yes", False)):
+            assert _decide("s3:PutObjectTagging", condition, context({}, {"x-amz-tagging": tags})) is may
+        # with ?tagging the header says nothing of them
+        lying = context({"tagging": ""}, {"x-amz-tagging": "a=b"})
+        assert not _decide("s3:PutObjectTagging", condition, lying)
+
+
+def test_a_tag_is_read_as_the_store_reads_it() -> None:
+    assert context({}, {"x-amz-tagging": "a+b=c+d&e%2Bf=g"})["s3:RequestObjectTag/a b"] == "c d"
