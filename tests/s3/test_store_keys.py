@@ -140,3 +140,35 @@ def test_a_stranger_does_not_say_how_an_object_is_shown(site: Site, bucket: Make
     assert raw(site, "GET", f"/{name}/a", anonymous=True)[0] == 200
     shown = s3.get_object(Bucket=name, Key="a", ResponseContentType="text/html")
     assert shown["ContentType"] == "text/html"
+
+
+def test_who_may_end_an_upload_or_change_tags_reads_writes_and_deletes_no_object(
+    site: Site, bucket: Make
+) -> None:
+    name = bucket()
+    site.client().put_object(Bucket=name, Key="a", Body=b"kept", Tagging="t=1")
+    actions = (
+        *("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
+        *("s3:GetObjectTagging", "s3:PutObjectTagging", "s3:DeleteObjectTagging"),
+    )
+    allow = {"Effect": "Allow", "Action": actions, "Resource": f"arn:aws:s3:::{name}/*"}
+    keys = site.role("no-objects", _policy(allow))
+    for query in ("uploadId=%0A", "uploadId=a%0Ab", "uploadId=", "tagging=%0A", "tagging=a%0Ab"):
+        for method, body in (("GET", b""), ("PUT", b"<Tagging><TagSet/></Tagging>"), ("DELETE", b"")):
+            _, _, answer = raw(site, method, f"/{name}/a?{query}", body, keys=keys)
+            assert b"kept" not in answer, (method, query)
+            assert site.client().get_object(Bucket=name, Key="a")["Body"].read() == b"kept", (method, query)
+
+
+def test_a_part_without_a_good_number_is_no_object(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    s3.put_object(Bucket=name, Key="a", Body=b"kept")
+    upload = s3.create_multipart_upload(Bucket=name, Key="a")["UploadId"]
+    for query in ("", "&partNumber=0", "&partNumber=-1", "&partNumber=1e3", "&partNumber=10001"):
+        for headers in ((), (("x-amz-copy-source", f"{name}/a"),)):
+            status, _, body = raw(
+                site, "PUT", f"/{name}/a?uploadId={upload}{query}", b"over", headers=headers
+            )
+            assert (status, b"between 1 and 10000" in body) == (400, True), (query, body)
+    assert s3.get_object(Bucket=name, Key="a")["Body"].read() == b"kept"
+    s3.abort_multipart_upload(Bucket=name, Key="a", UploadId=upload)

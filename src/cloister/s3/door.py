@@ -342,6 +342,9 @@ class Door:
         self, request: web.BaseRequest, asked: _Asked, ids: dict[str, str]
     ) -> web.StreamResponse:
         name = asked.operation.name
+        query = passing.query(name, asked.query)
+        if name in ("ListObjects", "ListObjectsV2") and not address.can_begin(query.get("prefix", "")):
+            query["max-keys"] = "0"
         headers = _headers_up(asked)
         body: AsyncIterator[bytes] | bytes | None = None
         failed: list[BaseException] = []
@@ -354,9 +357,6 @@ class Door:
         elif asked.head.method in ("PUT", "POST"):
             body = await self._document(request, asked)
         assert asked.bucket is not None
-        query = {key: value for key, value in asked.query.items() if key not in passing.UNSENT_QUERY}
-        if name in ("ListObjects", "ListObjectsV2") and not address.can_begin(query.get("prefix", "")):
-            query["max-keys"] = "0"
         path = address.encode_path(asked.bucket, asked.key)
         whole = name == "GetObject" and "range" not in asked.headers and "partNumber" not in query
         first = (("Range", f"bytes=0-{self._backend.first - 1}"),) if whole and self._backend.first else ()
