@@ -175,6 +175,16 @@ def test_the_guides_package_repository_policy_refuses_through_the_endpoint(site:
         site.endpoint_policy(json.dumps({"Statement": [allow]}))
 
 
+def test_a_bucket_called_like_another_ones_host_gets_nothing_of_it(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    host = f"{name}.s3.{REGION}.amazonaws.com"
+    s3.create_bucket(Bucket=host)
+    assert raw(site, "PUT", "/k", b"mine", headers=(("Host", host),))[0] == 200
+    assert s3.get_object(Bucket=name, Key="k")["Body"].read() == b"mine"
+    assert "Contents" not in s3.list_objects_v2(Bucket=host)
+    s3.delete_bucket(Bucket=host)
+
+
 def test_multipart_presigned_copy_tags_and_batch_delete_work(site: Site, bucket: Make) -> None:
     s3, name = site.client(signature_version="s3v4"), bucket()
     data = bytes(range(256)) * 50_000  # 12.8 MB: multipart by s3transfer

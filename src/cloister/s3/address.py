@@ -26,12 +26,14 @@ _S3_HOST = re.compile(
 _VPCE_HOST = re.compile(
     r"(?:(?P<bucket>[a-z0-9][a-z0-9.-]*)\.)?bucket\.vpce-[0-9a-z-]+\.s3\.[a-z0-9-]+\.vpce\.amazonaws\.com"
 )
+_VPCE = ".vpce.amazonaws.com"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def locate(host: str, path: str, is_bucket: Callable[[str], bool]) -> tuple[str | None, str]:
     """(bucket or None, key, decoded). `is_bucket` tells whether a bucket of this very name exists: a host
-    that is a bucket's own name (amazonlinux.us-east-1.amazonaws.com) means that bucket.
+    that is a bucket's own name (amazonlinux.us-east-1.amazonaws.com) means that bucket. Names of S3's own
+    come first: who makes a bucket that is called like another one's host would get its requests.
 
     Raises AwsError InvalidURI, KeyTooLongError."""
     try:
@@ -43,12 +45,13 @@ def locate(host: str, path: str, is_bucket: Callable[[str], bool]) -> tuple[str 
     rest = decoded[1:]
     name = _host_name(host)
     bucket: str | None
-    if is_bucket(name):
-        bucket, key = name, rest
-    elif (found := _S3_HOST.fullmatch(name) or _VPCE_HOST.fullmatch(name)) and found["bucket"]:
-        bucket, key = found["bucket"], rest
+    own = _S3_HOST.fullmatch(name) or _VPCE_HOST.fullmatch(name)
+    if own is not None and own["bucket"]:
+        bucket, key = own["bucket"], rest
     elif name.endswith(".localhost"):
         bucket, key = name.removesuffix(".localhost"), rest
+    elif own is None and "." in name and not name.endswith(_VPCE) and is_bucket(name):
+        bucket, key = name, rest
     else:
         first, _, key = rest.partition("/")
         bucket = first or None
