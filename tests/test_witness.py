@@ -199,3 +199,12 @@ def test_the_key_of_receipts_is_made_once_and_private(tmp_path: Path) -> None:
     first = signing_key(tmp_path).public_key().public_bytes_raw()
     assert signing_key(tmp_path).public_key().public_bytes_raw() == first
     assert (tmp_path / "receipt.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_was_witnessed_is_private_also_in_the_databases_log(house: House) -> None:
+    def use(witness: Witness) -> None:
+        found = {path.name: path.stat().st_mode & 0o777 for path in house.folder.glob("witness.sqlite*")}
+        assert "witness.sqlite-wal" in found
+        assert set(found.values()) == {0o600}
+
+    house.witnessing(use)

@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -244,7 +245,14 @@ def _write_running(state: Path, running: dict[str, Any]) -> None:
     os.replace(scratch, state / "daemon.json")
 
 
+def take_all_files() -> None:
+    """Open as many files as we may, whatever a shell's soft limit (mostly 1,024): every connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
+    take_all_files()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

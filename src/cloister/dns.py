@@ -30,6 +30,9 @@ _MOST_TCP = 4096
 _CONNECTIONS = 64  # per VPC, at once
 _IDLE = 10.0  # seconds
 _NOTIMP = 4
+#: bytes of a query, of which a name has 255 at most: the rest is for EDNS
+_MOST_QUERY = 1232
+_MOST_NAME = 255  # with its lengths and its end
 
 #: (name, type) -> what to say
 Answerer = Callable[[str, int], dns.Answer]
@@ -42,12 +45,14 @@ Forward = Callable[[str, str, bytes, int | None], Awaitable[bytes | None] | None
 def reply(packet: bytes, answer: Answerer, *, limit: int | None = None) -> bytes | None:
     """The reply to one query; None: no query, say nothing. `limit` is the transport's size in bytes without
     EDNS (None: no limit); a reply that is too long comes empty and truncated, so the client uses TCP."""
+    if not _is_query(packet):
+        return None
     try:
         query = dnslib.DNSRecord.parse(packet)
-        if query.header.qr or len(query.questions) != 1:
-            return None
         question = query.questions[0]
         labels = [bytes(label).decode("ascii") for label in question.qname.label]
+        if sum(len(label) + 1 for label in labels) >= _MOST_NAME:
+            return None  # dnslib reads it, and could not write it
     except Exception:  # hostile bytes: dnslib has many ways to say no
         return None
     said = query.reply(ra=1, aa=0)
@@ -68,6 +73,15 @@ def reply(packet: bytes, answer: Answerer, *, limit: int | None = None) -> bytes
         said.header.tc = 1
         packed = bytes(said.pack())
     return packed
+
+
+def _is_query(packet: bytes) -> bool:
+    """Whether this is one question and not much more. Names that point to names, thousands of them, would
+    take dnslib, and so everybody, many seconds to read."""
+    if not 12 < len(packet) <= _MOST_QUERY:
+        return False
+    flags, questions, answers, authorities, further = struct.unpack("!2x5H", packet[:12])
+    return not flags & 0x8000 and (questions, answers, authorities) == (1, 0, 0) and further <= 2
 
 
 class _Names:

@@ -111,6 +111,7 @@ class Witness:
         self._engine = engine
         self._namespaces = namespaces
         self._store = sqlite3.connect(path, isolation_level=None)
+        path.chmod(0o600)  # before its log is made, which gets the same mode
         self._store.execute("PRAGMA journal_mode=WAL")
         self._store.execute("PRAGMA synchronous=NORMAL")  # a crash of the machine may lose the last lines
         self._store.execute("CREATE TABLE IF NOT EXISTS witness (job TEXT PRIMARY KEY, record TEXT NOT NULL)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 import shutil
 import signal
@@ -17,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from cloister.jobs import bundle, containers
+from cloister.jobs import bundle, containers, rootfs
 from cloister.jobs.bundle import Limits
 from cloister.jobs.containers import ContainerError, Containers, ContainerSpec, Exit, Mount
 from cloister.jobs.images import Image, ImageNotFound, Images
 from cloister.jobs.logfile import LogLine, LogPosition
+from cloister.jobs.processes import Process
 from cloister.kernel import cgroups, syscalls
 from cloister.kernel.cgroups import parent_name
 from cloister.kernel.mounts import in_user_namespace
@@ -340,6 +342,35 @@ async def test_removing_leaves_nothing(lab: Lab) -> None:
 
 
 @in_world
+async def test_a_container_that_nests_its_folders_by_thousands_is_removed_like_another(lab: Lab) -> None:
+    script = "import os\nos.chdir('/tmp')\nfor _ in range(3000):\n os.mkdir('d')\n os.chdir('d')"
+    spec = lab.spec(await lab.host(), "python3", "-c", script)
+    await lab.containers.start(spec)
+    assert (await lab.containers.wait(spec.id)).code == 0
+    await lab.containers.remove(spec.id)
+    assert not (spec.folder / "container").exists()
+    assert lab.containers.adopt() == ()
+
+
+@in_world
+async def test_a_container_that_makes_its_monitor_believe_it_ended_has_ended(lab: Lab) -> None:
+    # Who asks to be traced is traced by its parent, the monitor, which takes the first stop for the end.
+    script = (
+        "import ctypes, os, signal, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+        "ctypes.CDLL(None).ptrace(0, 0, 0, 0)\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "time.sleep(60)"
+    )
+    spec = lab.spec(await lab.host(), "python3", "-c", script)
+    await lab.containers.start(spec)
+    process = Process(**json.loads((lab.state / f"run/containers/{spec.id}.json").read_text())["process"])
+    await asyncio.wait_for(lab.containers.wait(spec.id), 30)
+    assert not process.alive
+    await lab.containers.remove(spec.id)
+
+
+@in_world
 async def test_data_is_seen_and_written_as_root_and_read_only_is_read_only(lab: Lab) -> None:
     data = lab.state / "data"
     (data / "in").mkdir(parents=True)
@@ -449,6 +480,46 @@ async def test_a_root_process_in_the_container_has_no_power_outside_of_it(lab: L
         if not lab.rootless:
             uid = int(text.partition("uid [")[2].split(",")[1].strip(" '"))
             assert uid >= 65536  # its root is nobody on the host
+
+
+_LEASE = """
+import botocore, ctypes, fcntl, os, platform
+fd = os.open(botocore.__file__, os.O_RDONLY)
+libc = ctypes.CDLL(None)
+number = {'x86_64': 72, 'aarch64': 25}[platform.machine()]
+for command in (1024, 1024 + (1 << 32), 1040, 1040 + (1 << 32)):
+    for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK):
+        print('lease', libc.syscall(number, fd, ctypes.c_long(command), kind))
+print('else', fcntl.fcntl(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10), fcntl.F_GETFD), fcntl.flock(fd, 1))
+"""
+
+
+@in_world
+async def test_a_container_cannot_lease_a_file_that_it_shares_and_have_others_wait(lab: Lab) -> None:
+    _, text = await lab.run(await lab.host(), "python3", "-c", _LEASE)
+    assert text.splitlines() == ["lease -1"] * 8 + ["else 1 None"], text
+
+
+_DEVICES = """
+import os
+for name in ('full', 'null', 'random', 'tty', 'urandom', 'zero'):
+    mode = os.stat(f'/dev/{name}').st_mode & 0o777
+    for change in (os.utime, lambda path: os.chmod(path, mode), lambda path: os.chown(path, 0, 0)):
+        try: change(f'/dev/{name}')
+        except OSError: pass
+        else: print('changed', name)
+open('/dev/null', 'w').write('x')
+print(len(open('/dev/urandom', 'rb').read(3)))
+"""
+
+
+@in_world
+async def test_the_hosts_devices_keep_their_modes_also_where_a_containers_root_is_the_hosts(lab: Lab) -> None:
+    # As for root where the state's file system has no idmapped mounts.
+    maps = [rootfs._identity(f"/proc/self/{kind}_map") for kind in ("uid", "gid")]
+    lab.containers._ids = rootfs.Ids(uid_map=maps[0], gid_map=maps[1])
+    ended, text = await lab.run(await lab.host(), "python3", "-c", _DEVICES)
+    assert (ended.code, text) == (0, "3")
 
 
 @in_world

@@ -480,6 +480,12 @@ def _upload(spec: Spec, client: Any) -> Result:
                     f"longer than {KEY_LIMIT} bytes."
                 )
             todo.append((channel, bucket, key, parts, size))
+    total = sum(size for *_, size in todo)
+    if total > spec.volume_bytes:  # a file with holes has any size, and would be read for ever
+        raise Failure(
+            f"ClientError: Artifact upload failed:The output data of this instance ({total} bytes) is larger "
+            f"than its storage volume ({spec.volume_bytes} bytes). Please increase VolumeSizeInGB."
+        )
 
     def put(item: tuple[Channel, str, str, tuple[str, ...], int]) -> tuple[str, str, int]:
         channel, bucket, key, parts, size = item
@@ -504,7 +510,7 @@ def _upload(spec: Spec, client: Any) -> Result:
         channel.name: digest_of([found for item, found in moved if item[0] is channel])
         for channel in spec.channels
     }
-    return Result(ok=True, objects=len(todo), bytes=sum(size for *_, size in todo), digests=digests)
+    return Result(ok=True, objects=len(todo), bytes=total, digests=digests)
 
 
 def _transfer(client: Any, file: Any, bucket: str, key: str, config: Any) -> None:
@@ -516,12 +522,14 @@ def _transfer(client: Any, file: Any, bucket: str, key: str, config: Any) -> Non
 
 def tree(root: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """The regular files below `root` as (path segments, size), in order. Symbolic links, sockets, pipes and
-    devices are left out, and never followed (AWS: symbolic links are not uploaded)."""
+    devices are left out, and never followed (AWS: symbolic links are not uploaded). A folder too deep for a
+    key is told as if it were a file, and not looked into."""
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    # A list, not recursion: the container may nest as deep as the kernel lets it
+    # A list, not recursion: the container may nest as deep as the kernel lets it. And no deeper than a key is
+    # long, because each folder is opened by way of all above it.
     pending: list[tuple[str, ...]] = [()]
     try:
         while pending:
@@ -535,6 +543,8 @@ def tree(root: str) -> Iterator[tuple[tuple[str, ...], int]]:
                     info = os.stat(entry.name, dir_fd=here, follow_symlinks=False)
                     if stat.S_ISDIR(info.st_mode):
                         folders.append((*at, entry.name))
+                        if len(os.fsencode("/".join(folders[-1]))) > KEY_LIMIT:
+                            yield folders.pop(), 0
                     elif stat.S_ISREG(info.st_mode):
                         yield (*at, entry.name), info.st_size
                 pending.extend(reversed(folders))

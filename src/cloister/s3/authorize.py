@@ -15,6 +15,23 @@ from cloister.s3.model import Bucket
 from cloister.vpc.model import VpcEndpoint
 from cloister.world import World
 
+#: actions for which AWS has the condition key s3:ExistingObjectTag/…: what the store knows and not we
+_OF_TAGGED = frozenset(
+    {
+        *("s3:GetObject", "s3:GetObjectAcl", "s3:GetObjectAttributes", "s3:GetObjectTagging"),
+        *("s3:PutObjectAcl", "s3:PutObjectTagging", "s3:DeleteObjectTagging"),
+    }
+)
+
+
+def _untold(action: str, context: Mapping[str, Any]) -> tuple[str, ...]:
+    """The beginnings of condition keys that cannot be told when it is decided."""
+    base = action.replace("Version", "")
+    existing = ("s3:existingobjecttag/",) if base in _OF_TAGGED else ()
+    # PutObjectTagging has its tags in the body, which is read after the decision.
+    in_body = base == "s3:PutObjectTagging" and "s3:RequestObjectTagKeys" not in context
+    return (*existing, "s3:requestobjecttag") if in_body else existing
+
 
 def decide_need(
     world: World,
@@ -45,6 +62,7 @@ def decide_need(
             resource=need.resource,
             context=keys,
             resource_account=owner,
+            untold=_untold(need.action, keys),
         ),
         policies,
     )

@@ -30,6 +30,7 @@ from cloister.iam.collect import principal_tags
 from cloister.iam.context import global_keys
 from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
+from cloister.room import BODIES, BODIES_OF_ONE, Room, whole
 from cloister.s3 import actions, address, buckets, down, passing
 from cloister.s3.authorize import decide_need
 from cloister.s3.backend import Backend
@@ -88,6 +89,7 @@ class Door:
         self._backend = backend
         self._region = region
         self._account = account
+        self._room = Room(BODIES, BODIES_OF_ONE)
 
     async def close(self) -> None:
         """Nothing is kept open by the door itself."""
@@ -127,7 +129,7 @@ class Door:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         name = asked.operation.name
-        if name == "DeleteObject" and not _can_be(asked.key):
+        if name == "DeleteObject" and not address.can_be(asked.key):
             return web.Response(
                 status=204, headers=ids
             )  # as for any missing key; it never reaches the backend
@@ -228,9 +230,10 @@ class Door:
             if owner != source.owner_account:
                 raise AwsError("AccessDenied", "Access Denied", 403)
             address.check_key(asked.operation.source[1])
+            _check_version(asked.operation.source[1], asked.operation.source[2])
         if asked.key and name not in ("GetObject", "HeadObject", "DeleteObject"):
             address.check_key(asked.key)
-        elif asked.key and name != "DeleteObject" and not _can_be(asked.key):
+        elif asked.key and name != "DeleteObject" and not address.can_be(asked.key):
             raise AwsError("NoSuchKey", "The specified key does not exist.", 404, Key=asked.key)
         return self._check_headers(asked)
 
@@ -241,14 +244,11 @@ class Door:
         grants = any(name.startswith("x-amz-grant-") for name in asked.headers)
         if asked.key and (grants or acl not in ("private", "bucket-owner-full-control")):
             raise AwsError("AccessControlListNotSupported", "The bucket does not allow ACLs")
-        version = asked.query.get("versionId", "null")
-        if version != "null":
+        _check_version(asked.key, asked.query.get("versionId"))
+        if asked.verified is None and any(name.startswith("response-") for name in asked.query):
             raise AwsError(
-                "NoSuchVersion",
-                "The specified version does not exist.",
-                404,
-                Key=asked.key,
-                VersionId=version,
+                "InvalidRequest",
+                "Request specific response headers cannot be used for anonymous GET requests.",
             )
 
     # -- answers from the World -----------------------------------------------------------------------
@@ -298,18 +298,11 @@ class Door:
 
     async def _document(self, request: web.BaseRequest, asked: _Asked) -> bytes:
         """A small body, whole and checked."""
-        pieces: list[bytes] = []
-        size = 0
-        async for piece in self._checked(request, asked):
-            size += len(piece)
-            if size > MAX_DOCUMENT:
-                raise AwsError(
-                    "MaxMessageLengthExceeded",
-                    "Your request was too big.",
-                    MaxMessageLengthBytes=str(MAX_DOCUMENT),
-                )
-            pieces.append(piece)
-        return b"".join(pieces)
+        too_large = AwsError(
+            "MaxMessageLengthExceeded", "Your request was too big.", MaxMessageLengthBytes=str(MAX_DOCUMENT)
+        )
+        checked, address = self._checked(request, asked), asked.origin.address
+        return await whole(checked, self._room, address, MAX_DOCUMENT, too_large)
 
     def _decoder(self, asked: _Asked) -> Decoder:
         trailer = asked.headers.get("x-amz-trailer", "")
@@ -349,6 +342,9 @@ class Door:
         self, request: web.BaseRequest, asked: _Asked, ids: dict[str, str]
     ) -> web.StreamResponse:
         name = asked.operation.name
+        query = passing.query(name, asked.query)
+        if name in ("ListObjects", "ListObjectsV2") and not address.can_begin(query.get("prefix", "")):
+            query["max-keys"] = "0"
         headers = _headers_up(asked)
         body: AsyncIterator[bytes] | bytes | None = None
         failed: list[BaseException] = []
@@ -361,7 +357,6 @@ class Door:
         elif asked.head.method in ("PUT", "POST"):
             body = await self._document(request, asked)
         assert asked.bucket is not None
-        query = {key: value for key, value in asked.query.items() if key not in passing.UNSENT_QUERY}
         path = address.encode_path(asked.bucket, asked.key)
         whole = name == "GetObject" and "range" not in asked.headers and "partNumber" not in query
         first = (("Range", f"bytes=0-{self._backend.first - 1}"),) if whole and self._backend.first else ()
@@ -423,16 +418,16 @@ class Door:
             if not decision.allowed:
                 message = _denied(asked, decision).message
                 errors.append(
-                    f"<Error><Key>{escape(key)}</Key><Code>AccessDenied</Code>"
+                    f"<Error><Key>{_text(key)}</Key><Code>AccessDenied</Code>"
                     f"<Message>{escape(message)}</Message></Error>"
                 )
                 continue
-            if _can_be(key):
+            if address.can_be(key):
                 wanted.append(key)
             else:  # deleting it succeeds, as for any missing key
-                done.append(f"<Deleted><Key>{escape(key)}</Key></Deleted>")
+                done.append(f"<Deleted><Key>{_text(key)}</Key></Deleted>")
         if wanted:
-            rows = "".join(f"<Object><Key>{escape(key)}</Key></Object>" for key in wanted)
+            rows = "".join(f"<Object><Key>{_text(key)}</Key></Object>" for key in wanted)
             sent = f"<Delete>{rows}</Delete>".encode()
             digest = base64.b64encode(hashlib.md5(sent, usedforsecurity=False).digest()).decode()
             answer = await self._backend.request(
@@ -447,7 +442,7 @@ class Door:
             if answer.status != 200:
                 raise _backend_error(answer.status, text)
             for found in buckets.parse_xml(text.encode()):
-                key = escape(found.findtext("Key") or "")
+                key = _text(found.findtext("Key") or "")
                 if found.tag == "Deleted":
                     done.append(f"<Deleted><Key>{key}</Key></Deleted>")
                 elif found.tag == "Error":
@@ -465,19 +460,22 @@ class Door:
         return web.Response(body=text.encode(), headers={"Content-Type": "application/xml", **ids})
 
 
-def _can_be(key: str) -> bool:
-    """Whether the backend could hold this key."""
-    try:
-        address.check_key(key)
-    except AwsError:
-        return False
-    return True
+def _text(key: str) -> str:
+    """A key as XML's text. A carriage return as it is would be read as a line feed, which is another key."""
+    return escape(key, {"\r": "&#13;"})
 
 
 def _denied(asked: _Asked, decision: Decision) -> AwsError:
     if asked.principal is None and decision.reason == "IMPLICIT_DENY" and decision.gate == "resource":
         return AwsError("AccessDenied", "Access Denied", 403)
     return AwsError("AccessDenied", decision.sentence(), 403)
+
+
+def _check_version(key: str, version: str | None) -> None:
+    if version not in (None, "null"):
+        raise AwsError(
+            "NoSuchVersion", "The specified version does not exist.", 404, Key=key, VersionId=version
+        )
 
 
 def _not_implemented(what: str) -> AwsError:
