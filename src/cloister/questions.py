@@ -1,7 +1,7 @@
 """The questions that `cloister why`, `check` and `receipt` ask the daemon, over its control socket.
 
 POST /why    {"job": NAME} | {"from": ENI, "to": ADDRESS[:PORT], "protocol": …}
-             | {"from": ENI, "request": "METHOD URL", "role": NAME}
+             | {"from": ENI, "request": "METHOD URL", "role": NAME, "action": "kms:Decrypt[=ARN]"}
 POST /check  {"request": CreateProcessingJob's parameters, "services": [NAME]}
 POST /receipt  {"job": NAME}
 """
@@ -9,8 +9,9 @@ POST /receipt  {"job": NAME}
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Verdict
 from cloister.vpc.model import NetworkInterface
 from cloister.why.job import Answer, Place, why_job
-from cloister.why.preflight import preflight
+from cloister.why.preflight import Facts, preflight
 from cloister.why.receipt import receipt, refused, sign
 from cloister.why.request import session_of, why_request
 from cloister.wire import protocol
@@ -49,9 +50,11 @@ class Questions:
         credentials: Credentials,
         witness: Witness,
         *,
+        look: Callable[[Mapping[str, Any]], Awaitable[Facts]],
         region: str,
         account: str,
     ) -> None:
+        self._look = look
         self._state = state
         self._engine = engine
         self._witness = witness
@@ -118,6 +121,7 @@ class Questions:
             region=self._region,
             account=self._account,
             now=self._engine.clock(),
+            action=str(question["action"]) if question.get("action") else None,
         )
 
     def _interface(self, text: str) -> NetworkInterface:
@@ -132,9 +136,15 @@ class Questions:
             )
         return found
 
-    def check(self, question: dict[str, Any]) -> dict[str, Any]:
+    async def check(self, question: dict[str, Any]) -> dict[str, Any]:
         body = json.dumps(question.get("request")).encode()
         request = HttpRequest(method="POST", path="/", query="", headers=(), body=body)
+        try:
+            params = protocol.parse(_CREATE, request)
+        except AwsError as error:
+            finding = {"ok": False, "about": "request", "sentence": error.message, "fix": None, "steps": []}
+            return {"ok": False, "findings": [finding]}
+        facts = await self._look(params)
         call = Call(
             tx=self._engine.world.begin(),
             principal=self._credentials.root,
@@ -144,12 +154,7 @@ class Questions:
             request_id=ids.request_id(),
             origin=Origin(address="127.0.0.1", secure=True),
         )
-        try:
-            params = protocol.parse(_CREATE, request)
-        except AwsError as error:
-            finding = {"ok": False, "about": "request", "sentence": error.message, "fix": None, "steps": []}
-            return {"ok": False, "findings": [finding]}
-        findings = preflight(call, params, [str(each) for each in question.get("services") or ()])
+        findings = preflight(call, params, [str(each) for each in question.get("services") or ()], facts)
         return {
             "ok": all(each.ok for each in findings),
             "findings": [dataclasses.asdict(each) for each in findings],
@@ -177,10 +182,11 @@ def _answer(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _answering(function: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def _answering(function: Callable[[dict[str, Any]], Any]) -> Any:
     async def handle(request: web.Request) -> web.Response:
         try:
-            return web.json_response(function(await request.json()))
+            answer = function(await request.json())
+            return web.json_response(await answer if inspect.isawaitable(answer) else answer)
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=400)
 

@@ -23,7 +23,12 @@ from cloister.cli.why import ask_daemon, mark
     help="The input of `aws sagemaker create-processing-job --cli-input-json`; - reads standard input.",
 )
 @click.option(
-    "--service", "services", multiple=True, help="A service the container asks, as in sts (repeatable)."
+    "--service",
+    "services",
+    multiple=True,
+    metavar="NAME",
+    help="What the container asks: a service as in sts, with an action as in kms:Decrypt[=ARN], which is put "
+    "to the policies, or HOST[:PORT] (repeatable).",
 )
 @json_option
 @click.pass_obj
@@ -39,11 +44,12 @@ def check(
 
     \b
     cloister check job.json
-    cloister check job.json --service sts --service secretsmanager
+    cloister check job.json --service sts --service secretsmanager:GetSecretValue
     aws sagemaker create-processing-job --generate-cli-skeleton > job.json   # a form to fill in
 
-    Looked at: the request, the role and its permissions, addresses and zones, the instances among each
-    other, route and policies to every input and output, and every --service. Exit code 1: something fails.
+    Looked at: the request, the image, the role and its permissions, addresses and zones, the instances
+    among each other, objects, route and policies of every input and output, and every --service.
+    Exit code: 0 the job can run, 1 something fails.
     """
     file = job_json or skeleton
     if file is None or (job_json is not None and skeleton is not None):

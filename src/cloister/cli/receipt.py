@@ -109,7 +109,7 @@ def _print(body: dict[str, Any]) -> None:
     _heading("Reached")
     for each in body["reached"]:
         port = f" port {each['port']}" if each["port"] is not None else ""
-        where = f"{each['who']} {each['way']} {each['other']}"
+        where = f"{each['who']} {each['way']} {_place(each['other'], each.get('name'))}"
         click.echo(
             f"{mark(True)} {where} {each['protocol']}{port}: "
             f"{_bytes(each['bytes_sent'])} sent, {_bytes(each['bytes_received'])} received"
@@ -126,9 +126,11 @@ def _print(body: dict[str, Any]) -> None:
     _heading("Refused")
     for each in body["refused"]:
         port = f" port {each['port']}" if each["port"] is not None else ""
-        click.echo(
-            f"{mark(False)} {each['who']} to {each['to']} {each['protocol']}{port}: {each['packets']} packets"
-        )
+        where = f"{each['who']} to {_place(each['to'], each.get('name'))}"
+        click.echo(f"{mark(False)} {where} {each['protocol']}{port}: {each['packets']} packets")
+        click.echo(f"      {each['why']}")
+    for each in body.get("unknown_names", ()):
+        click.echo(f"{mark(False)} {each['who']}: the name {each['name']}, asked {each['questions']} times")
         click.echo(f"      {each['why']}")
     for kind in ("inputs", "outputs"):
         _heading(kind.capitalize())
@@ -143,6 +145,10 @@ def _print(body: dict[str, Any]) -> None:
         click.echo(f"\n{body['lines_left_out']} more lines were left out.")
     for why in body["connections_may_be_missing"]:
         click.echo(f"\n{mark(False)} {why}")
+
+
+def _place(address: str, name: str | None) -> str:
+    return f"{name} ({address})" if name else address
 
 
 def _heading(text: str) -> None:

@@ -20,6 +20,9 @@ from cloister.cli.paths import ControlError, ask
 @click.option("--protocol", default="tcp", show_default=True, help="With --to: tcp, udp, icmp or a number.")
 @click.option("--request", metavar="'METHOD URL'", help="… making this request, of a URL or s3://BUCKET/KEY.")
 @click.option("--role", help="With --request: signed by a session of this role. [default: the root user]")
+@click.option(
+    "--action", metavar="SERVICE:ACTION[=ARN]", help="With --request, of a service other than S3: what it is."
+)
 @json_option
 @click.pass_obj
 def why(
@@ -31,6 +34,7 @@ def why(
     protocol: str,
     request: str | None,
     role: str | None,
+    action: str | None,
     as_json: bool,
 ) -> None:
     """Explain, gate by gate, why JOB (or one connection, or one request) is let through or refused.
@@ -39,12 +43,14 @@ def why(
     cloister why my-job
     cloister why --from eni-0123 --to 10.0.1.7:5432
     cloister why --from eni-0123 --request 'GET s3://my-bucket/data.csv' --role my-role
+    cloister why --from eni-0123 --role my-role --action kms:Decrypt \\
+        --request 'POST https://kms.us-east-1.amazonaws.com/'
 
     Every step names the resource and rule that decided; after a refusal comes the smallest change that
     would allow it, as an AWS CLI command. Of a job that runs or has ended you see first what was really
     dropped and refused. Exit code 1: something is refused by the rules as they are.
     """
-    found = ask_daemon(state, "/why", _question(job, source, target, protocol, request, role))
+    found = ask_daemon(state, "/why", _question(job, source, target, protocol, request, role, action))
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -68,12 +74,13 @@ def _question(
     protocol: str,
     request: str | None,
     role: str | None,
+    action: str | None,
 ) -> dict[str, Any]:
     if job is not None and source is None:
         return {"job": job}
     if job is None and source is not None and (target is None) is not (request is None):
         if request is not None:
-            return {"from": source, "request": request, "role": role}
+            return {"from": source, "request": request, "role": role, "action": action}
         return {"from": source, "to": target, "protocol": protocol}
     raise click.UsageError("Name a JOB, or --from with either --to or --request.")
 
