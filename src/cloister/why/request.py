@@ -269,11 +269,19 @@ def resolver_step(world: World, vpc: Vpc, host: str, region: str) -> tuple[Step,
         sentence += (
             f" It is a name of {peering.other(vpc_id)}, and {peering.peering_id} resolves none for it."
         )
-        fix = (
+        commands = [
+            f"aws ec2 modify-vpc-attribute --vpc-id {one.vpc_id} --enable-dns-{what}"
+            for one in (vpc, world.get(Vpc, peering.other(vpc_id)))
+            if one is not None
+            for what, on in (("support", one.enable_dns_support), ("hostnames", one.enable_dns_hostnames))
+            if not on  # AWS: else a peering's DNS resolution cannot be enabled
+        ]
+        commands.append(
             "aws ec2 modify-vpc-peering-connection-options "
             f"--vpc-peering-connection-id {peering.peering_id} "
             f"--{side}-peering-connection-options AllowDnsResolutionFromRemoteVpc=true"
         )
+        fix = " && ".join(commands)
         return Step(gate="dns", allowed=False, origin=peering.peering_id, sentence=sentence, fix=fix), ()
     sentence = f"{host} is {', '.join(answer.records)} in {vpc_id}."
     return Step(gate="dns", allowed=True, origin=vpc_id, sentence=sentence), answer.records
