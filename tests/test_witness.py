@@ -250,7 +250,8 @@ def test_a_service_without_an_endpoint_is_refused_by_its_name_with_the_endpoint_
         witness.told("vpc-1", house.own, "sts.us-east-1.amazonaws.com", ("203.0.113.108",))
         witness._take("vpc-1", [], [(house.port, "203.0.113.108", 6, 443, 1, 60)])
         (line,) = witness.record(house.job)["refused"]
-        assert line["why"].endswith("has no route to 203.0.113.108 (sts.us-east-1.amazonaws.com).")
+        assert "has no route to 203.0.113.108 (sts.us-east-1.amazonaws.com): " in line["why"]
+        assert "vpc-1 has no interface endpoint for com.amazonaws.us-east-1.sts" in line["why"]
         assert line["fix"] == "aws ec2 modify-vpc-attribute --vpc-id vpc-1 --enable-dns-hostnames"
 
     house.witnessing(use)

@@ -10,7 +10,8 @@ from typing import IO, Any
 import click
 
 from cloister.cli.main import json_option
-from cloister.cli.why import ask_daemon, mark
+from cloister.cli.text import mark, say, tell_command
+from cloister.cli.why import ask_daemon
 
 
 @click.command()
@@ -63,11 +64,9 @@ def check(
         click.echo(json.dumps(found, indent=2))
     else:
         for finding in found["findings"]:
-            click.echo(
-                f"{mark(finding['ok'])} {click.style(finding['about'], bold=True)}: {finding['sentence']}"
-            )
+            say(f"{finding['about']}: {finding['sentence']}", f"{mark(finding['ok'])} ")
             if finding["fix"] and not finding["ok"]:
-                click.echo(f"    to fix it: {click.style(finding['fix'], fg='cyan')}")
+                tell_command("to fix it", finding["fix"], 4)
         wrong = sum(not finding["ok"] for finding in found["findings"])
         click.echo("The job can run." if not wrong else f"{wrong} of {len(found['findings'])} checks fail.")
     sys.exit(0 if found["ok"] else 1)

@@ -11,6 +11,7 @@ import click
 
 from cloister.cli.main import json_option
 from cloister.cli.paths import ControlError, ask
+from cloister.cli.text import mark, say, tell_command
 
 
 @click.command()
@@ -82,36 +83,47 @@ def _question(
         if request is not None:
             return {"from": source, "request": request, "role": role, "action": action}
         return {"from": source, "to": target, "protocol": protocol}
-    raise click.UsageError("Name a JOB, or --from with either --to or --request.")
+    raise click.UsageError(
+        "Name a JOB, or --from with either --to or --request. As in: cloister why my-job; "
+        "cloister why --from eni-0123 --to 10.0.1.7:5432"
+    )
 
 
 def _print(found: dict[str, Any]) -> None:
     if "job" in found:
         reason = f": {found['failure_reason']}" if found["failure_reason"] else ""
-        click.echo(f"{found['job']} is {found['status']}{reason}\n")
+        say(f"{found['job']} is {found['status']}{reason}")
+        click.echo("")
         if found["refused"]:
             click.echo("Refused while it ran:")
             for each in found["refused"]:
-                what = f"{each['what']} ({each['times']} {each['unit']})"
-                click.echo(f"{mark(False)} {click.style(what, bold=True)}\n    {each['why']}")
+                unit = each["unit"] if each["times"] != 1 else each["unit"].removesuffix("s")
+                say(f"{each['what']} ({each['times']} {unit})", f"{mark(False)} ")
+                say(each["why"], "    ")
                 if each["fix"]:
-                    click.echo(f"    to allow it: {click.style(each['fix'], fg='cyan')}")
+                    tell_command("to allow it", each["fix"], 4)
             click.echo("")
         elif found["ended"]:
             click.echo("Nothing was refused to it while it ran.\n")
         if found["ended"]:
             click.echo("By the rules as they are now:")
+    before: list[dict[str, Any]] = []
     for answer in found["answers"]:
-        click.echo(f"{mark(answer['allowed'])} {click.style(answer['what'], bold=True)}")
-        print_steps(answer["steps"])
+        say(answer["what"], f"{mark(answer['allowed'])} ")
+        print_steps(answer["steps"], before)
+        before = answer["steps"]
 
 
-def mark(good: bool) -> str:
-    return click.style("✓", fg="green") if good else click.style("✗", fg="red")
-
-
-def print_steps(steps: list[dict[str, Any]]) -> None:
+def print_steps(steps: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
+    """What is the same as at the beginning of `before` is not said again."""
+    same = next((n for n, (one, two) in enumerate(zip(steps, before, strict=False)) if one != two), None)
+    known = min(len(steps), len(before)) if same is None else same
+    if known > 1:
+        good = all(step["allowed"] for step in steps[:known])
+        gates = ", ".join(dict.fromkeys(step["gate"] for step in steps[:known]))
+        say(f"{gates}: as above", f"    {mark(good)} ")
+        steps = steps[known:]
     for step in steps:
-        click.echo(f"    {mark(step['allowed'])} {step['gate']:<16} {step['sentence']}")
+        say(step["sentence"], f"    {mark(step['allowed'])} {step['gate']:<16} ")
         if step["fix"]:
-            click.echo(f"      {'':<16} to allow it: {click.style(step['fix'], fg='cyan')}")
+            tell_command("to allow it", step["fix"], 23)

@@ -186,15 +186,16 @@ def https_url(url: str, region: str) -> str:
 
 def towards(world: World, interface: NetworkInterface, step: Step, host: str, region: str) -> Step:
     """A refusal on the way to a service's own name: said by its name, and changed by an endpoint of it."""
-    if _is_address(host):
+    if _is_address(host) or _is_s3(world, host):
         return step
-    named = replace(step, sentence=re.sub(r"(no route to [0-9.]+)\.$", rf"\1 ({host}).", step.sentence))
-    if _is_s3(world, host):
-        return step
-    if step.gate == "route" or step.code == NO_PUBLIC_ADDRESS:
-        command = interface_endpoints.command_for(world, interface, host, region)
-        return replace(named, fix=step.fix or command)
-    return named
+    named = re.sub(r"(no route to [0-9.]+)\.$", rf"\1 ({host}).", step.sentence)
+    lack = None
+    if step.fix is None and (step.gate == "route" or step.code == NO_PUBLIC_ADDRESS):
+        lack = interface_endpoints.lack(world, interface, host, region)
+    if lack is None:
+        return replace(step, sentence=named)
+    why, command = lack
+    return replace(step, sentence=f"{named.rstrip('.')}: {why}.", fix=command)
 
 
 def _is_address(host: str) -> bool:
