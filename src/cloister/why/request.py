@@ -195,7 +195,8 @@ def towards(world: World, interface: NetworkInterface, step: Step, host: str, re
     if lack is None:
         return replace(step, sentence=named)
     why, command = lack
-    return replace(step, sentence=f"{named.rstrip('.')}: {why}.", fix=command)
+    start = named.rstrip(".") + (":" if step.gate == "route" else ", and")
+    return replace(step, sentence=f"{start} {why}.", fix=command)
 
 
 def _is_address(host: str) -> bool:
