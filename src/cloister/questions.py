@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,10 @@ class Questions:
         try:
             params = protocol.parse(_CREATE, request)
         except AwsError as error:
-            finding = {"ok": False, "about": "request", "sentence": error.message, "fix": None, "steps": []}
-            return {"ok": False, "findings": [finding]}
+            # AWS tells all that is wrong in one sentence: "2 validation errors detected: …; …"
+            told = re.sub(r"^\d+ validation errors? detected: ", "", error.message).split("; ")
+            wrong = {"ok": False, "about": "request", "fix": None, "steps": []}
+            return {"ok": False, "findings": [{**wrong, "sentence": each} for each in told]}
         facts = await self._look(params)
         call = Call(
             tx=self._engine.world.begin(),

@@ -10,6 +10,7 @@ from typing import IO, Any
 import click
 
 from cloister.cli.main import json_option
+from cloister.cli.paths import NoAnswer
 from cloister.cli.text import mark, say, tell_command
 from cloister.cli.why import ask_daemon
 
@@ -45,12 +46,14 @@ def check(
 
     \b
     cloister check job.json
-    cloister check job.json --service sts --service secretsmanager:GetSecretValue
-    aws sagemaker create-processing-job --generate-cli-skeleton > job.json   # a form to fill in
+    cloister check job.json --service kms:Decrypt --service 10.0.7.5:5432
+    aws sagemaker create-processing-job --generate-cli-skeleton > job.json
+
+    The second prints a form to fill in; members that are not needed must be taken out of it.
 
     Looked at: the request, the image, the role and its permissions, addresses and zones, the instances
     among each other, objects, route and policies of every input and output, and every --service.
-    Exit code: 0 the job can run, 1 something fails.
+    Exit code: 0 the job can run, 1 something fails, 2 the file cannot be read, 3 Cloister is not up.
     """
     file = job_json or skeleton
     if file is None or (job_json is not None and skeleton is not None):
@@ -58,7 +61,7 @@ def check(
     try:
         request: Any = json.load(file)
     except ValueError as error:
-        raise click.ClickException(f"{file.name} is no JSON: {error}") from error
+        raise NoAnswer(f"{file.name} is no JSON: {error}") from error
     found = ask_daemon(state, "/check", {"request": request, "services": services})
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -68,5 +71,6 @@ def check(
             if finding["fix"] and not finding["ok"]:
                 tell_command("to fix it", finding["fix"], 4)
         wrong = sum(not finding["ok"] for finding in found["findings"])
-        click.echo("The job can run." if not wrong else f"{wrong} of {len(found['findings'])} checks fail.")
+        fail = "fails" if wrong == 1 else "fail"
+        click.echo("The job can run." if not wrong else f"{wrong} of {len(found['findings'])} checks {fail}.")
     sys.exit(0 if found["ok"] else 1)

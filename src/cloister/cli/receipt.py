@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from cloister.cli.main import json_option
+from cloister.cli.paths import itself
 from cloister.cli.text import mark, say
 from cloister.cli.why import ask_daemon
 
@@ -55,7 +57,8 @@ def receipt(
     text = json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False)
     if output is not None:
         output.write_text(text + "\n")
-        click.echo(f"Wrote {output}. Check it with: cloister receipt --verify {output}", err=True)
+        verifying = itself(state, f"receipt --verify {shlex.quote(str(output))}")
+        click.echo(f"Wrote {output}. Check it with: {verifying}", err=True)
     if as_json:
         click.echo(text)
     elif output is None:

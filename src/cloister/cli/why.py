@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cloister.cli.main import json_option
-from cloister.cli.paths import ControlError, ask
+from cloister.cli.paths import ControlError, NoAnswer, NotUp, ask
 from cloister.cli.text import mark, say, tell_command
 
 
@@ -43,13 +43,17 @@ def why(
     \b
     cloister why my-job
     cloister why --from eni-0123 --to 10.0.1.7:5432
-    cloister why --from eni-0123 --request 'GET s3://my-bucket/data.csv' --role my-role
+    cloister why --from eni-0123 --role my-role \\
+        --request 'GET s3://my-bucket/data.csv'
     cloister why --from eni-0123 --role my-role --action kms:Decrypt \\
         --request 'POST https://kms.us-east-1.amazonaws.com/'
 
     Every step names the resource and rule that decided; after a refusal comes the smallest change that
     would allow it, as an AWS CLI command. Of a job that runs or has ended you see first what was really
-    dropped and refused. Exit code 1: something is refused by the rules as they are.
+    dropped and refused.
+
+    Exit code: 0 all is let through by the rules as they are, 1 something is refused, 2 no such job or
+    interface, 3 Cloister is not up.
     """
     found = ask_daemon(state, "/why", _question(job, source, target, protocol, request, role, action))
     if as_json:
@@ -63,9 +67,9 @@ def ask_daemon(state: Path, path: str, question: dict[str, Any]) -> Any:
     try:
         return ask(state, "POST", path, question)
     except ControlError as error:
-        raise click.ClickException(str(error)) from error
+        raise NoAnswer(str(error)) from error
     except OSError as error:
-        raise click.ClickException("Cloister is not up. Start it: cloister up") from error
+        raise NotUp(state) from error
 
 
 def _question(
