@@ -270,6 +270,7 @@ ANSWERS: dict[str, tuple[int, Any]] = {
 
 class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
         status, value = ANSWERS[self.path]
         body = json.dumps(value).encode()
         self.send_response(status)
@@ -338,16 +339,12 @@ def test_logs_are_lines_with_time_and_instance_or_one_json_value_a_line(state: P
 
 
 LONG = (
-    "aws ec2 create-vpc-endpoint --vpc-id vpc-1 --service-name com.amazonaws.us-east-1.s3 --route-table-ids r"
+    "aws ec2 create-vpc-endpoint --vpc-id vpc-1 --service-name com.amazonaws.us-east-1.s3 --route-table-ids"
 )
+NOWHERE = "The route table rtb-1 " + "has no route " * 9
 STEPS = [
     {"gate": "dns", "allowed": True, "sentence": "It is 3.5.0.1.", "fix": None},
-    {
-        "gate": "route",
-        "allowed": False,
-        "sentence": "The route table rtb-1 " + "has no route " * 9,
-        "fix": LONG,
-    },
+    {"gate": "route", "allowed": False, "sentence": NOWHERE, "fix": LONG},
 ]
 WHY = {
     "answers": [
