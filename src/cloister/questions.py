@@ -30,12 +30,13 @@ from cloister.vpc.model import NetworkInterface
 from cloister.why.job import Answer, Place, why_job
 from cloister.why.preflight import Facts, preflight
 from cloister.why.receipt import receipt, refused, sign
-from cloister.why.request import session_of, why_request
+from cloister.why.request import is_address, session_of, why_request
 from cloister.wire import protocol
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest
 from cloister.witness import Witness, signing_key
 
+_PROTOCOLS = ("tcp", "udp", "icmp")
 _CREATE = protocol.Target(service="sagemaker", operation="CreateProcessingJob", protocol="json")
 
 
@@ -105,6 +106,11 @@ class Questions:
 
     def _why_request(self, interface: NetworkInterface, question: dict[str, Any]) -> Verdict:
         method, _, url = str(question["request"]).partition(" ")
+        if not method.isalpha() or not url:
+            raise BadQuestion(
+                f"{question['request']!r} is no METHOD URL, as in 'GET s3://BUCKET/KEY' or "
+                "'POST https://sts.us-east-1.amazonaws.com/'."
+            )
         principal = None
         if question.get("role"):
             role = self._engine.world.get(Role, str(question["role"]).rsplit("/", 1)[-1])
@@ -165,13 +171,21 @@ class Questions:
 
 
 def _flow(interface: NetworkInterface, question: dict[str, Any]) -> Flow:
-    address, _, port = str(question.get("to", "")).partition(":")
-    if not address or (port and not port.isdigit()):
-        raise BadQuestion(f"{question.get('to')!r} is no ADDRESS[:PORT] and no INTERFACE[:PORT].")
+    target = str(question.get("to", ""))
+    address, _, port = target.partition(":")
+    known = address.startswith("eni-") or is_address(address)
+    if not known or (port and not (port.isdigit() and int(port) < 65536)):
+        raise BadQuestion(
+            f"{target!r} is no ADDRESS[:PORT] and no INTERFACE[:PORT]. A name is resolved with "
+            "--request, as in 'GET https://NAME:PORT/'."
+        )
+    protocol = str(question.get("protocol") or "tcp")
+    if protocol not in _PROTOCOLS and not (protocol.isdigit() and int(protocol) < 256):
+        raise BadQuestion(f"{protocol!r} is no protocol: {', '.join(_PROTOCOLS)} or a number up to 255.")
     return Flow(
         source=interface.interface_id,
         destination=address,
-        protocol=str(question.get("protocol") or "tcp"),
+        protocol=protocol,
         port=int(port) if port else None,
         vpc_id=interface.vpc_id,
     )

@@ -22,7 +22,7 @@ from cloister.s3.address import decode_query, locate
 from cloister.s3.authorize import decide_need
 from cloister.s3.model import Bucket
 from cloister.vpc import addresses as ip
-from cloister.vpc import dhcp, dns, interface_endpoints, resolver_rules
+from cloister.vpc import dhcp, dns, gateways, interface_endpoints, resolver_rules
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import NetworkInterface, Vpc, VpcEndpoint
@@ -104,7 +104,7 @@ def _steps(
     host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
     own = source or interface.addresses[0].address
     destinations: tuple[str, ...] = (host,)
-    if not _is_address(host):
+    if not is_address(host):
         step, destinations = _dns_step(world, interface, own, host, region, account)
         yield step
         if not destinations:
@@ -186,7 +186,7 @@ def https_url(url: str, region: str) -> str:
 
 def towards(world: World, interface: NetworkInterface, step: Step, host: str, region: str) -> Step:
     """A refusal on the way to a service's own name: said by its name, and changed by an endpoint of it."""
-    if _is_address(host) or _is_s3(world, host):
+    if is_address(host) or _is_s3(world, host):
         return step
     named = re.sub(r"(no route to [0-9.]+)\.$", rf"\1 ({host}).", step.sentence)
     lack = None
@@ -199,7 +199,8 @@ def towards(world: World, interface: NetworkInterface, step: Step, host: str, re
     return replace(step, sentence=f"{start} {why}.", fix=command)
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether a host is named by its IPv4 address."""
     try:
         ipaddress.IPv4Address(host)
     except ValueError:
@@ -266,6 +267,8 @@ def resolver_step(world: World, vpc: Vpc, host: str, region: str) -> tuple[Step,
         sentence = f"{host} does not exist in {vpc_id}."
         peering = dns.silent_peering(world, vpc, host, region)
         if peering is None:
+            if not host.endswith((".internal", ".amazonaws.com")):
+                sentence = _of_internet(world, vpc_id, host)
             return Step(gate="dns", allowed=False, origin=vpc_id, sentence=sentence), ()
         side = "accepter" if peering.requester_vpc_id == vpc_id else "requester"
         sentence += (
@@ -287,6 +290,14 @@ def resolver_step(world: World, vpc: Vpc, host: str, region: str) -> tuple[Step,
         return Step(gate="dns", allowed=False, origin=peering.peering_id, sentence=sentence, fix=fix), ()
     sentence = f"{host} is {', '.join(answer.records)} in {vpc_id}."
     return Step(gate="dns", allowed=True, origin=vpc_id, sentence=sentence), answer.records
+
+
+def _of_internet(world: World, vpc_id: str, host: str) -> str:
+    if gateways.of_vpc(world, vpc_id) is not None:
+        return f"{host} is asked of this host's DNS servers; Cloister cannot tell what they answer."
+    return (
+        f"{host} does not exist in {vpc_id}: names of the internet resolve in a VPC with an internet gateway."
+    )
 
 
 def _no_server(vpc: Vpc, host: str, default: str) -> Step:
