@@ -32,6 +32,7 @@ from cloister.dispatch import Dispatcher
 from cloister.dns import Resolvers
 from cloister.engine import Engine
 from cloister.fabric import Fabric
+from cloister.facts import facts_of
 from cloister.flowlog import FlowLogs
 from cloister.forwarding import Forwarder
 from cloister.front import Front
@@ -140,15 +141,17 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         region=options.region,
         elsewhere=way_out.name_of_internet,
         forward=Forwarder(engine, namespaces, region=options.region).forward,
+        told=witness.told,
     )
     await resolvers.start()
     stack.push_async_callback(resolvers.stop)
+    images = Images(state / "images", rootless=in_user_namespace())
     supervisor = Supervisor(
         state=state,
         engine=engine,
         fabric=fabric,
         containers=Containers(state),
-        images=Images(state / "images", rootless=in_user_namespace()),
+        images=images,
         credentials=credentials,
         logs=logs,
         namespaces=namespaces,
@@ -197,7 +200,15 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         "region": options.region,
         "account": options.account,
     }
-    questions = Questions(state, engine, credentials, witness, region=options.region, account=options.account)
+    questions = Questions(
+        state,
+        engine,
+        credentials,
+        witness,
+        look=lambda request: facts_of(request, backend, images),
+        region=options.region,
+        account=options.account,
+    )
     attachments = Attachments(engine, fabric, namespaces, region=options.region)
     await attachments.start()
     stack.push_async_callback(attachments.stop)

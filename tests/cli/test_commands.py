@@ -6,11 +6,16 @@ one the commands are driven in tests/e2e.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import socketserver
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -18,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click import Command, Context
+from click import Command, Context, unstyle
 from click.testing import CliRunner, Result
 
 from cloister.cli.main import main
@@ -67,6 +72,12 @@ def test_the_help_of_a_command_says_what_it_does_and_shows_how(name: str) -> Non
     assert ("--json" in options) is (name not in WITHOUT_JSON)
 
 
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_in_80_columns(name: str) -> None:
+    shown = run(*([name] if name else []), "--help", environment={"COLUMNS": "80"}).output
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+
+
 def test_no_line_of_an_example_is_wrapped_into_another() -> None:
     for name in COMMANDS:
         lines = run(name, "--help").output.splitlines()[1:]
@@ -102,8 +113,10 @@ def test_what_needs_a_daemon_says_how_to_start_one(arguments: list[str], tmp_pat
     if arguments[0] not in COMMANDS:
         pytest.skip("not there yet")
     result = run(*arguments, state=tmp_path / "none")
-    assert result.exit_code != 0
-    assert "cloister up" in result.output
+    assert result.exit_code == 3
+    assert f"Start it: cloister --state {tmp_path / 'none'} up\n" in result.output
+    usual = run(*arguments, environment={"CLOISTER_STATE": str(tmp_path / "none")})
+    assert "Start it: cloister up\n" in usual.output
     assert not (tmp_path / "none").exists(), "asking makes no state folder"
 
 
@@ -257,6 +270,7 @@ ANSWERS: dict[str, tuple[int, Any]] = {
 
 class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
         status, value = ANSWERS[self.path]
         body = json.dumps(value).encode()
         self.send_response(status)
@@ -324,6 +338,54 @@ def test_logs_are_lines_with_time_and_instance_or_one_json_value_a_line(state: P
     assert [json.loads(line) for line in lines] == EVENTS
 
 
+LONG = (
+    "aws ec2 create-vpc-endpoint --vpc-id vpc-1 --service-name com.amazonaws.us-east-1.s3 --route-table-ids"
+)
+NOWHERE = "The route table rtb-1 " + "has no route " * 9
+STEPS = [
+    {"gate": "dns", "allowed": True, "sentence": "It is 3.5.0.1.", "fix": None},
+    {"gate": "route", "allowed": False, "sentence": NOWHERE, "fix": LONG},
+]
+WHY = {
+    "answers": [
+        {"what": "input a: list", "allowed": False, "steps": STEPS},
+        {"what": "input a: read", "allowed": False, "steps": STEPS},
+    ]
+}
+
+
+def test_an_explanation_is_wrapped_for_a_terminal_and_its_commands_are_not(state: Path) -> None:
+    ANSWERS["/why"] = (200, WHY)
+    question = ["why", "--from", "eni-1", "--to", "10.0.0.1"]
+    piped = run(*question, state=state)
+    assert piped.exit_code == 1
+    assert len(piped.output.splitlines()) == 6
+    assert f"to allow it: {LONG}\n" in piped.output
+    assert piped.output.count("as above") == 1
+    shown = in_terminal(*question, state=state)
+    assert LONG in shown.splitlines()
+    assert [line for line in shown.splitlines() if len(line) > 80 and line != LONG] == []
+    assert shown.count("as above") == 1
+    assert json.loads(run(*question, "--json", state=state).output) == WHY
+
+
+def in_terminal(*arguments: str, state: Path) -> str:
+    """What a command writes to a terminal of 80 columns, without colours."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    line = [sys.executable, "-m", "cloister.cli.main", "--state", str(state), *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.Popen(line, stdout=slave, env=environment)
+    os.close(slave)
+    found = b""
+    with contextlib.suppress(OSError):  # the terminal is gone when the command has ended
+        while part := os.read(master, 65536):
+            found += part
+    os.close(master)
+    done.wait(30)
+    return unstyle(found.decode().replace("\r\n", "\n"))
+
+
 def test_a_refusal_of_the_daemon_is_shown_in_its_words(state: Path) -> None:
     result = run("logs", "nobody", state=state)
     assert result.exit_code == 1
@@ -338,4 +400,4 @@ def test_up_with_other_options_does_not_change_a_running_cloister(state: Path) -
     assert json.loads(run("up", "--json", state=state).output)["url"] == STATUS["url"]
     result = run("up", "--region", "eu-west-1", state=state)
     assert result.exit_code == 1
-    assert "run `cloister down` first" in result.output
+    assert f"First: cloister --state {state} down\n" in result.output

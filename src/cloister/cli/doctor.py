@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 
 from cloister.cli.main import json_option
+from cloister.cli.text import say
 from cloister.kernel.facts import Fact, host_facts
 
 
@@ -26,7 +27,7 @@ def doctor(as_json: bool) -> None:
     else:
         for fact in facts:
             word = "ok" if fact.ok else "MISSING" if fact.needed else "without"
-            click.echo(f"{word:8} {fact.name:20} {fact.detail}")
+            say(fact.detail, f"{word:8} {fact.name:20} ")
             if not fact.ok and fact.fix:
                 click.echo(f"{'':8} {'':20} → {fact.fix}")
     if not all(fact.ok or not fact.needed for fact in facts):

@@ -18,7 +18,7 @@ import msgspec
 
 from cloister import options as options_file
 from cloister.cli.main import json_option
-from cloister.cli.paths import Running, ask, read_running
+from cloister.cli.paths import NotUp, Running, ask, itself, read_running
 from cloister.kernel import cgroups, holder
 from cloister.options import Options
 
@@ -52,10 +52,10 @@ def up(state: Path, /, foreground: bool, as_json: bool, **given: Any) -> None:
     """Start Cloister, or find it running. Options are remembered for the next `up`.
 
     \b
-        cloister up                                  in the background, on https://127.0.0.1:4510
-        cloister up --foreground                     stay, and show the daemon's log
+        cloister up                            in the background, on port 4510
+        cloister up --foreground               stay, and show the daemon's log
         cloister up --region eu-west-1 --http-port 4511
-        cloister --state ~/two up --port 4520        a second one beside it
+        cloister --state ~/two up --port 4520  a second one beside it
     """
     kept = open_state(state)
     chosen = {name: value for name, value in given.items() if value not in (None, ())}
@@ -66,7 +66,7 @@ def up(state: Path, /, foreground: bool, as_json: bool, **given: Any) -> None:
         raise click.ClickException(f"--account takes 12 digits, not {options.account!r}.")
     running = read_running(state)
     if running is not None and chosen and options != kept:
-        raise click.ClickException("Cloister is up with other options: run `cloister down` first.")
+        raise click.ClickException(f"Cloister is up with other options. First: {itself(state, 'down')}")
     options_file.write(state, options)
     if running is None:
         running = start(state, quiet=as_json)
@@ -74,7 +74,7 @@ def up(state: Path, /, foreground: bool, as_json: bool, **given: Any) -> None:
         click.echo(json.dumps({"state": str(state), "url": running.url, "pid": running.pid}))
     else:
         click.echo(f"Cloister is up at {running.url} (state in {state}).")
-        click.echo('Next: eval "$(cloister env)"')
+        click.echo(f'Next: eval "$({itself(state, "env")})"')
     if foreground:
         _follow(state)
 
@@ -136,7 +136,7 @@ def down(state: Path, /, as_json: bool) -> None:
     """Stop Cloister. Jobs that run are ended; every resource and object is kept for the next `up`.
 
     \b
-        cloister down && cloister up        start afresh with everything that there was
+        cloister down && cloister up     start afresh, with all that there was
     """
     was_up = holder.stop(state, 30)
     if left := cgroups.remove_all(state):
@@ -160,7 +160,8 @@ def status(state: Path, /, as_json: bool) -> None:
     """
     running = read_running(state)
     if running is None:
-        click.echo(json.dumps({"up": False}) if as_json else "Cloister is not up. Start it: cloister up")
+        said = f"Cloister is not up. Start it: {itself(state, 'up')}"
+        click.echo(json.dumps({"up": False}) if as_json else said)
         raise SystemExit(3)
     found = ask(state, "GET", "/status")
     if as_json:
@@ -185,12 +186,12 @@ def env(state: Path, /, unset: bool, as_json: bool) -> None:
     """Print the exports that point AWS clients at this Cloister.
 
     \b
-        eval "$(cloister env)"              from here on boto3, the AWS CLI and the SDK talk to it
-        eval "$(cloister env --unset)"      … and no longer
+        eval "$(cloister env)"           boto3, the AWS CLI and the SDK talk to it
+        eval "$(cloister env --unset)"   … and no longer
     """
     running = read_running(state)
     if running is None:
-        raise click.ClickException("Cloister is not up. Start it: cloister up")
+        raise NotUp(state)
     variables = environment(state, running)
     if as_json:
         click.echo(json.dumps(variables, indent=2))

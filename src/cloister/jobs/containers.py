@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import platform
+import re
 import resource
 import select
 import shutil
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: a line of runc's log as text
+_LOGGED = re.compile(r'level=\w+ msg="((?:[^"\\]|\\.)*)"')
 _SECCOMP_PROFILES = ("/usr/share/containers/seccomp.json", "/etc/containers/seccomp.json")
 _CREATE_SECONDS = 60.0
 _POLL_SECONDS = 0.1
@@ -488,7 +491,9 @@ def _refusal(message: str) -> ContainerError:
     line = next((text for text in reversed(message.splitlines()) if text.strip()), "no reason was given")
     with suppress(ValueError):  # runc's log as JSON
         line = json.loads(line)["msg"]
-    line = line.strip()
+    if told := _LOGGED.search(line):  # … or as text
+        line = re.sub(r"\\(.)", r"\1", told[1])
+    line = line.strip().removeprefix("runc create failed: unable to start container process: ")
     code = 125
     if "executable file not found" in line or "no such file or directory" in line.lower():
         code = 127
