@@ -178,7 +178,10 @@ class Lab:
         return body
 
     def log(self, job: dict[str, Any]) -> str:
-        return "\n".join(blocks.job_log(self.on, job["ProcessingJobName"]))
+        try:
+            return "\n".join(blocks.job_log(self.on, job["ProcessingJobName"]))
+        except self.on.logs.exceptions.ResourceNotFoundException:  # no job has logged anything yet
+            return ""
 
 
 def make_lab(on: blocks.Stage, cidr: str = "10.40.0.0/16") -> Lab:
