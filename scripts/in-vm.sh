@@ -72,6 +72,7 @@ exec switch_root /new /bin/bash -c '
   mount -t devpts pts /dev/pts
   mount -t cgroup2 cgroup /sys/fs/cgroup
   ip link set lo up
+  export CLOISTER_TEST_PATIENCE=10 PYTEST_TIMEOUT=1200  # tests wait for what has to come
   export HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   cd "$PWD"
   if [ -n "${VM_USER:-}" ]; then
@@ -81,7 +82,7 @@ exec switch_root /new /bin/bash -c '
     each=$PWD
     while [ "\$each" != / ]; do chmod o+x "\$each"; each=\$(dirname "\$each"); done
     chown cloister-test: "$PWD"
-    su - cloister-test -c "cd $PWD && bash /run/command" </dev/null
+    su - -w CLOISTER_TEST_PATIENCE,PYTEST_TIMEOUT cloister-test -c "cd $PWD && bash /run/command" </dev/null
   else
     bash /run/command </dev/null
   fi
