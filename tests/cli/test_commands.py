@@ -17,7 +17,9 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ import pytest
 from click import Command, Context, unstyle
 from click.testing import CliRunner, Result
 
+from cloister.cli import lifecycle
 from cloister.cli.main import main
+from cloister.cli.paths import Running
 
 COMMANDS = main.list_commands(Context(main))
 #: without output of their own to parse: a script for a shell; the output of somebody's command
@@ -177,6 +181,7 @@ def test_options_that_cannot_be_read_are_told_by_their_file(text: str, tmp_path:
     ("arguments", "told"),
     [
         (["--account", "12"], "--account takes 12 digits, not '12'"),
+        (["--port", "4600", "--http-port", "4600"], "--port and --http-port are both 4600"),
         (["--port", "70000"], "70000 is not in the range 1<=x<=65535"),
         (["--rules-per-security-group", "0"], "is not in the range"),
         (["--stop-grace", "long"], "is not a valid float"),
@@ -401,3 +406,89 @@ def test_up_with_other_options_does_not_change_a_running_cloister(state: Path) -
     result = run("up", "--region", "eu-west-1", state=state)
     assert result.exit_code == 1
     assert f"First: cloister --state {state} down\n" in result.output
+
+
+# -- starting --
+
+
+@dataclass
+class Daemon:
+    """One that does a step of its start at each of these seconds, ends at those, and is up after so many.
+    It takes the place of the holder's functions and of the daemon's answers."""
+
+    folder: Path
+    steps: list[float] = field(default_factory=list)
+    ends_at: list[float] = field(default_factory=list)
+    up_after: float = 1e9
+    holder_lives: bool = True
+    stopped: bool = False
+    began: float = 0.0
+
+    def ensure(self, *_: object) -> None:
+        self.began = time.monotonic()
+
+    def _passed(self, moments: list[float]) -> int:
+        return sum(self.began + each < time.monotonic() for each in moments)
+
+    def info(self, _: Path) -> object:
+        return self if self.holder_lives else None
+
+    def ends(self, _: Path, __: int) -> int:
+        return self._passed(self.ends_at)
+
+    def stop(self, _: Path, __: float) -> None:
+        self.stopped = True
+
+    def read_running(self, _: Path) -> Running | None:
+        if not self.began:
+            return None
+        lines = "".join(f"INFO cloister: step {n}\n" for n in range(self._passed(self.steps)))
+        (self.folder / "daemon.log").write_text(lines)
+        up = self.began + self.up_after < time.monotonic()
+        return Running(pid=7, url="https://here", region="r", account="1") if up else None
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    made = Daemon(tmp_path)
+    monkeypatch.setattr(lifecycle, "holder", made)
+    monkeypatch.setattr(lifecycle, "read_running", made.read_running)
+    monkeypatch.setattr(lifecycle, "STEP_SECONDS", 0.5)
+    return made
+
+
+def test_up_waits_as_long_as_the_daemon_gets_on(daemon: Daemon) -> None:
+    daemon.steps, daemon.up_after = [0.3, 0.6, 0.9, 1.2], 1.3
+    assert "Cloister is up at https://here" in run("up", state=daemon.folder).output
+    assert not daemon.stopped
+
+
+def test_up_gives_up_when_the_daemon_gets_on_with_nothing_and_shows_its_log(daemon: Daemon) -> None:
+    daemon.steps = [0.1]
+    result = run("up", state=daemon.folder)
+    assert (result.exit_code, daemon.stopped) == (1, True)
+    assert "the daemon lives, but got on with nothing for" in result.output
+    assert "cloister: step 0" in result.output
+
+
+def test_up_gives_up_when_the_daemon_ends_again_and_again(daemon: Daemon) -> None:
+    daemon.ends_at, daemon.up_after = [0.1, 0.2], 0.3
+    assert run("up", state=daemon.folder).exit_code == 0, "twice may be chance"
+    daemon.ends_at, daemon.up_after, daemon.began = [0.1, 0.2, 0.3], 0.4, 0.0
+    result = run("up", state=daemon.folder)
+    assert (result.exit_code, daemon.stopped) == (1, True)
+    assert "the daemon ended 3 times while it started" in result.output
+
+
+def test_up_gives_up_at_once_when_the_holder_is_gone(daemon: Daemon) -> None:
+    daemon.holder_lives = False
+    result = run("up", state=daemon.folder)
+    assert (result.exit_code, "the daemon ended" in result.output) == (1, True)
+
+
+def test_up_tells_on_no_terminal_too_that_it_still_waits(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "TELL_SECONDS", 0.2)
+    daemon.steps, daemon.up_after = [0.1], 0.5
+    assert "still starting after 0 s: step 0" in run("up", state=daemon.folder).output

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ import pytest
 from cloister.jobs import bundle, containers, rootfs
 from cloister.jobs.bundle import Limits
 from cloister.jobs.containers import ContainerError, Containers, ContainerSpec, Exit, Mount
+from cloister.jobs.hostimage import HostBind
 from cloister.jobs.images import Image, ImageNotFound, Images
 from cloister.jobs.logfile import LogLine, LogPosition
 from cloister.jobs.processes import Process
-from cloister.kernel import cgroups, syscalls
+from cloister.kernel import cgroups, mounts, syscalls
 from cloister.kernel.cgroups import parent_name
 from cloister.kernel.mounts import in_user_namespace
 from cloister.kernel.netns import Namespaces
@@ -162,6 +164,22 @@ async def test_cloister_host_runs_python_with_boto3_and_tells_the_exit_code(lab:
     )
     assert (ended.code, ended.signal, ended.lost, text) == (7, None, False, "boto3")
     assert ended.started <= ended.ended <= time.time()
+
+
+@in_world
+async def test_an_environment_on_a_file_system_that_shows_no_other_ids_is_used_as_it_is(lab: Lab) -> None:
+    folders = {name: lab.state / "env" / name for name in ("lower", "upper", "work", "merged")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    (folders["lower"] / "module.py").write_text("here = 5")
+    mounts.overlay(folders["merged"], [folders["lower"]], folders["upper"], folders["work"])
+    image = await lab.host()
+    place = str(folders["merged"])
+    image = replace(image, binds=(*image.binds, HostBind(path=place, ours=True)))
+    ended, text = await lab.run(
+        image, "python3", "-c", "import module; print(module.here)", env={"PYTHONPATH": place}
+    )
+    assert (ended.code, text) == (0, "5")
 
 
 @in_world
@@ -328,10 +346,10 @@ async def test_a_container_whose_monitor_was_killed_is_lost_and_ended(lab: Lab) 
 
 @in_world
 async def test_removing_leaves_nothing(lab: Lab) -> None:
-    mounts = Path("/proc/self/mountinfo").read_text()
+    before = Path("/proc/self/mountinfo").read_text()
     specs = [lab.spec(await lab.host(), "/bin/sleep", "60") for _ in range(4)]
     await asyncio.gather(*(lab.containers.start(spec) for spec in specs))
-    assert Path("/proc/self/mountinfo").read_text() == mounts  # a container's mounts are its own
+    assert Path("/proc/self/mountinfo").read_text() == before  # a container's mounts are its own
     await asyncio.gather(*(lab.containers.remove(spec.id) for spec in specs))
     assert not {"conmon", "runc", "sleep"} & _processes()
     assert list(Path("/sys/fs/cgroup").rglob(parent_name(lab.state))) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -14,14 +15,15 @@ from cloister.kernel.facts import Fact, host_facts
 
 @click.command()
 @json_option
-def doctor(as_json: bool) -> None:
+@click.pass_obj
+def doctor(state: Path, /, as_json: bool) -> None:
     """Say what this host can do, what is missing, and the command that mends it. Exits 1 if one is.
 
     \b
         cloister doctor
         cloister doctor --json | jq '.[] | select(.ok | not)'
     """
-    facts = [*host_facts(), way_out_fact()]
+    facts = [*host_facts(state), way_out_fact()]
     if as_json:
         click.echo(json.dumps([asdict(fact) for fact in facts], indent=2))
     else:

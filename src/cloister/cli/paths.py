@@ -61,7 +61,7 @@ def read_running(state: Path) -> Running | None:
     """The daemon's own words, or None when it is not up (whatever a stale file says)."""
     try:
         found = json.loads((state / "daemon.json").read_text())
-        ask(state, "GET", "/ping", timeout=5)
+        ask(state, "GET", "/ping", timeout=30)
     except (OSError, ValueError, http.client.HTTPException):
         return None
     return Running(**found)
