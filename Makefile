@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 # Tests and tools never need the network once installed.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check as-i-am fabric e2e user kernels bench fuzz clean install
+.PHONY: demo test check as-i-am fabric e2e user kernels with-esp bench fuzz clean install
 
 demo: install
 	.venv/bin/cloister demo
@@ -37,10 +37,14 @@ e2e: install
 user: install
 	scripts/as-user.sh
 
-# What this host's kernel may not have, under Debian's own in an emulated machine: some ten minutes, as root.
+# What this host's kernel may not have, under Debian's own in an emulated machine: needs root, some twenty minutes.
 kernels: install
-	scripts/in-vm.sh $(PYTHON) -m cloister.kernel.holder --exec \
-	  $(PYTHON) -m pytest -q tests/fabric/test_isolation_packets.py tests/kernel
+	scripts/in-vm.sh $(MAKE) with-esp
+	VM_USER=1 scripts/in-vm.sh $(MAKE) with-esp
+
+with-esp:
+	$(PYTHON) -m cloister.kernel.holder --exec $(PYTHON) -m pytest -q tests/fabric/test_isolation_packets.py tests/kernel
+	$(PYTHON) -m pytest -q tests/e2e/test_isolation.py
 
 bench:
 	@scripts/install.sh curl wrk

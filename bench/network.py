@@ -196,7 +196,7 @@ def inside(rounds: int) -> list[measure.Row]:
             for rules in RULES:
                 ours, plain = found[str(rules)].measured(word), found["plain"].measured(word)
                 ours(), plain()
-                samples = measure.interleave(ours, plain, max(11, 2 * rounds))
+                samples = measure.interleave(ours, plain, max(21, 3 * rounds))
                 scaled = [[value * scale for value in values] for values in samples]
                 rows.append(
                     measure.row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 
 import dnslib
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloister import forwarding
 from cloister.dns import reply
 from cloister.s3.model import Bucket
 from cloister.vpc import dns
@@ -203,3 +205,34 @@ def test_names_of_a_peer_resolve_when_it_allows() -> None:
     assert asked(allowed, "vpc-0", "5.0.1.10.in-addr.arpa", dns.PTR) == (private,)
     assert asked(allowed, "vpc-1", "ip-10-0-0-5.ec2.internal") == ()
     assert asked(allowed, "vpc-0", "ec2-198-51-100-9.compute-1.amazonaws.com") == ()
+
+
+def _pointing(questions: int, answers: int = 0) -> bytes:
+    """A question, and names that point to the name before them."""
+    packet = bytearray(dnslib.DNSRecord.question("a.example.com").pack())
+    packet[4:8] = struct.pack("!2H", questions, answers)
+    before = 12
+    for _ in range(questions + answers - 1):
+        here = len(packet)
+        packet += struct.pack("!H", 0xC000 | before) + b"\0\1\0\1" + b"\0\0\0\0\0\0" * (answers > 0)
+        before = here
+    return bytes(packet)
+
+
+def test_names_that_point_to_names_without_end_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = dnslib.DNSRecord.question("a.example.com")
+    said = bytearray(_pointing(1, 2000))
+    said[0:4] = struct.pack("!2H", query.header.id, 0x8000)
+    assert reply(bytes(query.pack()), _answer) is not None
+    monkeypatch.setattr(dnslib.DNSRecord, "parse", None)
+    monkeypatch.setattr(dnslib.RR, "parse", None)
+    for packet in (_pointing(160), _pointing(1, 3), query.pack() + bytes(2000)):
+        assert reply(packet, _answer) is None
+    assert forwarding._is_reply(bytes(said), query)
+    assert not forwarding._is_reply(_pointing(160), query)
+
+
+@pytest.mark.parametrize(("labels", "answered"), [(127, True), (128, False), (500, False)])
+def test_a_name_that_is_too_long_to_be_one_is_no_query(labels: int, answered: bool) -> None:
+    packet = struct.pack("!6H", 1, 0x0100, 1, 0, 0, 0) + b"\1a" * labels + b"\0" + b"\0\1\0\1"
+    assert (reply(packet, _answer) is not None) is answered

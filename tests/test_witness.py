@@ -21,8 +21,11 @@ from cloister.kernel.conntrack import Connection
 from cloister.kernel.netns import Namespaces
 from cloister.services.api import Origin
 from cloister.store import Store
-from cloister.vpc import addresses
+from cloister.vpc import addresses, nat_gateways
+from cloister.vpc.model import GroupRule, Route, RouteTable, RouteTableAssociation, SecurityGroup, Subnet
+from cloister.why.receipt import refused
 from cloister.witness import LIMIT, Witness, signing_key
+from cloister.world import Transaction
 
 
 class House:
@@ -199,3 +202,77 @@ def test_the_key_of_receipts_is_made_once_and_private(tmp_path: Path) -> None:
     first = signing_key(tmp_path).public_key().public_bytes_raw()
     assert signing_key(tmp_path).public_key().public_bytes_raw() == first
     assert (tmp_path / "receipt.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_was_witnessed_is_private_also_in_the_databases_log(house: House) -> None:
+    def use(witness: Witness) -> None:
+        found = {path.name: path.stat().st_mode & 0o777 for path in house.folder.glob("witness.sqlite*")}
+        assert "witness.sqlite-wal" in found
+        assert set(found.values()) == {0o600}
+
+    house.witnessing(use)
+
+
+def test_a_connection_that_ends_at_a_gateway_is_a_refusal_by_the_name_that_was_asked_for(
+    house: House,
+) -> None:
+    """The router lets it out to the NAT gateway, whose own subnet leads nowhere."""
+    with house.engine.transaction() as tx:
+        tx.put(SecurityGroup(group_id="sg-d", vpc_id="vpc-1", name="default", description="", rules=()))
+        gateway = nat_gateways.create(tx, _subnet(tx), public_ip="198.51.100.9", now=0)
+        to_nat = Route(destination="203.0.113.0/24", target=gateway.nat_gateway_id)
+        own = RouteTableAssociation(association_id="own", subnet_id=house.job.subnet_id, main=False)
+        table = RouteTable(
+            route_table_id="rtb-9", vpc_id="vpc-1", number=9, associations=(own,), routes=(to_nat,)
+        )
+        tx.put(table)
+        group = tx.get(SecurityGroup, "sg-1")
+        assert group is not None
+        everywhere = GroupRule(rule_id="sgr-all", egress=True, protocol="-1", cidr="0.0.0.0/0")
+        tx.put(replace(group, rules=(*group.rules, everywhere)))
+
+    def use(witness: Witness) -> None:
+        witness.told("vpc-1", house.own, "sts.us-east-1.amazonaws.com", ("203.0.113.108",))
+        lost = replace(house.connection(1, 60, 0, destination="203.0.113.108"), received=(0, 0))
+        witness._take("vpc-1", [lost], [])
+        record = witness.record(house.job)
+        assert record["flows"] == []
+        (line,) = record["refused"]
+        assert (line["to"], line["name"]) == ("203.0.113.108", "sts.us-east-1.amazonaws.com")
+        assert (line["gate"], line["packets"], line["bytes"]) == ("route", 1, 60)
+        (told,) = refused(record)
+        assert told["what"] == "algo-1 to sts.us-east-1.amazonaws.com (203.0.113.108) tcp port 443"
+
+    house.witnessing(use)
+
+
+def _subnet(tx: Transaction) -> Subnet:
+    subnet = Subnet(subnet_id="subnet-9", vpc_id="vpc-1", cidr="10.0.9.0/24", zone="us-east-1a", zone_id="1")
+    tx.put(subnet)
+    return subnet
+
+
+def test_a_service_without_an_endpoint_is_refused_by_its_name_with_the_endpoint_that_lacks(
+    house: House,
+) -> None:
+    def use(witness: Witness) -> None:
+        witness.told("vpc-1", house.own, "sts.us-east-1.amazonaws.com", ("203.0.113.108",))
+        witness._take("vpc-1", [], [(house.port, "203.0.113.108", 6, 443, 1, 60)])
+        (line,) = witness.record(house.job)["refused"]
+        assert "has no route to 203.0.113.108 (sts.us-east-1.amazonaws.com): " in line["why"]
+        assert "vpc-1 has no interface endpoint for com.amazonaws.us-east-1.sts" in line["why"]
+        assert line["fix"] == "aws ec2 modify-vpc-attribute --vpc-id vpc-1 --enable-dns-hostnames"
+
+    house.witnessing(use)
+
+
+def test_a_name_that_does_not_exist_is_told_once_and_not_again_with_the_search_domain(house: House) -> None:
+    def use(witness: Witness) -> None:
+        for name in ("db.corp", "db.corp.ec2.internal", "db.corp"):
+            witness.told("vpc-1", house.own, name, ())
+        (line,) = witness.record(house.job)["unknown_names"]
+        assert (line["name"], line["questions"]) == ("db.corp", 2)
+        assert line["why"].startswith("db.corp does not exist in vpc-1: ")
+        assert refused(witness.record(house.job))[0]["what"] == "algo-1: the name db.corp"
+
+    house.witnessing(use)

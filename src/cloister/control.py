@@ -130,7 +130,9 @@ class Control:
         return (int(time or 0), int(number or 0))
 
     async def _gc(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._supervisor.collect_garbage(dry_run="dry_run" in request.query))
+        found = await self._supervisor.collect_garbage(dry_run="dry_run" in request.query)
+        containers = [f"container {each}" for each in found["containers"]]
+        return web.json_response([*containers, *(f"jobs/{each}" for each in found["folders"])])
 
 
 def _all(world: World, cls: type) -> Iterable[object]:

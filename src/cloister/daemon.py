@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -31,6 +32,7 @@ from cloister.dispatch import Dispatcher
 from cloister.dns import Resolvers
 from cloister.engine import Engine
 from cloister.fabric import Fabric
+from cloister.facts import facts_of
 from cloister.flowlog import FlowLogs
 from cloister.forwarding import Forwarder
 from cloister.front import Front
@@ -60,6 +62,10 @@ from cloister.witness import Witness
 log = logging.getLogger("cloister")
 
 
+class CannotStart(Exception):
+    """Why, in a sentence for who started it."""
+
+
 async def run(state: Path, options: Options) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
@@ -79,6 +85,9 @@ async def run(state: Path, options: Options) -> None:
 
 async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     """Make and start every part; what is to be stopped is pushed on `stack`. The URL to reach it."""
+    log.info("starting: resources")
+    place = _bind(options.address, options.port, stack)
+    plain = _bind(options.address, options.http_port, stack) if options.http_port else None
     services.load()
     store = Store(state / "world.sqlite")
     stack.callback(store.close)
@@ -93,14 +102,17 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     stack.callback(logs.close)
     expiry = asyncio.create_task(_expire(logs, engine.clock), name="log retention")
     stack.callback(expiry.cancel)
+    log.info("starting: the network")
     namespaces = stack.enter_context(Namespaces(state / "run" / "netns"))
     reconciler = Reconciler(namespaces, foreign=(NAMESPACE, SIDE_NAMESPACE))
     fabric = Fabric(engine, namespaces, reconciler)
     await fabric.start()
     stack.push_async_callback(fabric.stop)
     backend = make_backend(state, options, namespaces)
+    log.info("starting: the object store")
     await backend.start()
     stack.push_async_callback(backend.stop)
+    log.info("starting: what follows resources")
     flow_logs = FlowLogs(
         state / "flows.sqlite",
         engine,
@@ -139,15 +151,17 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         region=options.region,
         elsewhere=way_out.name_of_internet,
         forward=Forwarder(engine, namespaces, region=options.region).forward,
+        told=witness.told,
     )
     await resolvers.start()
     stack.push_async_callback(resolvers.stop)
+    images = Images(state / "images", rootless=in_user_namespace())
     supervisor = Supervisor(
         state=state,
         engine=engine,
         fabric=fabric,
         containers=Containers(state),
-        images=Images(state / "images", rootless=in_user_namespace()),
+        images=images,
         credentials=credentials,
         logs=logs,
         namespaces=namespaces,
@@ -182,11 +196,10 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     runner = web.ServerRunner(server(front.handle))
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await web.TCPSite(
-        runner, options.address, options.port, ssl_context=authority.server_context(), reuse_address=True
-    ).start()
-    if options.http_port:
-        await web.TCPSite(runner, options.address, options.http_port, reuse_address=True).start()
+    await web.SockSite(runner, place, ssl_context=authority.server_context()).start()
+    if plain is not None:
+        await web.SockSite(runner, plain).start()
+    log.info("starting: jobs")
     await supervisor.start()
     stack.push_async_callback(supervisor.stop)
     running = {
@@ -196,7 +209,15 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         "region": options.region,
         "account": options.account,
     }
-    questions = Questions(state, engine, credentials, witness, region=options.region, account=options.account)
+    questions = Questions(
+        state,
+        engine,
+        credentials,
+        witness,
+        look=lambda request: facts_of(request, backend, images),
+        region=options.region,
+        account=options.account,
+    )
     attachments = Attachments(engine, fabric, namespaces, region=options.region)
     await attachments.start()
     stack.push_async_callback(attachments.stop)
@@ -213,6 +234,21 @@ def make_backend(state: Path, options: Options, namespaces: Namespaces) -> Backe
     return Backend(
         options.s3_backend, options.s3_backend_access_key or "", options.s3_backend_secret_key or ""
     )
+
+
+def _bind(address: str, port: int, stack: AsyncExitStack) -> socket.socket:
+    """A port that nobody can connect to yet: that it is taken is known before anything else is started."""
+    place = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    stack.callback(place.close)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind((address, port))
+    except OSError as error:
+        raise CannotStart(
+            f"port {port} of {address} cannot be had: {error.strerror}. "
+            "Choose another: cloister up --port PORT (--http-port PORT)."
+        ) from error
+    return place
 
 
 async def _expire(logs: LogStore, clock: Callable[[], float]) -> None:
@@ -244,14 +280,25 @@ def _write_running(state: Path, running: dict[str, Any]) -> None:
     os.replace(scratch, state / "daemon.json")
 
 
+def take_all_files() -> None:
+    """Open as many files as we may, whatever a shell's soft limit (mostly 1,024): every connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
+    take_all_files()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     # The fabric's worker compiles beside the loop: a request must not wait 5 ms until it yields.
     sys.setswitchinterval(0.0002)
     state = Path(sys.argv[1])
-    asyncio.run(run(state, options_file.read(state)))
+    try:
+        asyncio.run(run(state, options_file.read(state)))
+    except CannotStart as error:
+        log.error("cannot start: %s", error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

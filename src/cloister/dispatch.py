@@ -148,7 +148,13 @@ class Dispatcher:
             tags=collect.principal_tags(world, principal),
         ) | actions.context(service, params)
         for need in needs:
-            asked = Request(principal=principal, action=need.action, resource=need.resource, context=context)
+            asked = Request(
+                principal=principal,
+                action=need.action,
+                resource=need.resource,
+                context=context,
+                untold=actions.untold(service),
+            )
             decision = decide_call(world, asked, endpoint_id=origin.endpoint_id)
             self._observe(origin, need.action, need.resource, decision)
             if not decision.allowed:

@@ -30,11 +30,16 @@ _MOST_TCP = 4096
 _CONNECTIONS = 64  # per VPC, at once
 _IDLE = 10.0  # seconds
 _NOTIMP = 4
+#: bytes of a query, of which a name has 255 at most: the rest is for EDNS
+_MOST_QUERY = 1232
+_MOST_NAME = 255  # with its lengths and its end
 
 #: (name, type) -> what to say
 Answerer = Callable[[str, int], dns.Answer]
 #: the same for names that do not exist inside, in a VPC; None: nobody is to be asked
 Elsewhere = Callable[[str, str, int], Awaitable[dns.Answer] | None]
+#: who in a VPC, by address, was told which addresses of a name; none: that there is no such name
+Told = Callable[[str, str, str, tuple[str, ...]], None]
 #: the reply to a packet that asks for a name in a VPC, within a limit, when a rule forwards it elsewhere
 Forward = Callable[[str, str, bytes, int | None], Awaitable[bytes | None] | None]
 
@@ -42,12 +47,14 @@ Forward = Callable[[str, str, bytes, int | None], Awaitable[bytes | None] | None
 def reply(packet: bytes, answer: Answerer, *, limit: int | None = None) -> bytes | None:
     """The reply to one query; None: no query, say nothing. `limit` is the transport's size in bytes without
     EDNS (None: no limit); a reply that is too long comes empty and truncated, so the client uses TCP."""
+    if not _is_query(packet):
+        return None
     try:
         query = dnslib.DNSRecord.parse(packet)
-        if query.header.qr or len(query.questions) != 1:
-            return None
         question = query.questions[0]
         labels = [bytes(label).decode("ascii") for label in question.qname.label]
+        if sum(len(label) + 1 for label in labels) >= _MOST_NAME:
+            return None  # dnslib reads it, and could not write it
     except Exception:  # hostile bytes: dnslib has many ways to say no
         return None
     said = query.reply(ra=1, aa=0)
@@ -70,17 +77,29 @@ def reply(packet: bytes, answer: Answerer, *, limit: int | None = None) -> bytes
     return packed
 
 
+def _is_query(packet: bytes) -> bool:
+    """Whether this is one question and not much more. Names that point to names, thousands of them, would
+    take dnslib, and so everybody, many seconds to read."""
+    if not 12 < len(packet) <= _MOST_QUERY:
+        return False
+    flags, questions, answers, authorities, further = struct.unpack("!2x5H", packet[:12])
+    return not flags & 0x8000 and (questions, answers, authorities) == (1, 0, 0) and further <= 2
+
+
 class _Names:
     """What is said in one VPC, and how."""
 
-    def __init__(self, vpc_id: str, answer: Answerer, elsewhere: Elsewhere, forward: Forward) -> None:
+    def __init__(
+        self, vpc_id: str, answer: Answerer, elsewhere: Elsewhere, forward: Forward, told: Told
+    ) -> None:
+        self._told = told
         self._vpc_id = vpc_id
         self._answer = answer
         self._elsewhere = elsewhere
         self._forward = forward
 
     def reply(
-        self, packet: bytes, *, limit: int | None = None
+        self, packet: bytes, source: str, *, limit: int | None = None
     ) -> tuple[bytes | None, Awaitable[bytes | None] | None]:
         """What can be said at once; or who will say it."""
         later: list[Awaitable[bytes | None]] = []
@@ -91,8 +110,12 @@ class _Names:
                 later.append(forwarded)
                 return dns.Answer(rcode=dns.REFUSED)  # said by nobody
             found = self._answer(name, qtype)
+            if found.rtype == dns.A and found.records:
+                self._told(self._vpc_id, source, name.lower(), found.records)
             if found.rcode == dns.NXDOMAIN:
                 asked = self._elsewhere(self._vpc_id, name, qtype)
+                if asked is None and not name.lower().endswith(".in-addr.arpa"):
+                    self._told(self._vpc_id, source, name.lower(), ())
                 if asked is not None:
                     later.append(_reply_later(packet, asked, limit))
             return found
@@ -117,7 +140,7 @@ class _Udp(asyncio.DatagramProtocol):
         self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str | None, int]) -> None:
-        said, later = self._names.reply(data, limit=_PLAIN_UDP)
+        said, later = self._names.reply(data, str(addr[0]), limit=_PLAIN_UDP)
         if later is not None:
             task = asyncio.ensure_future(self._send_later(later, addr))
             self._tasks.add(task)
@@ -162,11 +185,12 @@ class _Resolver:
             writer.transport.abort()
             return
         self._connections.add(writer)
+        source = str((writer.get_extra_info("peername") or ("",))[0])
         try:
             while True:
                 async with asyncio.timeout(_IDLE):
                     (size,) = struct.unpack("!H", await reader.readexactly(2))
-                    said, later = self._names.reply(await reader.readexactly(size))
+                    said, later = self._names.reply(await reader.readexactly(size), source)
                     if later is not None:
                         said = await later
                     if said is None:
@@ -192,16 +216,20 @@ class Resolvers(Servers[tuple[str, str]]):
         region: str,
         elsewhere: Elsewhere = lambda vpc_id, name, qtype: None,
         forward: Forward = lambda vpc_id, name, packet, limit: None,
+        told: Told = lambda vpc_id, source, name, addresses: None,
     ) -> None:
         super().__init__("resolvers", engine, fabric, _wanted, self._open)
         self._namespaces = namespaces
         self._elsewhere = elsewhere
         self._forward = forward
+        self._told = told
         self._region = region
 
     async def _open(self, key: tuple[str, str]) -> Close:
         vpc_id, address = key
-        resolver = _Resolver(_Names(vpc_id, self._answerer(vpc_id), self._elsewhere, self._forward))
+        resolver = _Resolver(
+            _Names(vpc_id, self._answerer(vpc_id), self._elsewhere, self._forward, self._told)
+        )
         await resolver.start(await asyncio.to_thread(self._sockets, vpc_id, address))
         return resolver.close
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from socket import inet_ntoa
+from socket import inet_aton, inet_ntoa
 
 from cloister.fabric import Fabric
 from cloister.kernel.flows import Counts
@@ -33,8 +33,17 @@ from cloister.kernel.netns import Namespaces
 from cloister.kernel.plan import TABLE
 from cloister.kernel.reconcile import Reconciler
 from cloister.kernel.ruleset import refill
-from cloister.vpc.flow_logs import GENERATIONS, POINTS, Point, counting, counting_chain, dispatch, set_name
-from cloister.vpc.flow_records import TCP, UDP, Counted, Key, Logged, tcp_flags
+from cloister.vpc.flow_logs import (
+    GENERATIONS,
+    KINDS,
+    POINTS,
+    Point,
+    counting,
+    counting_chain,
+    dispatch,
+    set_name,
+)
+from cloister.vpc.flow_records import ACK, FIN, RST, SYN, TCP, UDP, Counted, Key, Logged
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +71,12 @@ GRACE = 0.05
 _PAUSES = (0.05, 0.2, 1.0)
 #: point, whether it is of flags, port, addresses, protocol, flags, ports, packets, bytes
 _FLOW = struct.Struct(">BB16s4s4sBBHHQQ")
-_PORTS = struct.Struct(">16s4s4sB3xH2xH2x")
+#: a flow's key, that of a packet without a counter but for its length, that of what has no ports
+_PORTS = struct.Struct(">16s4s4sH2xH2x")
 _NO_PORTS = struct.Struct(">16s4s4sB3x")
+_PROTOCOLS = {"flows_tcp": TCP, "flows_udp": UDP}
+#: what AWS records of a packet's flags; of ACK only that of a SYN-ACK
+_FLAGS = {"flags_syn": SYN, "flags_synack": SYN | ACK, "flags_fin": FIN, "flags_rst": RST}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +163,7 @@ class Readings:
         lost: bool,
     ) -> bool:
         """Read a generation and write it down; whether there was anything."""
-        flows, skipped, ports, complete = _dump(counts, generation)
+        flows, skipped, ports, complete = _dump(counts, generation, interface_of)
         lost = lost or not complete
         if not flows and not skipped and not lost:
             return False
@@ -216,11 +229,6 @@ class Readings:
         self._db.execute('DELETE FROM reading WHERE flushed AND vpc = ? AND "end" <= ?', (vpc_id, before))
 
 
-#: those whose elements count packets; the flags of those are counted among the flows
-_COUNTING = ("flows", "others")
-KINDS = ("flows", "late_tcp", "late_udp", "others", "flags", "overflow")
-
-
 def _active(counts: Counts) -> str | None:
     """The generation that counts now."""
     candidates = {counting(POINTS[0], generation): generation for generation in GENERATIONS}
@@ -228,7 +236,9 @@ def _active(counts: Counts) -> str | None:
     return candidates[leads_to] if leads_to else None
 
 
-def _dump(counts: Counts, generation: str) -> tuple[bytes, list[str], set[str], bool]:
+def _dump(
+    counts: Counts, generation: str, interface_of: Callable[[str], Logged | None]
+) -> tuple[bytes, list[str], set[str], bool]:
     """The flows of a generation, the ports of which some were not told apart, all ports; and whether that is
     every packet there was."""
     out: list[bytes] = []
@@ -236,7 +246,7 @@ def _dump(counts: Counts, generation: str) -> tuple[bytes, list[str], set[str], 
     ports: set[bytes] = set()
     complete = True
     for number, point in enumerate(POINTS):
-        found, whole = _settled(counts, point, generation)
+        found, whole = _settled(counts, point, generation, interface_of)
         complete = complete and whole
         for kind, elements in found.items():
             if kind == "overflow":
@@ -250,7 +260,9 @@ def _dump(counts: Counts, generation: str) -> tuple[bytes, list[str], set[str], 
 Elements = dict[bytes, tuple[int, int]]
 
 
-def _settled(counts: Counts, point: Point, generation: str) -> tuple[dict[str, Elements], bool]:
+def _settled(
+    counts: Counts, point: Point, generation: str, interface_of: Callable[[str], Logged | None]
+) -> tuple[dict[str, Elements], bool]:
     """The sets of a point, and whether they add up to the packets it saw. The kernel's hash tables grow in
     the background: a walk meanwhile may miss an element, or come by one twice."""
     seen = counts.packets(counting(point, generation))
@@ -259,9 +271,10 @@ def _settled(counts: Counts, point: Point, generation: str) -> tuple[dict[str, E
         for kind in KINDS if seen else ():
             elements = counts.read(set_name(kind, point, generation))
             found[kind] = {key: (packets, size) for key, packets, size in elements}
-        for protocol, kind in ((TCP, "late_tcp"), (UDP, "late_udp")):
-            _merge(found.get("flows", {}), found.pop(kind, {}), protocol)
-        told = sum(packets for kind in found if kind in _COUNTING for packets, _ in found[kind].values())
+        for protocol in ("tcp", "udp"):
+            late = found.pop(f"late_{protocol}", {})
+            _merge(found.get(f"flows_{protocol}", {}), late, point, interface_of)
+        told = sum(packets for kind in (*_PROTOCOLS, "others") for packets, _ in found.get(kind, {}).values())
         if told == seen:
             return found, True
         time.sleep(pause)
@@ -271,13 +284,21 @@ def _settled(counts: Counts, point: Point, generation: str) -> tuple[dict[str, E
     return found, bool(found.get("overflow"))
 
 
-def _merge(flows: Elements, late: Elements, protocol: int) -> None:
-    """Packets that had no counter: each is a flow's key without the protocol, and its length in the machine's
-    byte order."""
+def _merge(
+    flows: Elements, late: Elements, point: Point, interface_of: Callable[[str], Logged | None]
+) -> None:
+    """Packets that had no counter: each is its port, the other end's address, the ports, and its length in
+    the machine's byte order."""
+    addresses: dict[bytes, bytes] = {}
     for one in late:
-        key = one[:24] + bytes([protocol, 0, 0, 0]) + one[24:-4]
+        port, peer, ports = one[:16], one[16:20], one[20:28]
+        if port not in addresses:
+            logged = interface_of(_text(port))
+            addresses[port] = inet_aton(logged.address) if logged is not None else bytes(4)
+        ends = (addresses[port], peer) if point.egress else (peer, addresses[port])
+        key = b"".join((port, *ends, ports))
         packets, size = flows.get(key, (0, 0))
-        flows[key] = (packets + 1, size + int.from_bytes(one[-4:], sys.byteorder))
+        flows[key] = (packets + 1, size + int.from_bytes(one[28:], sys.byteorder))
 
 
 def _packed(number: int, kind: str, found: Iterable[tuple[bytes, tuple[int, int]]]) -> Iterator[bytes]:
@@ -287,12 +308,12 @@ def _packed(number: int, kind: str, found: Iterable[tuple[bytes, tuple[int, int]
             port, source, destination, protocol = _NO_PORTS.unpack(key)
             yield pack(number, 0, port, source, destination, protocol, 0, 0, 0, packets, size)
         return
-    flags = kind == "flags"
+    protocol, flags = _PROTOCOLS.get(kind, TCP), _FLAGS.get(kind, 0)
     for key, (packets, size) in found:
-        port, source, destination, which, source_port, destination_port = _PORTS.unpack(key)
+        port, source, destination, source_port, destination_port = _PORTS.unpack(key)
         yield pack(
-            number, flags, port, source, destination, 6 if flags else which, which if flags else 0,
-            source_port, destination_port, packets, size,
+            number, flags != 0, port, source, destination, protocol, flags, source_port, destination_port,
+            packets, size,
         )  # fmt: skip
 
 
@@ -345,7 +366,7 @@ def aggregate(
             counted = here.flows.get(key)
             if of_flags:
                 if counted is not None:
-                    counted.flags |= tcp_flags(flags)
+                    counted.flags |= flags
                 continue
             if counted is None:
                 counted = here.flows[key] = Counted(start=reading.start)

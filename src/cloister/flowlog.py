@@ -358,7 +358,7 @@ def _logged(world: World, interface: NetworkInterface) -> Logged:
 def _ports_of(world: World, interface: NetworkInterface) -> dict[str, Logged]:
     logged = _logged(world, interface)
     return {
-        ip.port(interface.interface_id, index): logged
+        ip.port(interface.interface_id, index): replace(logged, address=held.address)
         for index, held in enumerate(interface.addresses)
         if held.netns is not None
     }

@@ -128,13 +128,16 @@ async def _exactly(tcp: socket.socket, size: int) -> bytes:
 
 
 def _is_reply(packet: bytes, asked: dnslib.DNSRecord) -> bool:
+    """Of the packet only header and question are read: the rest may be made to take dnslib many seconds."""
     try:
-        said = dnslib.DNSRecord.parse(packet)
+        said = dnslib.DNSBuffer(packet)
+        header, question = dnslib.DNSHeader.parse(said), dnslib.DNSQuestion.parse(said)
         return bool(
-            said.header.qr
-            and said.header.id == asked.header.id
-            and said.q.qtype == asked.q.qtype
-            and str(said.q.qname).lower() == str(asked.q.qname).lower()
+            header.qr
+            and header.q == 1
+            and header.id == asked.header.id
+            and question.qtype == asked.q.qtype
+            and str(question.qname).lower() == str(asked.q.qname).lower()
         )
     except Exception:  # hostile bytes: dnslib has many ways to say no
         return False

@@ -11,6 +11,7 @@ import logging
 from aiohttp import web
 
 from cloister.dispatch import MAX_BODY, Dispatcher
+from cloister.room import BODIES, BODIES_OF_ONE, Room, whole
 from cloister.s3.door import Door
 from cloister.services.api import Origin
 from cloister.wire import protocol
@@ -27,12 +28,13 @@ class Front:
         self._dispatcher = dispatcher
         self._door = door
         self._cors = frozenset(cors_origins)
+        self._room = Room(BODIES, BODIES_OF_ONE)
 
     async def at_endpoint(self, request: web.BaseRequest, origin: Origin, service: str) -> web.StreamResponse:
         """A request that came through an interface endpoint of `service`, which is all that is answered."""
         head = _head(request)
         try:
-            body = await _read(request)
+            body = await self._read(request)
         except AwsError as error:
             return _answer(protocol.render_error(protocol.guess(head), error, ""))
         return _answer(await self._dispatcher.handle(_with_body(head, body), origin, service=service))
@@ -47,13 +49,20 @@ class Front:
         if is_s3(head):
             return await self._door.handle(request, origin)
         try:
-            body = await _read(request)
+            body = await self._read(request)
         except AwsError as error:
             return _answer(protocol.render_error(protocol.guess(head), error, ""))
         answer = _answer(await self._dispatcher.handle(_with_body(head, body), origin))
         if allowed:
             answer.headers.update(_cors_headers(browser or ""))
         return answer
+
+    async def _read(self, request: web.BaseRequest) -> bytes:
+        too_large = AwsError(
+            "RequestEntityTooLarge", f"The request body is larger than {MAX_BODY} bytes.", 413
+        )
+        pieces, address = request.content.iter_any(), request.remote or ""
+        return await whole(pieces, self._room, address, MAX_BODY, too_large)
 
 
 def is_s3(head: HttpRequest) -> bool:
@@ -78,16 +87,6 @@ def _head(request: web.BaseRequest) -> HttpRequest:
 
 def _with_body(head: HttpRequest, body: bytes) -> HttpRequest:
     return HttpRequest(method=head.method, path=head.path, query=head.query, headers=head.headers, body=body)
-
-
-async def _read(request: web.BaseRequest) -> bytes:
-    pieces, size = [], 0
-    async for piece in request.content.iter_any():
-        size += len(piece)
-        if size > MAX_BODY:
-            raise AwsError("RequestEntityTooLarge", f"The request body is larger than {MAX_BODY} bytes.", 413)
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 def _answer(response: HttpResponse) -> web.Response:

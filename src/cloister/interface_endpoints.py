@@ -18,7 +18,7 @@ from cloister.front import Front
 from cloister.kernel.netns import Namespaces
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
-from cloister.s3.doors import BACKLOG, serve, server
+from cloister.s3.doors import listen, serve, server
 from cloister.servers import Close, Servers
 from cloister.services.api import Origin
 from cloister.vpc.interface_endpoints import HTTP, HTTPS, InterfaceService, service_of
@@ -92,7 +92,7 @@ class InterfaceDoors:
 
         runner = web.ServerRunner(server(handle), shutdown_timeout=1.0)
         await runner.setup()
-        await web.SockSite(runner, listeners[HTTPS], ssl_context=self._context, backlog=BACKLOG).start()
+        await listen(runner, None, listeners[HTTPS], self._context)
         return runner.cleanup
 
     def _applied(self, world: World) -> None:

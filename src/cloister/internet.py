@@ -18,7 +18,7 @@ from cloister.front import Front
 from cloister.kernel.netns import Namespaces
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
-from cloister.s3.doors import BACKLOG, HTTP, HTTPS, server
+from cloister.s3.doors import HTTP, HTTPS, listen, server
 from cloister.servers import Close, Servers
 from cloister.services.api import Origin
 from cloister.vpc.gateways import INTERNET, STAND_IN
@@ -66,8 +66,7 @@ class InternetDoors:
             )
             runner = web.ServerRunner(server(self._handle), shutdown_timeout=1.0)
             await runner.setup()
-            await web.SockSite(runner, plain, backlog=BACKLOG).start()
-            await web.SockSite(runner, tls, ssl_context=self._context, backlog=BACKLOG).start()
+            await listen(runner, plain, tls, self._context)
             stack.pop_all()
         return runner.cleanup
 

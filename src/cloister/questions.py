@@ -1,7 +1,7 @@
 """The questions that `cloister why`, `check` and `receipt` ask the daemon, over its control socket.
 
 POST /why    {"job": NAME} | {"from": ENI, "to": ADDRESS[:PORT], "protocol": …}
-             | {"from": ENI, "request": "METHOD URL", "role": NAME}
+             | {"from": ENI, "request": "METHOD URL", "role": NAME, "action": "kms:Decrypt[=ARN]"}
 POST /check  {"request": CreateProcessingJob's parameters, "services": [NAME]}
 POST /receipt  {"job": NAME}
 """
@@ -9,8 +9,10 @@ POST /receipt  {"job": NAME}
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,15 @@ from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Verdict
 from cloister.vpc.model import NetworkInterface
 from cloister.why.job import Answer, Place, why_job
-from cloister.why.preflight import preflight
+from cloister.why.preflight import Facts, preflight
 from cloister.why.receipt import receipt, refused, sign
-from cloister.why.request import session_of, why_request
+from cloister.why.request import is_address, session_of, why_request
 from cloister.wire import protocol
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest
 from cloister.witness import Witness, signing_key
 
+_PROTOCOLS = ("tcp", "udp", "icmp")
 _CREATE = protocol.Target(service="sagemaker", operation="CreateProcessingJob", protocol="json")
 
 
@@ -49,9 +52,11 @@ class Questions:
         credentials: Credentials,
         witness: Witness,
         *,
+        look: Callable[[Mapping[str, Any]], Awaitable[Facts]],
         region: str,
         account: str,
     ) -> None:
+        self._look = look
         self._state = state
         self._engine = engine
         self._witness = witness
@@ -101,6 +106,11 @@ class Questions:
 
     def _why_request(self, interface: NetworkInterface, question: dict[str, Any]) -> Verdict:
         method, _, url = str(question["request"]).partition(" ")
+        if not method.isalpha() or not url:
+            raise BadQuestion(
+                f"{question['request']!r} is no METHOD URL, as in 'GET s3://BUCKET/KEY' or "
+                "'POST https://sts.us-east-1.amazonaws.com/'."
+            )
         principal = None
         if question.get("role"):
             role = self._engine.world.get(Role, str(question["role"]).rsplit("/", 1)[-1])
@@ -118,6 +128,7 @@ class Questions:
             region=self._region,
             account=self._account,
             now=self._engine.clock(),
+            action=str(question["action"]) if question.get("action") else None,
         )
 
     def _interface(self, text: str) -> NetworkInterface:
@@ -132,9 +143,17 @@ class Questions:
             )
         return found
 
-    def check(self, question: dict[str, Any]) -> dict[str, Any]:
+    async def check(self, question: dict[str, Any]) -> dict[str, Any]:
         body = json.dumps(question.get("request")).encode()
         request = HttpRequest(method="POST", path="/", query="", headers=(), body=body)
+        try:
+            params = protocol.parse(_CREATE, request)
+        except AwsError as error:
+            # AWS tells all that is wrong in one sentence: "2 validation errors detected: …; …"
+            told = re.sub(r"^\d+ validation errors? detected: ", "", error.message).split("; ")
+            wrong = {"ok": False, "about": "request", "fix": None, "steps": []}
+            return {"ok": False, "findings": [{**wrong, "sentence": each} for each in told]}
+        facts = await self._look(params)
         call = Call(
             tx=self._engine.world.begin(),
             principal=self._credentials.root,
@@ -144,12 +163,7 @@ class Questions:
             request_id=ids.request_id(),
             origin=Origin(address="127.0.0.1", secure=True),
         )
-        try:
-            params = protocol.parse(_CREATE, request)
-        except AwsError as error:
-            finding = {"ok": False, "about": "request", "sentence": error.message, "fix": None, "steps": []}
-            return {"ok": False, "findings": [finding]}
-        findings = preflight(call, params, [str(each) for each in question.get("services") or ()])
+        findings = preflight(call, params, [str(each) for each in question.get("services") or ()], facts)
         return {
             "ok": all(each.ok for each in findings),
             "findings": [dataclasses.asdict(each) for each in findings],
@@ -157,13 +171,21 @@ class Questions:
 
 
 def _flow(interface: NetworkInterface, question: dict[str, Any]) -> Flow:
-    address, _, port = str(question.get("to", "")).partition(":")
-    if not address or (port and not port.isdigit()):
-        raise BadQuestion(f"{question.get('to')!r} is no ADDRESS[:PORT] and no INTERFACE[:PORT].")
+    target = str(question.get("to", ""))
+    address, _, port = target.partition(":")
+    known = address.startswith("eni-") or is_address(address)
+    if not known or (port and not (port.isdigit() and int(port) < 65536)):
+        raise BadQuestion(
+            f"{target!r} is no ADDRESS[:PORT] and no INTERFACE[:PORT]. A name is resolved with "
+            "--request, as in 'GET https://NAME:PORT/'."
+        )
+    protocol = str(question.get("protocol") or "tcp")
+    if protocol not in _PROTOCOLS and not (protocol.isdigit() and int(protocol) < 256):
+        raise BadQuestion(f"{protocol!r} is no protocol: {', '.join(_PROTOCOLS)} or a number up to 255.")
     return Flow(
         source=interface.interface_id,
         destination=address,
-        protocol=str(question.get("protocol") or "tcp"),
+        protocol=protocol,
         port=int(port) if port else None,
         vpc_id=interface.vpc_id,
     )
@@ -177,10 +199,11 @@ def _answer(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _answering(function: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def _answering(function: Callable[[dict[str, Any]], Any]) -> Any:
     async def handle(request: web.Request) -> web.Response:
         try:
-            return web.json_response(function(await request.json()))
+            answer = function(await request.json())
+            return web.json_response(await answer if inspect.isawaitable(answer) else answer)
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=400)
 

@@ -17,12 +17,10 @@ import json
 import logging
 import os
 import sqlite3
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from socket import inet_ntoa
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -33,23 +31,24 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from cloister import refused_packets
 from cloister.engine import Engine
 from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
 from cloister.jobs.model import Instance, ProcessingJob, agent_of
-from cloister.kernel.conntrack import Connection, Endings, connections
-from cloister.kernel.flows import Counts
+from cloister.kernel.conntrack import Connection, Endings
 from cloister.kernel.netns import Namespaces
-from cloister.kernel.nft import Nft
-from cloister.kernel.plan import TABLE
 from cloister.services.api import Origin
 from cloister.vpc import addresses as ip
-from cloister.vpc import middleboxes, refusals
+from cloister.vpc import changes, middleboxes
+from cloister.vpc.dhcp import private_domain
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Step, Verdict
-from cloister.vpc.model import NetworkInterface
+from cloister.vpc.model import NetworkInterface, Subnet, Vpc
 from cloister.why import permission
-from cloister.why.receipt import network_of, refused
+from cloister.why.job import objects_like
+from cloister.why.receipt import as_refused, network_of, refused, told_of
+from cloister.why.request import resolver_step, towards
 from cloister.world import Change, World
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,6 @@ _AWAY = "Cloister was started again meanwhile: connections that began and ended 
 _DEAF = "This kernel does not tell when connections end: those of under 4 seconds may be missing."
 _UNTOLD = "The end of a connection was not told: its last bytes, and other short ones, may be missing."
 _NAMES = {1: "icmp", 6: "tcp", 17: "udp"}
-_TO_PORT, _TO = struct.Struct("!16s4sB3xH2x"), struct.Struct("!16s4sB3x")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +102,10 @@ class _Record:
     gaps: list[str] = field(default_factory=list)
     #: access key id of a session of the job's -> whose it is
     keys: dict[str, str] = field(default_factory=dict)
+    #: address -> the name that it was told for
+    names: dict[str, str] = field(default_factory=dict)
+    #: "algo-1 NAME" -> the line of a name that does not exist
+    unknown: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Witness:
@@ -111,6 +113,7 @@ class Witness:
         self._engine = engine
         self._namespaces = namespaces
         self._store = sqlite3.connect(path, isolation_level=None)
+        path.chmod(0o600)  # before its log is made, which gets the same mode
         self._store.execute("PRAGMA journal_mode=WAL")
         self._store.execute("PRAGMA synchronous=NORMAL")  # a crash of the machine may lose the last lines
         self._store.execute("CREATE TABLE IF NOT EXISTS witness (job TEXT PRIMARY KEY, record TEXT NOT NULL)")
@@ -149,11 +152,18 @@ class Witness:
     def record(self, job: ProcessingJob) -> dict[str, Any]:
         """{"network", "flows", "refused", "requests": lines, "left_out": a number, "gaps": sentences}."""
         found = self._load(job.job_id)
+        flows = [_plain(line) for line in found.flows.values()]
+        lost = [line for line in flows if line.get("refusal") and not line["packets_received"]]
+        reached = [line for line in flows if line not in lost]
         return {
             "network": found.network,
-            "flows": [_plain(line) for line in found.flows.values()],
-            "refused": [_plain(line) for line in found.refused.values()],
+            "flows": [{name: value for name, value in line.items() if name != "refusal"} for line in reached],
+            "refused": [
+                *(_plain(line) for line in found.refused.values()),
+                *(as_refused(line) for line in lost),
+            ],
             "requests": [_plain(line) for line in found.requests.values()],
+            "unknown_names": [_plain(line) for line in found.unknown.values()],
             "left_out": found.left_out,
             "gaps": list(found.gaps),
         }
@@ -183,9 +193,52 @@ class Witness:
                 "count": 0,
             }
             if not decision.allowed:
-                refusal = permission.refusal(self._engine.world, decision, endpoint_id=origin.endpoint_id)
+                refusal = permission.refusal(
+                    self._engine.world,
+                    decision,
+                    endpoint_id=origin.endpoint_id,
+                    objects=self._objects(job_id, name, action, resource),
+                )
                 line |= {"example": resource, "why": refusal.sentence, "fix": refusal.fix}
         line["count"] += 1
+
+    def told(self, vpc_id: str, source: str, name: str, addresses: tuple[str, ...]) -> None:
+        """The VPC's resolver gave these addresses for a name."""
+        who = self._whos.get((vpc_id, source))
+        if who is None:
+            return
+        record = self._load(who.job_id)
+        for address in addresses[: max(0, LIMIT - len(record.names))]:
+            record.names[address] = name
+        if not addresses:
+            self._unknown(record, who, name)
+
+    def _unknown(self, record: _Record, who: _Who, name: str) -> None:
+        """A name that does not exist; with a search list it was asked for with the VPC's domain as well."""
+        vpc = self._engine.world.get(Vpc, who.interface.vpc_id)
+        subnet = self._engine.world.get(Subnet, who.interface.subnet_id)
+        if vpc is None or subnet is None:
+            return
+        region = changes.region_of(subnet)
+        bare = name.removesuffix(f".{private_domain(region)}")
+        if bare != name and f"{who.name} {bare}" in record.unknown:
+            return
+        line = self._line(record, record.unknown, f"{who.name} {name}")
+        if line is None:
+            return
+        if not line:
+            step, _ = resolver_step(self._engine.world, vpc, name, region)
+            line |= {"who": who.name, "name": name, **told_of(step), "questions": 0}
+        line["questions"] += 1
+
+    def _objects(self, job_id: str, who: str, action: str, resource: str) -> str | None:
+        """The ARN of all objects like the one that a job's agent asked for."""
+        method = {"s3:GetObject": "GET", "s3:PutObject": "PUT"}.get(action)
+        found = (one for one in self._engine.world.all(ProcessingJob) if one.job_id == job_id)
+        job = next(found, None) if method is not None else None
+        if job is None or method is None or who not in {agent_of(each) for each in job.instances}:
+            return None
+        return objects_like(job.request, method, resource.replace("arn:aws:s3:::", "s3://", 1)) or None
 
     def issued(self, job: ProcessingJob, who: str, access_key_id: str) -> None:
         """Keys of the job's role were made for `who`."""
@@ -229,7 +282,9 @@ class Witness:
             try:
                 await self._read(vpc_id)
                 if clear and self._load(job.job_id).refused:
-                    await asyncio.to_thread(self._namespaces.call, vpc_id, lambda ports=ports: _clear(ports))
+                    await asyncio.to_thread(
+                        self._namespaces.call, vpc_id, lambda ports=ports: refused_packets.clear(ports)
+                    )
             except Exception:
                 log.exception("what job %s reached could not be read", job.name)
 
@@ -291,7 +346,7 @@ class Witness:
             try:
                 await self._listen(vpc_id)
                 self._told(vpc_id)
-                found, noted = await asyncio.to_thread(self._namespaces.call, vpc_id, _look)
+                found, noted = await asyncio.to_thread(self._namespaces.call, vpc_id, refused_packets.look)
             except LookupError:  # the namespace is not there yet
                 return
             # Whatever was told meanwhile is younger than what was read, or as old.
@@ -393,7 +448,9 @@ class Witness:
             self._missing -= {(job_id, key) for key in before}
             self._missing |= {(job_id, key) for key in gone - before}
 
-    def _take(self, vpc_id: str, found: list[Connection], noted: list[Noted]) -> dict[str, set[str]]:
+    def _take(
+        self, vpc_id: str, found: list[Connection], noted: list[refused_packets.Noted]
+    ) -> dict[str, set[str]]:
         """The keys in `open` that are in this reading, by job."""
         seen: dict[str, set[str]] = {}
         for each in found:
@@ -415,12 +472,15 @@ class Witness:
             return
         if not line:
             line |= {"who": who.name, "way": way, "other": other, "protocol": protocol}
+            line["name"] = record.names.get(other)
             line["port"] = each.port or None
             line |= dict.fromkeys(("connections", "packets_sent", "bytes_sent"), 0)
             line |= dict.fromkeys(("packets_received", "bytes_received"), 0)
             if way == "to":
                 verdict = self._explain(who, other, protocol, each.port)
                 line["through"] = [step.origin for step in verdict.steps if step.allowed]
+                if verdict.refusal is not None:  # further on than where the router notes it
+                    line["refusal"] = told_of(verdict.refusal)
         sent, received = (each.sent, each.received) if way == "to" else (each.received, each.sent)
         counts = [*sent, *received]
         before = record.open.get(f"{each.number} {way}")
@@ -440,16 +500,9 @@ class Witness:
             return
         if not line:
             refusal = self._explain(who, address, name, port).refusal
-            line |= {"who": who.name, "to": address, "protocol": name, "port": port or None}
-            line |= {
-                "gate": refusal.gate if refusal else None,
-                "by": refusal.origin if refusal else None,
-                "why": refusal.sentence if refusal else "The rules have allowed it since.",
-                "fix": refusal.fix if refusal else None,
-                "packets": 0,
-                "bytes": 0,
-                "_last": [0, 0],
-            }
+            line |= {"who": who.name, "to": address, "name": record.names.get(address)}
+            line |= {"protocol": name, "port": port or None}
+            line |= told_of(refusal) | {"packets": 0, "bytes": 0, "_last": [0, 0]}
         last = line["_last"] if packets >= line["_last"][0] else [0, 0]  # less: the set was made anew
         line["packets"] += packets - last[0]
         line["bytes"] += size - last[1]
@@ -463,7 +516,19 @@ class Witness:
             protocol=protocol,
             port=port if protocol in ("tcp", "udp") else None,
         )
-        return explain(self._engine.world, flow)
+        world = self._engine.world
+        found = explain(world, flow)
+        known, subnet = (
+            self._load(who.job_id).names.get(address),
+            world.get(Subnet, who.interface.subnet_id),
+        )
+        steps, refusal = list(found.steps), found.refusal
+        if known is None or subnet is None or refusal is None:
+            return found
+        at = steps.index(refusal)
+        if all(step.becomes is None for step in steps[:at]):
+            steps[at] = towards(world, who.interface, refusal, known, changes.region_of(subnet))
+        return replace(found, steps=tuple(steps))
 
     @staticmethod
     def _line(record: _Record, lines: dict[str, dict[str, Any]], key: str) -> dict[str, Any] | None:
@@ -529,40 +594,3 @@ def _whos(job: ProcessingJob, instance: Instance, interface: NetworkInterface) -
 
 def _plain(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if not name.startswith("_")}
-
-
-Noted = tuple[str, str, int, int, int, int]  # port of the router, address, protocol, port, packets, bytes
-
-
-def _look() -> tuple[list[Connection], list[Noted]]:
-    """In the router's namespace: its connections, and its notes of what it refused."""
-    counts = Counts()
-    try:
-        noted: list[Noted] = []
-        for name, form in ((refusals.BY_PORT, _TO_PORT), (refusals.BY_PROTOCOL, _TO)):
-            for key, packets, size in counts.read(name):
-                port, address, protocol, *number = form.unpack(key)
-                where = port.rstrip(b"\0").decode()
-                noted.append((where, inet_ntoa(address), protocol, number[0] if number else 0, packets, size))
-        return connections(), noted
-    finally:
-        counts.close()
-
-
-def _clear(ports: set[str]) -> None:
-    """Delete the notes of these ports of the router."""
-    counts, nft = Counts(), Nft()
-    try:
-        commands = []
-        for name, form in ((refusals.BY_PORT, _TO_PORT), (refusals.BY_PROTOCOL, _TO)):
-            for key, _, _ in counts.read(name):
-                port, address, protocol, *number = form.unpack(key)
-                where = port.rstrip(b"\0").decode()
-                if where in ports:
-                    parts = [f'"{where}"', inet_ntoa(address), str(protocol), *map(str, number)]
-                    commands.append(f"delete element ip {TABLE} {name} {{ {' . '.join(parts)} }}")
-        if commands:
-            nft.run("\n".join(commands))
-    finally:
-        nft.close()
-        counts.close()

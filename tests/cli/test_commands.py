@@ -6,22 +6,31 @@ one the commands are driven in tests/e2e.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import socketserver
+import struct
 import subprocess
 import sys
+import termios
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click import Command, Context
+from click import Command, Context, unstyle
 from click.testing import CliRunner, Result
 
+from cloister.cli import lifecycle
 from cloister.cli.main import main
+from cloister.cli.paths import Running
 
 COMMANDS = main.list_commands(Context(main))
 #: without output of their own to parse: a script for a shell; the output of somebody's command
@@ -67,6 +76,12 @@ def test_the_help_of_a_command_says_what_it_does_and_shows_how(name: str) -> Non
     assert ("--json" in options) is (name not in WITHOUT_JSON)
 
 
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_in_80_columns(name: str) -> None:
+    shown = run(*([name] if name else []), "--help", environment={"COLUMNS": "80"}).output
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+
+
 def test_no_line_of_an_example_is_wrapped_into_another() -> None:
     for name in COMMANDS:
         lines = run(name, "--help").output.splitlines()[1:]
@@ -102,8 +117,10 @@ def test_what_needs_a_daemon_says_how_to_start_one(arguments: list[str], tmp_pat
     if arguments[0] not in COMMANDS:
         pytest.skip("not there yet")
     result = run(*arguments, state=tmp_path / "none")
-    assert result.exit_code != 0
-    assert "cloister up" in result.output
+    assert result.exit_code == 3
+    assert f"Start it: cloister --state {tmp_path / 'none'} up\n" in result.output
+    usual = run(*arguments, environment={"CLOISTER_STATE": str(tmp_path / "none")})
+    assert "Start it: cloister up\n" in usual.output
     assert not (tmp_path / "none").exists(), "asking makes no state folder"
 
 
@@ -164,6 +181,7 @@ def test_options_that_cannot_be_read_are_told_by_their_file(text: str, tmp_path:
     ("arguments", "told"),
     [
         (["--account", "12"], "--account takes 12 digits, not '12'"),
+        (["--port", "4600", "--http-port", "4600"], "--port and --http-port are both 4600"),
         (["--port", "70000"], "70000 is not in the range 1<=x<=65535"),
         (["--rules-per-security-group", "0"], "is not in the range"),
         (["--stop-grace", "long"], "is not a valid float"),
@@ -257,6 +275,7 @@ ANSWERS: dict[str, tuple[int, Any]] = {
 
 class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
         status, value = ANSWERS[self.path]
         body = json.dumps(value).encode()
         self.send_response(status)
@@ -324,6 +343,54 @@ def test_logs_are_lines_with_time_and_instance_or_one_json_value_a_line(state: P
     assert [json.loads(line) for line in lines] == EVENTS
 
 
+LONG = (
+    "aws ec2 create-vpc-endpoint --vpc-id vpc-1 --service-name com.amazonaws.us-east-1.s3 --route-table-ids"
+)
+NOWHERE = "The route table rtb-1 " + "has no route " * 9
+STEPS = [
+    {"gate": "dns", "allowed": True, "sentence": "It is 3.5.0.1.", "fix": None},
+    {"gate": "route", "allowed": False, "sentence": NOWHERE, "fix": LONG},
+]
+WHY = {
+    "answers": [
+        {"what": "input a: list", "allowed": False, "steps": STEPS},
+        {"what": "input a: read", "allowed": False, "steps": STEPS},
+    ]
+}
+
+
+def test_an_explanation_is_wrapped_for_a_terminal_and_its_commands_are_not(state: Path) -> None:
+    ANSWERS["/why"] = (200, WHY)
+    question = ["why", "--from", "eni-1", "--to", "10.0.0.1"]
+    piped = run(*question, state=state)
+    assert piped.exit_code == 1
+    assert len(piped.output.splitlines()) == 6
+    assert f"to allow it: {LONG}\n" in piped.output
+    assert piped.output.count("as above") == 1
+    shown = in_terminal(*question, state=state)
+    assert LONG in shown.splitlines()
+    assert [line for line in shown.splitlines() if len(line) > 80 and line != LONG] == []
+    assert shown.count("as above") == 1
+    assert json.loads(run(*question, "--json", state=state).output) == WHY
+
+
+def in_terminal(*arguments: str, state: Path) -> str:
+    """What a command writes to a terminal of 80 columns, without colours."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    line = [sys.executable, "-m", "cloister.cli.main", "--state", str(state), *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.Popen(line, stdout=slave, env=environment)
+    os.close(slave)
+    found = b""
+    with contextlib.suppress(OSError):  # the terminal is gone when the command has ended
+        while part := os.read(master, 65536):
+            found += part
+    os.close(master)
+    done.wait(30)
+    return unstyle(found.decode().replace("\r\n", "\n"))
+
+
 def test_a_refusal_of_the_daemon_is_shown_in_its_words(state: Path) -> None:
     result = run("logs", "nobody", state=state)
     assert result.exit_code == 1
@@ -338,4 +405,90 @@ def test_up_with_other_options_does_not_change_a_running_cloister(state: Path) -
     assert json.loads(run("up", "--json", state=state).output)["url"] == STATUS["url"]
     result = run("up", "--region", "eu-west-1", state=state)
     assert result.exit_code == 1
-    assert "run `cloister down` first" in result.output
+    assert f"First: cloister --state {state} down\n" in result.output
+
+
+# -- starting --
+
+
+@dataclass
+class Daemon:
+    """One that does a step of its start at each of these seconds, ends at those, and is up after so many.
+    It takes the place of the holder's functions and of the daemon's answers."""
+
+    folder: Path
+    steps: list[float] = field(default_factory=list)
+    ends_at: list[float] = field(default_factory=list)
+    up_after: float = 1e9
+    holder_lives: bool = True
+    stopped: bool = False
+    began: float = 0.0
+
+    def ensure(self, *_: object) -> None:
+        self.began = time.monotonic()
+
+    def _passed(self, moments: list[float]) -> int:
+        return sum(self.began + each < time.monotonic() for each in moments)
+
+    def info(self, _: Path) -> object:
+        return self if self.holder_lives else None
+
+    def ends(self, _: Path, __: int) -> int:
+        return self._passed(self.ends_at)
+
+    def stop(self, _: Path, __: float) -> None:
+        self.stopped = True
+
+    def read_running(self, _: Path) -> Running | None:
+        if not self.began:
+            return None
+        lines = "".join(f"INFO cloister: step {n}\n" for n in range(self._passed(self.steps)))
+        (self.folder / "daemon.log").write_text(lines)
+        up = self.began + self.up_after < time.monotonic()
+        return Running(pid=7, url="https://here", region="r", account="1") if up else None
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    made = Daemon(tmp_path)
+    monkeypatch.setattr(lifecycle, "holder", made)
+    monkeypatch.setattr(lifecycle, "read_running", made.read_running)
+    monkeypatch.setattr(lifecycle, "STEP_SECONDS", 0.5)
+    return made
+
+
+def test_up_waits_as_long_as_the_daemon_gets_on(daemon: Daemon) -> None:
+    daemon.steps, daemon.up_after = [0.3, 0.6, 0.9, 1.2], 1.3
+    assert "Cloister is up at https://here" in run("up", state=daemon.folder).output
+    assert not daemon.stopped
+
+
+def test_up_gives_up_when_the_daemon_gets_on_with_nothing_and_shows_its_log(daemon: Daemon) -> None:
+    daemon.steps = [0.1]
+    result = run("up", state=daemon.folder)
+    assert (result.exit_code, daemon.stopped) == (1, True)
+    assert "the daemon lives, but got on with nothing for" in result.output
+    assert "cloister: step 0" in result.output
+
+
+def test_up_gives_up_when_the_daemon_ends_again_and_again(daemon: Daemon) -> None:
+    daemon.ends_at, daemon.up_after = [0.1, 0.2], 0.3
+    assert run("up", state=daemon.folder).exit_code == 0, "twice may be chance"
+    daemon.ends_at, daemon.up_after, daemon.began = [0.1, 0.2, 0.3], 0.4, 0.0
+    result = run("up", state=daemon.folder)
+    assert (result.exit_code, daemon.stopped) == (1, True)
+    assert "the daemon ended 3 times while it started" in result.output
+
+
+def test_up_gives_up_at_once_when_the_holder_is_gone(daemon: Daemon) -> None:
+    daemon.holder_lives = False
+    result = run("up", state=daemon.folder)
+    assert (result.exit_code, "the daemon ended" in result.output) == (1, True)
+
+
+def test_up_tells_on_no_terminal_too_that_it_still_waits(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "TELL_SECONDS", 0.2)
+    daemon.steps, daemon.up_after = [0.1], 0.5
+    assert "still starting after 0 s: step 0" in run("up", state=daemon.folder).output

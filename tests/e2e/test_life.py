@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -79,6 +80,16 @@ def test_up_twice_finds_the_running_one_and_down_twice_says_so(own: Cloister) ->
     assert own.running().pid == pid
     own.down()
     assert "was not up" in own.command("down")
+
+
+def test_a_port_that_is_taken_is_told_by_its_number_and_nothing_stays(own: Cloister) -> None:
+    with socket.create_server(("127.0.0.1", own.port)):
+        with pytest.raises(
+            AssertionError, match=f"port {own.port} of 127.0.0.1 cannot be had: Address already"
+        ):
+            own.up()
+        assert traces_of(own.state) == []
+    own.up()
 
 
 SLOW = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 import shutil
 import signal
@@ -12,17 +13,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cloister.jobs import bundle, containers
+from cloister.jobs import bundle, containers, rootfs
 from cloister.jobs.bundle import Limits
 from cloister.jobs.containers import ContainerError, Containers, ContainerSpec, Exit, Mount
+from cloister.jobs.hostimage import HostBind
 from cloister.jobs.images import Image, ImageNotFound, Images
 from cloister.jobs.logfile import LogLine, LogPosition
-from cloister.kernel import cgroups, syscalls
+from cloister.jobs.processes import Process
+from cloister.kernel import cgroups, mounts, syscalls
 from cloister.kernel.cgroups import parent_name
 from cloister.kernel.mounts import in_user_namespace
 from cloister.kernel.netns import Namespaces
@@ -160,6 +164,22 @@ async def test_cloister_host_runs_python_with_boto3_and_tells_the_exit_code(lab:
     )
     assert (ended.code, ended.signal, ended.lost, text) == (7, None, False, "boto3")
     assert ended.started <= ended.ended <= time.time()
+
+
+@in_world
+async def test_an_environment_on_a_file_system_that_shows_no_other_ids_is_used_as_it_is(lab: Lab) -> None:
+    folders = {name: lab.state / "env" / name for name in ("lower", "upper", "work", "merged")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    (folders["lower"] / "module.py").write_text("here = 5")
+    mounts.overlay(folders["merged"], [folders["lower"]], folders["upper"], folders["work"])
+    image = await lab.host()
+    place = str(folders["merged"])
+    image = replace(image, binds=(*image.binds, HostBind(path=place, ours=True)))
+    ended, text = await lab.run(
+        image, "python3", "-c", "import module; print(module.here)", env={"PYTHONPATH": place}
+    )
+    assert (ended.code, text) == (0, "5")
 
 
 @in_world
@@ -326,10 +346,10 @@ async def test_a_container_whose_monitor_was_killed_is_lost_and_ended(lab: Lab) 
 
 @in_world
 async def test_removing_leaves_nothing(lab: Lab) -> None:
-    mounts = Path("/proc/self/mountinfo").read_text()
+    before = Path("/proc/self/mountinfo").read_text()
     specs = [lab.spec(await lab.host(), "/bin/sleep", "60") for _ in range(4)]
     await asyncio.gather(*(lab.containers.start(spec) for spec in specs))
-    assert Path("/proc/self/mountinfo").read_text() == mounts  # a container's mounts are its own
+    assert Path("/proc/self/mountinfo").read_text() == before  # a container's mounts are its own
     await asyncio.gather(*(lab.containers.remove(spec.id) for spec in specs))
     assert not {"conmon", "runc", "sleep"} & _processes()
     assert list(Path("/sys/fs/cgroup").rglob(parent_name(lab.state))) == []
@@ -337,6 +357,35 @@ async def test_removing_leaves_nothing(lab: Lab) -> None:
     assert list((lab.state / "run" / "containers").iterdir()) == []
     assert not any((spec.folder / "container").exists() for spec in specs)
     lab.namespaces.delete("net")
+
+
+@in_world
+async def test_a_container_that_nests_its_folders_by_thousands_is_removed_like_another(lab: Lab) -> None:
+    script = "import os\nos.chdir('/tmp')\nfor _ in range(3000):\n os.mkdir('d')\n os.chdir('d')"
+    spec = lab.spec(await lab.host(), "python3", "-c", script)
+    await lab.containers.start(spec)
+    assert (await lab.containers.wait(spec.id)).code == 0
+    await lab.containers.remove(spec.id)
+    assert not (spec.folder / "container").exists()
+    assert lab.containers.adopt() == ()
+
+
+@in_world
+async def test_a_container_that_makes_its_monitor_believe_it_ended_has_ended(lab: Lab) -> None:
+    # Who asks to be traced is traced by its parent, the monitor, which takes the first stop for the end.
+    script = (
+        "import ctypes, os, signal, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+        "ctypes.CDLL(None).ptrace(0, 0, 0, 0)\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "time.sleep(60)"
+    )
+    spec = lab.spec(await lab.host(), "python3", "-c", script)
+    await lab.containers.start(spec)
+    process = Process(**json.loads((lab.state / f"run/containers/{spec.id}.json").read_text())["process"])
+    await asyncio.wait_for(lab.containers.wait(spec.id), 30)
+    assert not process.alive
+    await lab.containers.remove(spec.id)
 
 
 @in_world
@@ -449,6 +498,46 @@ async def test_a_root_process_in_the_container_has_no_power_outside_of_it(lab: L
         if not lab.rootless:
             uid = int(text.partition("uid [")[2].split(",")[1].strip(" '"))
             assert uid >= 65536  # its root is nobody on the host
+
+
+_LEASE = """
+import botocore, ctypes, fcntl, os, platform
+fd = os.open(botocore.__file__, os.O_RDONLY)
+libc = ctypes.CDLL(None)
+number = {'x86_64': 72, 'aarch64': 25}[platform.machine()]
+for command in (1024, 1024 + (1 << 32), 1040, 1040 + (1 << 32)):
+    for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK):
+        print('lease', libc.syscall(number, fd, ctypes.c_long(command), kind))
+print('else', fcntl.fcntl(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10), fcntl.F_GETFD), fcntl.flock(fd, 1))
+"""
+
+
+@in_world
+async def test_a_container_cannot_lease_a_file_that_it_shares_and_have_others_wait(lab: Lab) -> None:
+    _, text = await lab.run(await lab.host(), "python3", "-c", _LEASE)
+    assert text.splitlines() == ["lease -1"] * 8 + ["else 1 None"], text
+
+
+_DEVICES = """
+import os
+for name in ('full', 'null', 'random', 'tty', 'urandom', 'zero'):
+    mode = os.stat(f'/dev/{name}').st_mode & 0o777
+    for change in (os.utime, lambda path: os.chmod(path, mode), lambda path: os.chown(path, 0, 0)):
+        try: change(f'/dev/{name}')
+        except OSError: pass
+        else: print('changed', name)
+open('/dev/null', 'w').write('x')
+print(len(open('/dev/urandom', 'rb').read(3)))
+"""
+
+
+@in_world
+async def test_the_hosts_devices_keep_their_modes_also_where_a_containers_root_is_the_hosts(lab: Lab) -> None:
+    # As for root where the state's file system has no idmapped mounts.
+    maps = [rootfs._identity(f"/proc/self/{kind}_map") for kind in ("uid", "gid")]
+    lab.containers._ids = rootfs.Ids(uid_map=maps[0], gid_map=maps[1])
+    ended, text = await lab.run(await lab.host(), "python3", "-c", _DEVICES)
+    assert (ended.code, text) == (0, "3")
 
 
 @in_world

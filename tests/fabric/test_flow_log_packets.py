@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import struct
 import tempfile
 import time
 from collections.abc import Callable
@@ -173,6 +174,29 @@ async def test_records_are_what_the_interfaces_counters_say(lab: Lab) -> None:
     # a second reading has nothing of the first
     await flow_logs.collect(120)
     assert _read(flow_logs.readings, vpc) == found
+
+
+@in_world
+async def test_of_tcps_flags_fin_syn_rst_and_syn_ack_are_recorded(lab: Lab) -> None:
+    sent = {0x02: 2, 0x12: 18, 0x11: 1, 0x04: 4, 0x14: 4, 0x10: 0, 0xC2: 2, 0x19: 1, 0x07: 7}
+    vpc, subnet, _ = await lab.vpc()
+    group = await lab.group(vpc, ANYWHERE)
+    one, two = await lab.interface(subnet, group), await lab.interface(subnet, group)
+    await _log(lab, vpc, vpc)
+    flow_logs = _service(lab)
+    await flow_logs.collect(0)
+    raw = lab.namespaces.socket(one.interface_id, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    with raw:
+        for flags in sent:
+            segment = struct.pack("!HHIIBBHHH", 7, 1000 + flags, 1, 0, 5 << 4, flags, 100, 0, 0)
+            raw.sendto(segment, (two.addresses[0].address, 0))
+    await flow_logs.collect(60)
+    told = {
+        key.destination_port - 1000: counted.flags
+        for key, counted in _read(flow_logs.readings, vpc)[one.interface_id].items()
+        if key.egress
+    }
+    assert told == sent
 
 
 @in_world

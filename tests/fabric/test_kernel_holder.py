@@ -43,6 +43,16 @@ def test_a_daemon_that_is_killed_starts_again_in_the_same_world(state: Path) -> 
     wait_until(lambda: len(starts(state)) == 4)
 
 
+def test_how_often_the_daemon_ended_is_told_and_forgotten_at_the_next_start(state: Path) -> None:
+    holder.ensure(state, ["/bin/sh", "-c", "exit 3"])
+    wait_until(lambda: holder.ends(state, 0) >= 3)
+    holder.stop(state, 5)
+    since = (state / "holder.log").stat().st_size
+    holder.ensure(state, SLEEPER)
+    wait_until(lambda: len(starts(state)) == 1)
+    assert holder.ends(state, since) == 0
+
+
 def test_one_state_has_one_holder_however_many_start_it(state: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: holder.ensure(state, SLEEPER), range(4)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister.kernel import mounts
+from cloister.kernel import facts, mounts
 
 pytestmark = pytest.mark.fabric
 
@@ -52,3 +52,17 @@ def test_a_read_only_bind_mount_cannot_be_written(tmp_path: Path) -> None:
     finally:
         mounts.unmount(target)
     mounts.unmount(target)  # nothing there: no error
+
+
+def test_a_state_folder_that_can_hold_no_layer_is_found_by_the_doctor(tmp_path: Path) -> None:
+    def told(state: Path) -> bool:
+        return next(fact.ok for fact in facts.host_facts(state) if fact.name == "overlay")
+
+    assert told(tmp_path / "state to be")
+    for name in ("lower", "upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    mounts.overlay(tmp_path / "merged", [tmp_path / "lower"], tmp_path / "upper", tmp_path / "work")
+    try:  # as in a container: an overlay takes no layer of another one to write in
+        assert not told(tmp_path / "merged" / "state")
+    finally:
+        mounts.unmount_below(tmp_path)

@@ -95,13 +95,13 @@ def nft_parts(draw: st.DrawFn, netns: str) -> list[Part]:
         parts.append(Element(netns=netns, set="members", key=cidr, comment=comment))
     if draw(st.booleans()):
         kind = "inet_proto . inet_service . ipv4_addr"
-        parts.append(Set(netns=netns, name="rules", type=kind, interval=True, data="verdict"))
+        parts.append(Set(netns=netns, name="allowed", type=kind, interval=True, data="verdict"))
         for part in ["tcp . 80-90 . 10.0.0.0/8", "udp . 53 . 10.0.0.0/16", "tcp . 443 . 0.0.0.0/0"]:
             if draw(st.booleans()):
                 data = draw(st.sampled_from(["accept", "drop", *(f"jump {group}" for group in groups)]))
                 comment = draw(st.sampled_from(["", "sg-1/sgr-2"]))
-                parts.append(Element(netns=netns, set="rules", key=part, data=data, comment=comment))
-        vmap = (Rule(text="ip protocol . th dport . ip saddr vmap @rules"),)
+                parts.append(Element(netns=netns, set="allowed", key=part, data=data, comment=comment))
+        vmap = (Rule(text="ip protocol . th dport . ip saddr vmap @allowed"),)
     else:
         vmap = ()
     if draw(st.booleans()):

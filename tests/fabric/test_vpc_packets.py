@@ -15,7 +15,8 @@ from cloister.dns import Resolvers
 from cloister.fabric import Fabric
 from cloister.kernel.reconcile import Reconciler
 from cloister.vpc import interfaces
-from cloister.vpc.explain_s3 import explain_s3
+from cloister.vpc.explain import explain
+from cloister.vpc.flow import Flow
 from cloister.vpc.interfaces import regroup
 from cloister.vpc.model import NetworkInterface
 
@@ -111,14 +112,15 @@ async def test_s3_is_reached_by_an_endpoint_only_and_sees_the_private_address(la
     group = await lab.group(vpc, ANYWHERE)
     job = await lab.interface(subnet, group)
     assert not lab.connects(job, S3, 443)
-    refusal = explain_s3(lab.engine.world, job).refusal
+    to_s3 = Flow(source=job.interface_id, destination=S3, port=443)
+    refusal = explain(lab.engine.world, to_s3).refusal
     assert refusal is not None
     assert refusal.gate == "route"
     endpoint = await lab.endpoint(vpc, table)
     door = lab.listen(endpoint.endpoint_id, "0.0.0.0", 443)
     lab.listen(endpoint.endpoint_id, "0.0.0.0", 22)
     assert lab.connects(job, S3, 443)
-    assert explain_s3(lab.engine.world, job).allowed
+    assert explain(lab.engine.world, to_s3).allowed
     connection, (seen, _) = door.accept()
     assert seen == job.addresses[0].address
     assert connection.getsockname() == (S3, 443)
@@ -129,7 +131,7 @@ async def test_s3_is_reached_by_an_endpoint_only_and_sees_the_private_address(la
     assert lab.connects(job, S3, 443)
     await lab.put(replace(group, rules=(rule(True, "tcp", (443, 443), cidr="10.0.0.0/8"),)))
     assert not lab.connects(job, S3, 443)
-    refusal = explain_s3(lab.engine.world, job).refusal
+    refusal = explain(lab.engine.world, to_s3).refusal
     assert refusal is not None
     assert refusal.gate == "egress"
     await lab.put(group, replace(endpoint, route_table_ids=()))

@@ -16,7 +16,8 @@ from cloister import witness as witness_module
 from cloister.jobs.lifecycle import JobState
 from cloister.jobs.model import Instance, ProcessingJob
 from cloister.kernel import conntrack
-from cloister.vpc.model import NetworkInterface
+from cloister.vpc import route_tables
+from cloister.vpc.model import InternetGateway, NetworkInterface, Route, Subnet
 from cloister.witness import Witness
 
 pytestmark = pytest.mark.fabric
@@ -143,3 +144,26 @@ async def test_a_router_is_listened_to_while_it_has_a_job_and_the_listener_keeps
     await lab.put(replace(job, state=JobState.COMPLETED))
     assert not witness._listeners
     await witness.stop()
+
+
+@in_world
+async def test_what_an_internet_gateway_cannot_translate_is_told(lab: Lab) -> None:
+    """An interface of a job has no public address: its packets end in front of the gateway."""
+    one, _, job = await _pair(lab)
+    subnet = lab.engine.world.get(Subnet, one.subnet_id)
+    assert subnet is not None
+    table = route_tables.of_subnet(lab.engine.world, subnet)
+    assert table is not None
+    gateway = InternetGateway(internet_gateway_id="igw-00000000000000001", vpc_id=one.vpc_id)
+    out = Route(destination="0.0.0.0/0", target=gateway.internet_gateway_id)
+    await lab.put(gateway, replace(table, routes=(*table.routes, out)))
+    witness = Witness(lab.folder / "witness.sqlite", lab.engine, lab.namespaces)
+    await witness.start()
+    try:
+        assert not lab.connects(one, "198.51.100.200", 443)
+        await witness.last(job)
+        (line,) = witness.record(job)["refused"]
+        assert (line["to"], line["gate"]) == ("198.51.100.200", "gateway")
+        assert "has no public address" in line["why"]
+    finally:
+        await witness.stop()

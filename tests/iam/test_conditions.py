@@ -288,24 +288,3 @@ def test_all_values_is_not_some_value_of_the_opposite(operator: str, wanted: lis
 def test_a_value_put_in_for_a_variable_matches_itself_and_nothing_else(value: str, other: str) -> None:
     assert holds("StringLike", "${x:v}", value, v=value)
     assert holds("StringLike", "${x:v}", other, v=value) is (other == value)
-
-
-@pytest.mark.parametrize(
-    ("operator", "value", "needs"),
-    [
-        ("StringEquals", "a", True),
-        ("StringNotEquals", "a", False),
-        ("StringEqualsIfExists", "a", False),
-        ("ForAnyValue:StringEquals", "a", True),
-        ("ForAllValues:StringEquals", "a", False),
-        ("ForAnyValue:StringNotEquals", "a", True),
-        ("Null", "true", False),
-        ("Null", "false", True),
-    ],
-)
-def test_a_condition_tells_whether_it_can_hold_without_its_key(
-    operator: str, value: str, needs: bool
-) -> None:
-    made = condition(operator, "x:k", (value,), variables=True)
-    assert made.needs_its_key is needs
-    assert made.holds({}, lookup_in({})) is not needs

@@ -17,7 +17,8 @@ from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
 from cloister.jobs import agent, agent_process
-from cloister.jobs.agent import Channel, Failure, Spec, run
+from cloister.jobs.agent import Channel, Failure, Spec, run, tree
+from cloister.jobs.remove import remove_tree
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,36 @@ def test_an_output_folder_that_became_a_link_is_not_followed(endpoint: str, s3: 
     (tmp_path / "out").symlink_to("/etc")
     with pytest.raises(OSError, match=r"Not a directory|symbolic"):
         run(_spec(endpoint, "upload", Channel(name="o", uri="s3://bkt/out/", path=str(tmp_path / "out"))))
+
+
+def test_an_output_larger_than_the_volume_fails_before_anything_is_sent(
+    endpoint: str, s3: Any, tmp_path: Path
+) -> None:
+    with open(tmp_path / "holes", "wb") as file:
+        file.truncate(1 << 43)
+    (tmp_path / "a").write_bytes(b"x")
+    channel = Channel(name="o", uri="s3://bkt/holes/", path=str(tmp_path))
+    with pytest.raises(Failure, match=r"8796093022209 bytes.*1073741824 bytes.*VolumeSizeInGB"):
+        run(_spec(endpoint, "upload", channel, volume_bytes=1 << 30))
+    assert "Contents" not in s3.list_objects_v2(Bucket="bkt", Prefix="holes/")
+
+
+def test_a_folder_too_deep_for_a_key_is_refused_by_name_and_not_searched(
+    endpoint: str, s3: Any, tmp_path: Path
+) -> None:
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=here)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+    channel = Channel(name="o", uri="s3://bkt/out", path=str(tmp_path))
+    with pytest.raises(Failure, match=r"The key out/d/d/.* is longer than 1024 bytes"):
+        run(_spec(endpoint, "upload", channel))
+    (parts, _size), *rest = tree(str(tmp_path))
+    assert (len(parts), rest) == (513, [])
+    remove_tree(tmp_path)
 
 
 def test_a_file_name_that_is_no_utf_8_is_refused_by_name(endpoint: str, s3: Any, tmp_path: Path) -> None:

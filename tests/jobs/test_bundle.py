@@ -93,7 +93,7 @@ PROFILE = {
     "defaultAction": "SCMP_ACT_ERRNO",
     "defaultErrnoRet": 38,
     "syscalls": [
-        {"names": ["read", "mount", "clone", "socket"], "action": "SCMP_ACT_ALLOW"},
+        {"names": ["read", "mount", "clone", "socket", "fcntl"], "action": "SCMP_ACT_ALLOW"},
         {"names": ["arch_prctl"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["amd64"]}},
         {"names": ["sync_file_range2"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["arm64"]}},
         {"names": ["chroot"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_CHROOT"]}},
@@ -123,7 +123,7 @@ def test_a_profile_is_read_for_this_machine_and_these_capabilities() -> None:
     assert {name: _actions(filter_, name) for name in expected} == expected
 
 
-def test_no_profile_can_allow_mounts_namespaces_or_sockets_beyond_the_network() -> None:
+def test_no_profile_can_allow_mounts_namespaces_leases_or_sockets_beyond_the_network() -> None:
     for profile in (PROFILE, None):
         filter_ = bundle.seccomp(profile, "x86_64")
         for name in bundle.REFUSED:
@@ -133,6 +133,7 @@ def test_no_profile_can_allow_mounts_namespaces_or_sockets_beyond_the_network() 
         assert all(rule["args"] for rule in clones)
         families = [rule for rule in filter_["syscalls"] if "socket" in rule["names"]]
         assert {"index": 0, "value": 16, "valueTwo": 0, "op": "SCMP_CMP_GT"} in families[0]["args"]
+        assert all(rule["args"] for rule in filter_["syscalls"] if "fcntl" in rule["names"])
 
 
 def test_a_machine_or_profile_that_cannot_be_filtered_is_refused() -> None:

@@ -15,7 +15,6 @@ from cloister.jobs.model import Instance, ProcessingJob
 from cloister.services.api import Call
 from cloister.vpc.elastic_ips import taken
 from cloister.vpc.explain import explain
-from cloister.vpc.explain_s3 import explain_s3
 from cloister.vpc.flow import Flow
 from cloister.vpc.model import (
     InternetGateway,
@@ -80,7 +79,7 @@ def test_a_jobs_instances_reach_each_other_and_s3_and_no_other_job(call: Call) -
     assert not allowed(call, two[1], one[1])
     interface = call.tx.get(NetworkInterface, one[0])
     assert interface is not None
-    assert explain_s3(call.tx, interface).allowed
+    assert explain(call.tx, Flow(source=interface.interface_id, destination="3.5.0.1", port=443)).allowed
 
 
 def test_there_is_one_network_for_all_such_jobs_and_it_stays(call: Call) -> None:

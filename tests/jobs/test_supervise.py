@@ -375,7 +375,12 @@ async def test_a_missing_image_and_a_missing_command_fail_the_job(house: Callabl
 
 async def test_an_unreachable_s3_gives_the_known_reason_and_the_cause(house: Callable[..., Any]) -> None:
     h = await house()
-    h.result = Result(ok=False, reason="ClientError: … Unable to execute request to S3", unreachable=True)
+    h.result = Result(
+        ok=False,
+        reason="ClientError: … Unable to execute request to S3",
+        unreachable=True,
+        request="GET s3://bkt?list-type=2&prefix=in/",
+    )
     given = request()
     given["ProcessingInputs"] = [s3_input()]
     h.submit(given)
@@ -392,7 +397,7 @@ async def test_a_transfer_that_s3_refuses_names_whose_policy_and_the_change(
 ) -> None:
     h = await house()
     said = "ClientError: … AccessDenied"
-    h.result = Result(ok=False, reason=said, denied="GET s3://bkt/in/a%20b")
+    h.result = Result(ok=False, reason=said, request="GET s3://bkt/in/a%20b")
     everywhere = GroupRule(rule_id="sgr-all", egress=True, protocol="-1", cidr="0.0.0.0/0")
     group = h.engine.world.get(SecurityGroup, "sg-1")
     h.put(
@@ -446,9 +451,11 @@ async def test_a_role_that_cannot_be_assumed_any_more_fails_the_job(house: Calla
     h = await house()
     h.put(role(service="ec2.amazonaws.com"))
     h.submit(request())
-    assert (await h.ended()).failure_reason == (
-        "ClientError: SageMaker was unable to assume the role 'arn:aws:iam::123456789012:role/jobs'"
+    reason = (await h.ended()).failure_reason
+    assert reason.startswith(
+        "ClientError: SageMaker was unable to assume the role 'arn:aws:iam::123456789012:role/jobs': "
     )
+    assert "(aws iam update-assume-role-policy --role-name jobs " in reason
 
 
 def _ask_to_stop(h: House) -> None:

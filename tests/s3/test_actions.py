@@ -76,6 +76,28 @@ def test_host_and_path_tell_bucket_and_key(host: str, path: str, found: tuple[st
     assert locate(host, path, lambda name: name == "own.us-east-1.amazonaws.com") == found
 
 
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [
+        ("s3.us-east-1.amazonaws.com", ("b", "k")),
+        ("s3-us-east-1.amazonaws.com", ("b", "k")),
+        ("s3.amazonaws.com:443", ("b", "k")),
+        ("s3.dualstack.us-east-1.amazonaws.com.", ("b", "k")),
+        ("data.s3.us-east-1.amazonaws.com", ("data", "b/k")),
+        ("DATA.s3-us-east-1.amazonaws.com", ("data", "b/k")),
+        ("data.bucket.vpce-0a-1b.s3.us-east-1.vpce.amazonaws.com", ("data", "b/k")),
+        ("bucket.vpce-0a-1b.s3.us-east-1.vpce.amazonaws.com", ("b", "k")),
+        ("vpce-0a-1b.s3.us-east-1.vpce.amazonaws.com", ("b", "k")),
+        ("localhost:4510", ("b", "k")),
+        ("data.localhost", ("data", "b/k")),
+    ],
+)
+def test_no_bucket_takes_a_name_of_s3_or_of_another_bucket_by_being_called_so(
+    host: str, found: tuple[str, str]
+) -> None:
+    assert locate(host, "/b/k", lambda _: True) == found
+
+
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=60))
 def test_every_key_survives_being_encoded(key: str) -> None:
     assert locate("s3.amazonaws.com", encode_path("b", key), lambda _: False) == ("b", key)

@@ -40,8 +40,14 @@ def raw(
     secret: str | None = None,
     headers: tuple[tuple[str, str], ...] = (),
     anonymous: bool = False,
+    keys: tuple[str, str, str | None] | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
-    """One request signed by hand; `sent` is the body that really goes."""
+    """One request signed by hand; `sent` is the body that really goes; `keys`, if not the root's."""
+    access_key, own_secret, token = keys or (
+        site.credentials.root_access_key_id,
+        site.credentials.root_secret_access_key,
+        None,
+    )
     port = site.vpc_port if vpc else site.port
     bare, _, query = path.partition("?")
     base = (
@@ -52,8 +58,9 @@ def raw(
         if anonymous
         else sigv4.sign(
             HttpRequest(method=method, path=bare, query=query, headers=base, body=body),
-            access_key=site.credentials.root_access_key_id,
-            secret=secret or site.credentials.root_secret_access_key,
+            access_key=access_key,
+            secret=secret or own_secret,
+            token=token,
             region=REGION,
             service="s3",
             now=now or time.time(),
@@ -263,6 +270,16 @@ def test_the_guides_package_repository_policy_refuses_through_the_endpoint(site:
         assert raw(site, "GET", "/2/core/x.rpm", anonymous=True, headers=host)[0] == 200
     finally:
         site.endpoint_policy(json.dumps({"Statement": [allow]}))
+
+
+def test_a_bucket_called_like_another_ones_host_gets_nothing_of_it(site: Site, bucket: Make) -> None:
+    s3, name = site.client(), bucket()
+    host = f"{name}.s3.{REGION}.amazonaws.com"
+    s3.create_bucket(Bucket=host)
+    assert raw(site, "PUT", "/k", b"mine", headers=(("Host", host),))[0] == 200
+    assert s3.get_object(Bucket=name, Key="k")["Body"].read() == b"mine"
+    assert "Contents" not in s3.list_objects_v2(Bucket=host)
+    s3.delete_bucket(Bucket=host)
 
 
 def test_multipart_presigned_copy_tags_and_batch_delete_work(site: Site, bucket: Make) -> None:

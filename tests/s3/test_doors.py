@@ -6,12 +6,14 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from aiohttp import web
 
 from cloister.s3 import doors
+from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
 
 ASK = b"GET /k HTTP/1.1\r\nHost: s3\r\n\r\n"
@@ -76,6 +78,38 @@ def test_a_connection_beyond_the_limit_is_told_to_slow_down_and_closed(
         assert b" 200 " in await answer(await connect())
 
     at_a_door(use)
+
+
+def test_one_address_leaves_room_for_others_also_before_it_speaks_tls(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doors, "OF_ONE", 3)
+    context = Authority(tmp_path).server_context()
+
+    async def run() -> None:
+        plain, tls = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+        ports = [each.getsockname()[1] for each in (plain, tls)]
+        close = await doors.serve(cast(Door, _Open()), plain, tls, context)
+
+        async def connect(port: int, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            return await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
+
+        silent = [await connect(port, "127.0.0.2") for port in (*ports, ports[1])]
+        with pytest.raises(ConnectionResetError):
+            await (await connect(ports[1], "127.0.0.2"))[0].read(1)
+        with pytest.raises(ConnectionResetError):
+            await answer(await connect(ports[0], "127.0.0.2"))
+        other = await connect(ports[0], "127.0.0.3")
+        assert b" 200 " in await answer(other)
+        silent[1][1].close()
+        await asyncio.sleep(0.2)
+        again = await connect(ports[0], "127.0.0.2")
+        assert b" 200 " in await answer(again)
+        for _, writer in (*silent, other, again):
+            writer.close()
+        await close()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
 
 
 def test_a_client_that_drips_its_head_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,9 @@ def place(key: str) -> list[bytes]:
         ("/a", "0/a"),
         ("../x", "..0/x"),
         ("..", "..\t"),
+        (".uploads", ".uploads\t"),
+        (".uploads/x", ".uploads0/x"),
+        ("a/b.versions", "a0/b.versions\t"),
         ("part-00", "part-0000"),
         ("a\\[b", "a[1[0b"),
     ],
@@ -55,6 +58,8 @@ def test_every_key_comes_back_and_no_level_of_its_name_is_special(key: str) -> N
 @example("a", "a/")
 @example("a/1", "a0")
 @example("[", "\\")
+@example(".uploads", ".uploads\t")
+@example("a.versions", "a.versions\t")
 def test_the_order_of_names_is_the_order_of_keys(one: str, other: str) -> None:
     assert (one.encode() < other.encode()) == (place(one) < place(other))
 

@@ -1,10 +1,11 @@
-"""Which request headers are refused because they would change what happens."""
+"""Which request headers are refused because they would change what happens, and what of a query passes."""
 
 from __future__ import annotations
 
 import pytest
 
-from cloister.s3 import passing
+from cloister.s3 import actions, passing
+from cloister.wire.errors import AwsError
 
 REFUSED = [
     ("x-amz-storage-class", "GLACIER", "x-amz-storage-class: GLACIER"),
@@ -45,3 +46,33 @@ def test_a_header_that_asks_for_what_is_not_done_is_refused_by_name(
 @pytest.mark.parametrize(("name", "value"), PASSED)
 def test_a_header_that_is_done_or_changes_nothing_passes(name: str, value: str) -> None:
     assert passing.refused({name: value}) is None
+
+
+def test_every_operation_of_the_backend_has_its_query() -> None:
+    assert set(passing._QUERIES) == actions.FORWARDED - {"DeleteObjects"}
+
+
+def test_of_a_query_only_what_belongs_to_the_operation_passes() -> None:
+    asked = {"prefix": "a", "list-type": "3", "tagging": "x", "collection": "c", "x-id": "ListObjectsV2"}
+    assert passing.query("ListObjectsV2", asked) == {"list-type": "2", "prefix": "a"}
+    assert passing.query("DeleteObjectTagging", {"tagging": "\n", "uploadId": "u"}) == {"tagging": ""}
+    part = {"uploadId": "u", "partNumber": "007"}
+    assert passing.query("UploadPart", part) == {"uploadId": "u", "partNumber": "7"}
+
+
+@pytest.mark.parametrize(
+    "number", ["", "0", "10001", "-1", "+1", "1e3", "abc", "1\n", "\N{ARABIC-INDIC DIGIT ONE}"]
+)
+def test_a_part_is_a_number_that_s3_has(number: str) -> None:
+    for operation, more in (("UploadPart", {"uploadId": "u"}), ("UploadPartCopy", {"uploadId": "u"})):
+        with pytest.raises(AwsError, match="between 1 and 10000"):
+            passing.query(operation, {**more, "partNumber": number})
+    with pytest.raises(AwsError, match="between 1 and 10000"):
+        passing.query("GetObject", {"partNumber": number})
+
+
+@pytest.mark.parametrize("upload", ["", "\n", "a\nb", "a b", "\x7f", "\u2028", "u" * 1025])
+def test_an_upload_that_the_backend_may_overlook_is_none(upload: str) -> None:
+    for operation in ("ListParts", "AbortMultipartUpload", "CompleteMultipartUpload", "UploadPart"):
+        with pytest.raises(AwsError, match="NoSuchUpload"):
+            passing.query(operation, {"uploadId": upload, "partNumber": "1"})

@@ -10,7 +10,7 @@ from tests.services.ec2 import ec2, filters, ids, refusal
 
 from cloister.services.api import Call
 from cloister.vpc import dhcp
-from cloister.vpc.explain_s3 import explain_s3
+from cloister.vpc.flow import Step
 from cloister.vpc.interfaces import create_interface
 from cloister.vpc.model import Vpc
 from cloister.why.request import why_request
@@ -121,16 +121,24 @@ def test_a_job_that_finds_no_dns_server_is_told_so(call: Call, vpc_id: str) -> N
     eni = create_interface(call.tx, subnet_id=subnet, now=0, attach=("",))
     own = create(call, domain_name_servers=["10.0.1.9"])
     ec2(call, "AssociateDhcpOptions", DhcpOptionsId=own, VpcId=vpc_id)
-    refused = explain_s3(call.tx, eni).refusal
-    assert refused is not None
-    assert refused.sentence.startswith(f"10.0.1.9, a DNS server of {own}, is not reached: ")
+
+    def refusals() -> list[Step]:
+        verdict = why_request(
+            call.tx, eni, "GET", "s3://data/x", principal=None, region=REGION, account=ACCOUNT, now=0
+        )
+        return [step for step in verdict.steps if not step.allowed]
+
+    said = f"data.s3.{REGION}.amazonaws.com is asked of 10.0.1.9 ({own}), which is not reached: "
+    assert refusals()[0].sentence.startswith(said)
     both = create(call, domain_name_servers=["10.0.1.9", "AmazonProvidedDNS"])
     ec2(call, "AssociateDhcpOptions", DhcpOptionsId=both, VpcId=vpc_id)
-    assert "dns" not in {step.gate for step in explain_s3(call.tx, eni).steps if not step.allowed}
+    assert "dns" not in {step.gate for step in refusals()}
     ec2(call, "AssociateDhcpOptions", DhcpOptionsId="default", VpcId=vpc_id)
-    refused = explain_s3(call.tx, eni).refusal
-    assert refused is not None
+    (refused,) = refusals()
     assert "has no DNS server" in refused.sentence
+    assert refused.fix is not None
+    known = ec2(call, "DescribeDhcpOptions")["DhcpOptions"]
+    assert refused.fix.split()[-1] in {each["DhcpOptionsId"] for each in known} - {own, both}
 
 
 def test_why_says_which_server_is_asked_and_whether_it_is_reached(call: Call, vpc_id: str) -> None:

@@ -101,15 +101,21 @@ def test_no_route_and_an_acl_have_codes_of_their_own() -> None:
         Egress=True,
     )
 
-    def codes(**path: Any) -> list[str]:
+    def explanations(**path: Any) -> list[dict[str, Any]]:
         made = ec2(call, "CreateNetworkInsightsPath", Source=one, Protocol="tcp", **path)[
             "NetworkInsightsPath"
         ]
-        analysis = _analysis(call, made["NetworkInsightsPathId"])
-        return [each["ExplanationCode"] for each in analysis["Explanations"]]
+        found: list[dict[str, Any]] = _analysis(call, made["NetworkInsightsPathId"])["Explanations"]
+        return found
+
+    def codes(**path: Any) -> list[str]:
+        return [each["ExplanationCode"] for each in explanations(**path)]
 
     assert codes(Destination=two, DestinationPort=22, ClientToken="a") == ["SUBNET_ACL_RESTRICTION"]
     assert codes(Destination=two, DestinationPort=80, ClientToken="b") == []
+    ec2(call, "DeleteNetworkAclEntry", NetworkAclId=acl["NetworkAclId"], RuleNumber=100, Egress=True)
+    last, *_ = explanations(Destination=two, DestinationPort=80, ClientToken="e")
+    assert last["AclRule"]["RuleNumber"] == 32767  # AWS's number of the rule "*"
     assert codes(DestinationIp="8.8.8.8", DestinationPort=80, ClientToken="c") == ["NO_ROUTE_TO_DESTINATION"]
     assert refusal(
         call,

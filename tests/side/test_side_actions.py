@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
 
 import pytest
 
+from cloister.iam.decide import Policies, Request, decide
+from cloister.iam.model import Principal
+from cloister.iam.policy import parse
 from cloister.side import actions
 from cloister.side.actions import Need, Where
 from cloister.wire.errors import AwsError
@@ -180,5 +184,28 @@ def test_a_calls_tags_are_condition_keys() -> None:
     assert actions.context("kms", {"Tags": [{"TagKey": "T", "TagValue": "a"}]})["aws:requesttag/t"] == "a"
     assert actions.context("sqs", {"tags": {"T": "a"}})["aws:tagkeys"] == ["T"]
     assert actions.context("dynamodb", {"TagKeys": ["T"]})["aws:tagkeys"] == ["T"]
-    # fine-grained access cannot be told: a condition on it lets nothing pass
-    assert actions.context("dynamodb", {})["dynamodb:leadingkeys"] != []
+
+
+@pytest.mark.parametrize("key", ["dynamodb:LeadingKeys", "dynamodb:Attributes", "aws:ResourceTag/team"])
+def test_a_condition_on_what_cannot_be_told_lets_nothing_pass_and_stops_what_it_may_stop(key: str) -> None:
+    everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}
+
+    def allowed(**statement: object) -> bool:
+        written = [everything | statement] + [everything] * ("Effect" in statement)
+        policy = parse(json.dumps({"Version": "2012-10-17", "Statement": written}), "identity")
+        request = Request(
+            principal=Principal(
+                arn="arn:aws:sts::1:assumed-role/r/s", account="1", user_id="A:s", access_key_id="ASIA"
+            ),
+            action="dynamodb:GetItem",
+            resource="arn:aws:dynamodb:us-east-1:1:table/t",
+            context=actions.context("dynamodb", {}),
+            untold=actions.untold("dynamodb"),
+        )
+        return decide(request, Policies(identity=(("p", policy),))).allowed
+
+    for operator in ("ForAllValues:StringEquals", "StringEqualsIfExists", "StringNotEquals"):
+        assert not allowed(Condition={operator: {key: "a"}})
+    for operator in ("ForAnyValue:StringEquals", "StringEquals", "StringLike"):
+        assert not allowed(Effect="Deny", Condition={operator: {key: "a"}})
+    assert allowed(Effect="Deny", Condition={"StringEquals": {"aws:SourceIp": "a"}})

@@ -13,6 +13,7 @@ from cloister.kernel.plan import Chain, Element, Rule, Set, Veth
 from cloister.kernel.plan import Route as KernelRoute
 from cloister.vpc import model
 from cloister.vpc.compile import compile, update
+from cloister.vpc.flow_logs import FlowLog
 from cloister.vpc.interfaces import create_interface, regroup
 from cloister.vpc.model import (
     AclEntry,
@@ -343,6 +344,18 @@ def test_interfaces_with_one_subnet_and_groups_are_one_element_of_each_map() -> 
     assert sorted(p.set for p in elements) == [
         "acls_in", "acls_out", "egress_groups", "ingress_groups", "marks",
     ]  # fmt: skip
+
+
+def test_no_key_has_more_parts_than_nftables_has_room_for() -> None:
+    tx = _vpc(1).begin()
+    tx.put(
+        FlowLog(flow_log_id="fl-1", resource_id=VPCS[0], vpc_id=VPCS[0], log_format="${tcp-flags}", created=0)
+    )
+    tx.put(replace(next(iter(tx.all(NetworkInterface))), source_dest_check=False))
+    sets = [part for part in compile(tx.commit()).values() if isinstance(part, Set)]
+    assert any(each.name.startswith("flags_") for each in sets)
+    assert any(each.name == "via" for each in sets)
+    assert max(len(each.type.split(" . ")) for each in sets) == 5
 
 
 def test_two_sets_of_groups_never_share_a_link_group(monkeypatch: pytest.MonkeyPatch) -> None:

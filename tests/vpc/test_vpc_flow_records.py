@@ -16,7 +16,6 @@ from cloister.vpc.flow_records import (
     line,
     object_key,
     stream_name,
-    tcp_flags,
     text_file,
     version_of,
 )
@@ -98,14 +97,6 @@ def test_intervals_without_flows_have_dashes() -> None:
     for status in ("NODATA", "SKIPDATA"):
         record = empty_record(fields, LOGGED, 60, 120, status, SCENE)
         assert line(record) == f"2 123456789012 eni-1 - - - - - - - 60 120 - {status}"
-
-
-@pytest.mark.parametrize(
-    ("seen", "recorded"),
-    [(0x02, 2), (0x12, 18), (0x11, 1), (0x04, 4), (0x14, 4), (0x10, 0), (0xC2, 2), (0x19, 1)],
-)
-def test_of_tcps_flags_fin_syn_rst_and_syn_ack_are_recorded(seen: int, recorded: int) -> None:
-    assert tcp_flags(seen) == recorded
 
 
 def test_files_and_streams_are_named_as_aws_names_them() -> None:

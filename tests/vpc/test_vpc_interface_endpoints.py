@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from cloister.iam.model import Principal
 from cloister.kernel.plan import Chain, Element, Netns, Veth
 from cloister.vpc import dns
 from cloister.vpc.compile import compile, update
 from cloister.vpc.explain import explain
-from cloister.vpc.explain_s3 import explain_s3
 from cloister.vpc.flow import Flow, Verdict
 from cloister.vpc.interface_endpoints import (
     ENDPOINT_INTERFACE,
@@ -31,12 +32,17 @@ from cloister.vpc.model import (
     Vpc,
     VpcEndpoint,
 )
+from cloister.why.request import why_request
 from cloister.wire.model import service_names
 from cloister.world import World
 
 REGION = "us-east-1"
 VPC, FAR = "vpc-0000000000000000a", "vpc-0000000000000000b"
 NEAR, OTHER = "subnet-0000000000000000a", "subnet-0000000000000000b"
+OPEN_POLICY = (
+    '{"Version": "2012-10-17", "Statement": '
+    '[{"Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*"}]}'
+)
 OPEN, SHUT = "sg-0000000000000000a", "sg-0000000000000000b"
 
 
@@ -177,12 +183,19 @@ def test_a_port_that_the_service_does_not_answer_is_refused_by_the_endpoint() ->
 
 
 def test_s3_by_an_interface_endpoint_is_explained_by_the_way_to_it() -> None:
-    world, asker, _ = world_with("s3")
-    assert explain_s3(world, asker).allowed
-    world, asker, _ = world_with("s3", group=SHUT)
-    assert first_refusal(explain_s3(world, asker)) == "ingress"
-    world, asker, _ = world_with("s3", private=False)
-    assert first_refusal(explain_s3(world, asker)) == "route"
+    def asked(**how: Any) -> Verdict:
+        world, asker, (endpoint,) = world_with("s3", **how)
+        tx = world.begin()
+        tx.put(replace(endpoint, policy=OPEN_POLICY))
+        world = tx.commit()
+        root = Principal(arn="arn:aws:iam::1:root", account="1", user_id="1", access_key_id="AKIA")
+        return why_request(
+            world, asker, "GET", "s3://data?list-type=2", principal=root, region=REGION, account="1", now=0
+        )
+
+    assert first_refusal(asked()) == "bucket"  # there is none in this World: S3 itself was reached
+    assert first_refusal(asked(group=SHUT)) == "ingress"
+    assert first_refusal(asked(private=False)) == "route"
 
 
 def test_every_endpoints_names_resolve_to_its_interfaces() -> None:

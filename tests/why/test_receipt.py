@@ -42,6 +42,7 @@ RECORD: dict[str, Any] = {
     "flows": [],
     "refused": [],
     "requests": [],
+    "unknown_names": [],
     "left_out": 0,
     "gaps": [],
 }

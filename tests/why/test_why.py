@@ -11,10 +11,13 @@ from cloister.iam.model import Principal, Role
 from cloister.jobs.execution_role import VPC_ACTIONS
 from cloister.s3.model import Bucket
 from cloister.services.api import Call, Origin
+from cloister.vpc.endpoints import s3_prefix_list
 from cloister.vpc.flow import Step, Verdict
 from cloister.vpc.interfaces import create_interface
 from cloister.vpc.model import (
+    AclEntry,
     GroupRule,
+    NetworkAcl,
     NetworkInterface,
     RouteTable,
     RouteTableAssociation,
@@ -23,7 +26,7 @@ from cloister.vpc.model import (
     Vpc,
     VpcEndpoint,
 )
-from cloister.why.preflight import Finding, preflight
+from cloister.why.preflight import Facts, Finding, preflight
 from cloister.why.request import session_of, why_request
 from cloister.world import World
 
@@ -213,7 +216,9 @@ def _request(**network: Any) -> dict[str, Any]:
     }
 
 
-def _check(world: World, request: dict[str, Any], *services: str) -> dict[str, Finding]:
+def _check(
+    world: World, request: dict[str, Any], *services: str, facts: Facts | None = None
+) -> dict[str, Finding]:
     call = Call(
         tx=world.begin(),
         principal=Principal(
@@ -225,7 +230,7 @@ def _check(world: World, request: dict[str, Any], *services: str) -> dict[str, F
         request_id="r",
         origin=Origin(address="127.0.0.1"),
     )
-    return {finding.about: finding for finding in preflight(call, request, services)}
+    return {finding.about: finding for finding in preflight(call, request, services, facts)}
 
 
 def test_a_job_that_would_work_has_only_good_findings() -> None:
@@ -323,3 +328,163 @@ def test_a_job_without_a_vpc_is_asked_about_in_the_services_network() -> None:
     refused = _check(_world(bucket), request)["input in: read objects of s3://data/in/"]
     assert not refused.ok
     assert "data" in refused.sentence
+
+
+def test_what_lacks_is_allowed_for_all_that_the_job_asks_for_and_the_check_then_passes() -> None:
+    world = _world(replace(ROLE, inline_policies={"vpc": _allowing(*VPC_ACTIONS, "s3:ListBucket")}))
+    about = "input in: read objects of s3://data/in/"
+    finding = _check(world, _request())[about]
+    assert not finding.ok
+    assert finding.fix is not None
+    words = shlex.split(finding.fix)
+    assert json.loads(words[-1])["Statement"][-1]["Resource"] == "arn:aws:s3:::data/in/*"
+    role = world.get(Role, "runner")
+    assert role is not None
+    policies = {**role.inline_policies, words[words.index("--policy-name") + 1]: words[-1]}
+    assert _check(_world(replace(role, inline_policies=policies)), _request())[about].ok
+
+
+def _allowing(*actions: str) -> str:
+    statement = {"Effect": "Allow", "Action": list(actions), "Resource": "*"}
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
+def test_policies_are_put_to_the_objects_that_are_there() -> None:
+    narrow = json.dumps(
+        {
+            "Version": "2012-10-17",
+            "Statement": [
+                {"Effect": "Allow", "Action": [*VPC_ACTIONS, "s3:ListBucket"], "Resource": "*"},
+                {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::data/in/*.csv"},
+            ],
+        }
+    )
+    world = _world(replace(ROLE, inline_policies={"narrow": narrow}))
+    about = "input in: read objects of s3://data/in/"
+
+    def check(*keys: str) -> Finding:
+        return _check(world, _request(), facts=Facts(keys={"s3://data/in/": keys}))[about]
+
+    assert check("in/a.csv", "in/b.csv").ok
+    assert not check("in/a.csv", "in/b.json").ok
+    assert "in/b.json" in check("in/a.csv", "in/b.json").sentence
+
+
+def test_an_input_without_an_object_or_manifest_and_an_image_that_cannot_be_had_fail() -> None:
+    request = _request()
+    request["ProcessingInputs"].append(
+        {
+            "InputName": "list",
+            "S3Input": {"S3Uri": "s3://data/list", "S3DataType": "ManifestFile", "LocalPath": "/opt/ml/p/l"},
+        }
+    )
+    facts = Facts(keys={"s3://data/in/": [], "s3://data/list": ["list-of-others"]}, image_trouble="No x.")
+    findings = _check(_world(), request, facts=facts)
+    assert not findings["input in: objects"].ok
+    assert findings["input list: objects"].sentence == "There is no manifest s3://data/list."
+    assert findings["image"].fix == "podman pull cloister/host"
+
+
+def test_a_role_that_sagemaker_may_not_assume_is_told_and_nothing_is_opened_for_it() -> None:
+    findings = _check(_world(replace(ROLE, trust_policy=TRUST.replace("sagemaker", "ec2"))), _request())
+    assert [about for about, finding in findings.items() if not finding.ok] == ["role"]
+    fix = findings["role"].fix
+    assert fix is not None
+    words = shlex.split(fix)
+    assert words[:5] == ["aws", "iam", "update-assume-role-policy", "--role-name", "runner"]
+    role = replace(ROLE, trust_policy=words[-1])
+    assert all(finding.ok for finding in _check(_world(role), _request()).values())
+
+
+def test_an_anonymous_request_is_offered_no_public_bucket() -> None:
+    tx = _world().begin()
+    interface = create_interface(tx, subnet_id="subnet-1", group_ids=["sg-1"], now=0, attach=("",))
+    verdict = why_request(
+        tx.commit(), interface, "GET", "s3://data/x", principal=None, region=REGION, account=ACCOUNT, now=0
+    )
+    assert _refusal(verdict).fix is None
+
+
+def test_a_finding_tells_no_interface_and_no_address_that_nobody_will_find() -> None:
+    findings = _check(_world(replace(GROUP, rules=GROUP.rules[:1])), _request())
+    sentence = findings["algo-1 to algo-2"].sentence
+    assert sentence.startswith("No ingress rule of sg-1 (the interface of algo-2) allows tcp from algo-1.")
+
+
+def test_an_action_of_a_service_is_put_to_the_policies() -> None:
+    request = _request()
+    del request["NetworkConfig"]
+    findings = _check(_world(), request, "kms", "kms:Decrypt", "s3.us-east-1.amazonaws.com:5432")
+    assert findings["service kms"].ok
+    finding = findings["service kms:Decrypt"]
+    assert not finding.ok
+    assert finding.fix is not None
+    assert "--policy-name allow-kms-Decrypt" in finding.fix
+    assert not findings["service s3.us-east-1.amazonaws.com:5432"].ok
+
+
+def test_a_subnet_that_is_too_small_gets_a_larger_one_with_the_same_routes() -> None:
+    table = RouteTable(
+        route_table_id="rtb-2",
+        vpc_id="vpc-1",
+        number=1001,
+        associations=(RouteTableAssociation(association_id="s", subnet_id="subnet-1", main=False),),
+    )
+    request = _request()
+    request["ProcessingResources"]["ClusterConfig"]["InstanceCount"] = 6
+    fix = _check(_world(table), request)["addresses"].fix
+    assert fix is not None
+    assert "--cidr-block 10.0.0.32/27 --availability-zone us-east-1a" in fix
+    assert "associate-route-table --route-table-id rtb-2 --subnet-id $subnet" in fix
+
+
+# --- network ACLs and S3, which has many addresses ----------------------------------------------------------
+
+
+def _acl(*entries: AclEntry) -> tuple[NetworkAcl, Subnet]:
+    subnet = Subnet(
+        subnet_id="subnet-1",
+        vpc_id="vpc-1",
+        cidr="10.0.0.0/28",
+        zone="us-east-1a",
+        zone_id="use1-az1",
+        network_acl_id="acl-1",
+    )
+    return NetworkAcl(network_acl_id="acl-1", vpc_id="vpc-1", entries=entries), subnet
+
+
+def _entry(number: int, egress: bool, allow: bool, cidr: str = "0.0.0.0/0") -> AclEntry:
+    return AclEntry(number=number, egress=egress, protocol="-1", cidr=cidr, allow=allow)
+
+
+def test_an_acl_gets_an_entry_for_every_block_that_s3_answers_from() -> None:
+    world = _world(*_acl(_entry(100, True, True)))
+    fix = _refusal(_why(world, "GET", "s3://data/x")).fix
+    assert fix is not None
+    commands = [shlex.split(each) for each in fix.split(" && ")]
+    blocks = {words[words.index("--cidr-block") + 1] for words in commands}
+    numbers = {words[words.index("--rule-number") + 1] for words in commands}
+    assert blocks == set(s3_prefix_list(REGION).entries)
+    assert len(numbers) == len(blocks)
+
+
+def test_an_entry_that_nothing_can_come_before_is_what_has_to_go() -> None:
+    world = _world(*_acl(_entry(1, True, False), _entry(100, True, True), _entry(100, False, True)))
+    fix = _refusal(_why(world, "GET", "s3://data/x")).fix
+    assert fix == "aws ec2 delete-network-acl-entry --network-acl-id acl-1 --rule-number 1 --egress"
+
+
+def test_one_of_a_names_addresses_is_enough_as_clients_try_them_all() -> None:
+    last = list(s3_prefix_list(REGION).entries)[-1]
+    world = _world(*_acl(_entry(100, True, True, last), _entry(100, False, True)))
+    assert _why(world, "GET", "s3://data/x").allowed
+
+
+def test_a_bucket_is_asked_by_the_name_that_clients_use() -> None:
+    assert (
+        _why(_world(), "GET", "s3://data/x").steps[0].sentence.startswith(f"data.s3.{REGION}.amazonaws.com")
+    )
+    dotted = _why(
+        _world(Bucket(name="a.b", region=REGION, owner_account=ACCOUNT, created=0)), "GET", "s3://a.b/x"
+    )
+    assert dotted.steps[0].sentence.startswith(f"s3.{REGION}.amazonaws.com")

@@ -116,3 +116,129 @@ def test_a_service_that_has_no_private_name_gets_no_such_fix(call: Call, interfa
     refusal = why(call, interface, f"https://dynamodb.{REGION}.amazonaws.com/").refusal
     assert refusal is not None
     assert (refusal.gate, refusal.fix) == ("route", None)
+
+
+def internet_gateway(call: Call, vpc_id: str) -> str:
+    gateway: str = ec2(call, "CreateInternetGateway")["InternetGateway"]["InternetGatewayId"]
+    ec2(call, "AttachInternetGateway", InternetGatewayId=gateway, VpcId=vpc_id)
+    return gateway
+
+
+def route(call: Call, table: str, to: str, **target: str) -> None:
+    ec2(call, "CreateRoute", RouteTableId=table, DestinationCidrBlock=to, **target)
+
+
+def own_table(call: Call, subnet: str, vpc_id: str) -> str:
+    table: str = ec2(call, "CreateRouteTable", VpcId=vpc_id)["RouteTable"]["RouteTableId"]
+    ec2(call, "AssociateRouteTable", RouteTableId=table, SubnetId=subnet)
+    return table
+
+
+def nat_gateway(call: Call, vpc_id: str, cidr: str = "10.0.9.0/24") -> tuple[str, str]:
+    """A NAT gateway in a subnet of its own, and the route table there."""
+    subnet = ec2(call, "CreateSubnet", VpcId=vpc_id, CidrBlock=cidr)["Subnet"]["SubnetId"]
+    table = own_table(call, subnet, vpc_id)
+    address = ec2(call, "AllocateAddress", Domain="vpc")["AllocationId"]
+    nat = ec2(call, "CreateNatGateway", SubnetId=subnet, AllocationId=address)["NatGateway"]
+    return nat["NatGatewayId"], table
+
+
+STS = f"https://sts.{REGION}.amazonaws.com/"
+
+
+def test_a_nat_gateway_in_a_private_subnet_lacks_its_route_and_nothing_else(
+    call: Call, interface: NetworkInterface
+) -> None:
+    gateway = internet_gateway(call, interface.vpc_id)
+    nat, public = nat_gateway(call, interface.vpc_id)
+    route(call, own_table(call, interface.subnet_id, interface.vpc_id), "0.0.0.0/0", NatGatewayId=nat)
+    refusal = why(call, interface, STS).refusal
+    assert refusal is not None
+    assert refusal.fix == (
+        f"aws ec2 create-route --route-table-id {public} --destination-cidr-block 0.0.0.0/0 "
+        f"--gateway-id {gateway}"
+    )
+    route(call, public, "0.0.0.0/0", GatewayId=gateway)
+    assert why(call, interface, STS).allowed
+
+
+def test_a_route_to_a_nat_gateway_that_is_gone_leads_to_one_that_is_there(
+    call: Call, interface: NetworkInterface
+) -> None:
+    gateway = internet_gateway(call, interface.vpc_id)
+    gone, public = nat_gateway(call, interface.vpc_id)
+    route(call, public, "0.0.0.0/0", GatewayId=gateway)
+    table = own_table(call, interface.subnet_id, interface.vpc_id)
+    route(call, table, "0.0.0.0/0", NatGatewayId=gone)
+    ec2(call, "DeleteNatGateway", NatGatewayId=gone)
+    refusal = why(call, interface, STS).refusal
+    assert refusal is not None
+    assert "is a black hole" in refusal.sentence
+    assert refusal.fix is not None
+    assert refusal.fix.startswith("nat=$(aws ec2 create-nat-gateway --subnet-id ")
+    assert refusal.fix.endswith("--destination-cidr-block 0.0.0.0/0 --nat-gateway-id $nat")
+    other, _ = nat_gateway(call, interface.vpc_id, "10.0.8.0/24")
+    refusal = why(call, interface, STS).refusal
+    assert refusal is not None
+    assert refusal.fix == (
+        f"aws ec2 replace-route --route-table-id {table} --destination-cidr-block 0.0.0.0/0 "
+        f"--nat-gateway-id {other}"
+    )
+
+
+def test_a_job_in_a_public_subnet_is_offered_an_endpoint_and_no_public_address(call: Call) -> None:
+    vpc = ec2(call, "CreateVpc", CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2(call, "CreateSubnet", VpcId=vpc, CidrBlock="10.0.0.0/24")["Subnet"]["SubnetId"]
+    route(call, own_table(call, subnet, vpc), "0.0.0.0/0", GatewayId=internet_gateway(call, vpc))
+    job = create_interface(call.tx, subnet_id=subnet, now=0, attach=("",), requester_managed=True)
+    refusal = why(call, job, STS).refusal
+    assert refusal is not None
+    assert refusal.gate == "gateway"
+    assert "A job gets none" in refusal.sentence
+    assert refusal.fix == f"aws ec2 modify-vpc-attribute --vpc-id {vpc} --enable-dns-hostnames"
+
+
+def test_a_peers_name_that_is_not_resolved_and_replies_that_find_no_way(
+    call: Call, interface: NetworkInterface
+) -> None:
+    far = ec2(call, "CreateVpc", CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2(call, "CreateSubnet", VpcId=far, CidrBlock="10.9.0.0/24")["Subnet"]["SubnetId"]
+    peering = ec2(call, "CreateVpcPeeringConnection", VpcId=interface.vpc_id, PeerVpcId=far)
+    pcx = peering["VpcPeeringConnection"]["VpcPeeringConnectionId"]
+    ec2(call, "AcceptVpcPeeringConnection", VpcPeeringConnectionId=pcx)
+    near = own_table(call, interface.subnet_id, interface.vpc_id)
+    route(call, near, "10.9.0.0/16", VpcPeeringConnectionId=pcx)
+    group = ec2(call, "CreateSecurityGroup", GroupName="db", Description="d", VpcId=far)["GroupId"]
+    create_interface(
+        call.tx, subnet_id=subnet, group_ids=[group], addresses=["10.9.0.50"], now=0, attach=("",)
+    )
+    job = create_interface(
+        call.tx,
+        subnet_id=interface.subnet_id,
+        group_ids=interface.group_ids,
+        now=0,
+        attach=("",),
+        requester_managed=True,
+    )
+    refusal = why(call, job, "https://ip-10-9-0-50.ec2.internal:5432/").refusal
+    assert refusal is not None
+    assert refusal.fix == (
+        f"aws ec2 modify-vpc-attribute --vpc-id {interface.vpc_id} --enable-dns-hostnames && "
+        f"aws ec2 modify-vpc-attribute --vpc-id {far} --enable-dns-hostnames && "
+        f"aws ec2 modify-vpc-peering-connection-options --vpc-peering-connection-id {pcx} "
+        "--accepter-peering-connection-options AllowDnsResolutionFromRemoteVpc=true"
+    )
+    for vpc in (interface.vpc_id, far):
+        ec2(call, "ModifyVpcAttribute", VpcId=vpc, EnableDnsHostnames={"Value": True})
+    resolves = {"AllowDnsResolutionFromRemoteVpc": True}
+    ec2(
+        call,
+        "ModifyVpcPeeringConnectionOptions",
+        VpcPeeringConnectionId=pcx,
+        AccepterPeeringConnectionOptions=resolves,
+    )
+    steps = why(call, job, "https://ip-10-9-0-50.ec2.internal:5432/").steps
+    ingress, replies = [step for step in steps if not step.allowed]
+    # the peer's rule can name the group, and the route is for the subnet: jobs get other addresses each time
+    assert f"UserIdGroupPairs=[{{GroupId={job.group_ids[0]}}}]" in (ingress.fix or "")
+    assert "--destination-cidr-block 10.0.0.0/24" in (replies.fix or "")

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from cloister.cli.paths import ControlError, hold
+from cloister.cli.paths import ControlError, NotUp, hold
 from cloister.kernel import holder
 
 _RETRY_SECONDS = 15.0
@@ -34,8 +34,10 @@ def attach(
     """Run COMMAND on a network interface of its own in a VPC, until it ends.
 
     \b
-    cloister attach --subnet subnet-0abc --security-group sg-0abc -- python3 -m http.server 80
-    cloister attach --subnet subnet-0abc --address 10.0.1.20 -- runuser -u postgres -- postgres -D DATA
+    cloister attach --subnet subnet-0abc --security-group sg-0abc -- \\
+        python3 -m http.server 80
+    cloister attach --subnet subnet-0abc --address 10.0.1.20 -- \\
+        runuser -u postgres -- postgres -D DATA
 
     It sees this machine's files, and of the network only what its security groups, the subnet's network ACL
     and route table let through, with the VPC's DNS. CLOISTER_INTERFACE and CLOISTER_ADDRESS tell it its
@@ -49,7 +51,7 @@ def attach(
     except ControlError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException("Cloister is not up. Start it: cloister up") from error
+        raise NotUp(state) from error
     click.echo(f"{made['interface_id']} has {made['address']}", err=True)
     threading.Thread(target=place.keep, daemon=True).start()
     inner = [sys.executable, "-m", "cloister.kernel.attached", made["netns"], made["resolv_conf"]]

@@ -10,7 +10,9 @@ from typing import IO, Any
 import click
 
 from cloister.cli.main import json_option
-from cloister.cli.why import ask_daemon, mark
+from cloister.cli.paths import NoAnswer
+from cloister.cli.text import mark, say, tell_command
+from cloister.cli.why import ask_daemon
 
 
 @click.command()
@@ -23,7 +25,12 @@ from cloister.cli.why import ask_daemon, mark
     help="The input of `aws sagemaker create-processing-job --cli-input-json`; - reads standard input.",
 )
 @click.option(
-    "--service", "services", multiple=True, help="A service the container asks, as in sts (repeatable)."
+    "--service",
+    "services",
+    multiple=True,
+    metavar="NAME",
+    help="What the container asks: a service as in sts, with an action as in kms:Decrypt[=ARN], which is put "
+    "to the policies, or HOST[:PORT] (repeatable).",
 )
 @json_option
 @click.pass_obj
@@ -39,11 +46,14 @@ def check(
 
     \b
     cloister check job.json
-    cloister check job.json --service sts --service secretsmanager
-    aws sagemaker create-processing-job --generate-cli-skeleton > job.json   # a form to fill in
+    cloister check job.json --service kms:Decrypt --service 10.0.7.5:5432
+    aws sagemaker create-processing-job --generate-cli-skeleton > job.json
 
-    Looked at: the request, the role and its permissions, addresses and zones, the instances among each
-    other, route and policies to every input and output, and every --service. Exit code 1: something fails.
+    The second prints a form to fill in; members that are not needed must be taken out of it.
+
+    Looked at: the request, the image, the role and its permissions, addresses and zones, the instances
+    among each other, objects, route and policies of every input and output, and every --service.
+    Exit code: 0 the job can run, 1 something fails, 2 the file cannot be read, 3 Cloister is not up.
     """
     file = job_json or skeleton
     if file is None or (job_json is not None and skeleton is not None):
@@ -51,17 +61,16 @@ def check(
     try:
         request: Any = json.load(file)
     except ValueError as error:
-        raise click.ClickException(f"{file.name} is no JSON: {error}") from error
+        raise NoAnswer(f"{file.name} is no JSON: {error}") from error
     found = ask_daemon(state, "/check", {"request": request, "services": services})
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         for finding in found["findings"]:
-            click.echo(
-                f"{mark(finding['ok'])} {click.style(finding['about'], bold=True)}: {finding['sentence']}"
-            )
+            say(f"{finding['about']}: {finding['sentence']}", f"{mark(finding['ok'])} ")
             if finding["fix"] and not finding["ok"]:
-                click.echo(f"    to fix it: {click.style(finding['fix'], fg='cyan')}")
+                tell_command("to fix it", finding["fix"], 4)
         wrong = sum(not finding["ok"] for finding in found["findings"])
-        click.echo("The job can run." if not wrong else f"{wrong} of {len(found['findings'])} checks fail.")
+        fail = "fails" if wrong == 1 else "fail"
+        click.echo("The job can run." if not wrong else f"{wrong} of {len(found['findings'])} checks {fail}.")
     sys.exit(0 if found["ok"] else 1)

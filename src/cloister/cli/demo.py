@@ -9,7 +9,7 @@ import click
 
 from cloister.cli.lifecycle import environment, open_state, start
 from cloister.cli.main import json_option
-from cloister.cli.paths import read_running
+from cloister.cli.paths import itself, read_running
 
 
 @click.command()
@@ -43,13 +43,13 @@ def demo(state: Path, /, as_json: bool) -> None:
     if failed is not None:
         raise click.ClickException(failed)
     if not as_json:
-        click.echo(NEXT)
-
-
-NEXT = """
-Cloister is still up. Go on:
-    eval "$(cloister env)"                        boto3, the AWS CLI and the SDK now talk to it
-    aws sagemaker list-processing-jobs            … or any other client
-    cloister status                               what it holds
-    cloister down                                 stop; resources and objects are kept
-"""
+        click.echo("\nCloister is still up. Go on:")
+        evaluated = f'eval "$({itself(state, "env")})"'
+        for command, what in (
+            (evaluated, "boto3, the AWS CLI and the SDK now talk to it"),
+            ("aws ec2 describe-vpcs", "… as does any other client"),
+            (itself(state, "status"), "what it holds, and its latest jobs"),
+            (itself(state, "why JOB"), "which rule lets a job through, or refuses it"),
+            (itself(state, "down"), "stop; resources and objects are kept"),
+        ):
+            click.echo(f"    {command:<{max(30, len(evaluated))}}  {what}")

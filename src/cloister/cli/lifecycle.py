@@ -18,11 +18,16 @@ import msgspec
 
 from cloister import options as options_file
 from cloister.cli.main import json_option
-from cloister.cli.paths import Running, ask, read_running
+from cloister.cli.paths import NotUp, Running, ask, itself, read_running
 from cloister.kernel import cgroups, holder
 from cloister.options import Options
 
-START_TIMEOUT = 60.0
+#: so often the daemon may end while it starts: what ends it rarely passes
+TRIES = 3
+#: it tells its log each step of its start, and no step takes so long, also where everything is slow
+STEP_SECONDS = 180.0
+#: where no terminal shows the progress it is told so often
+TELL_SECONDS = 15.0
 
 
 @click.command()
@@ -52,10 +57,10 @@ def up(state: Path, /, foreground: bool, as_json: bool, **given: Any) -> None:
     """Start Cloister, or find it running. Options are remembered for the next `up`.
 
     \b
-        cloister up                                  in the background, on https://127.0.0.1:4510
-        cloister up --foreground                     stay, and show the daemon's log
+        cloister up                            in the background, on port 4510
+        cloister up --foreground               stay, and show the daemon's log
         cloister up --region eu-west-1 --http-port 4511
-        cloister --state ~/two up --port 4520        a second one beside it
+        cloister --state ~/two up --port 4520  a second one beside it
     """
     kept = open_state(state)
     chosen = {name: value for name, value in given.items() if value not in (None, ())}
@@ -64,9 +69,11 @@ def up(state: Path, /, foreground: bool, as_json: bool, **given: Any) -> None:
     options = replace(kept, **chosen)
     if not (options.account.isdigit() and len(options.account) == 12):
         raise click.ClickException(f"--account takes 12 digits, not {options.account!r}.")
+    if options.port == options.http_port:
+        raise click.ClickException(f"--port and --http-port are both {options.port}.")
     running = read_running(state)
     if running is not None and chosen and options != kept:
-        raise click.ClickException("Cloister is up with other options: run `cloister down` first.")
+        raise click.ClickException(f"Cloister is up with other options. First: {itself(state, 'down')}")
     options_file.write(state, options)
     if running is None:
         running = start(state, quiet=as_json)
@@ -74,7 +81,7 @@ def up(state: Path, /, foreground: bool, as_json: bool, **given: Any) -> None:
         click.echo(json.dumps({"state": str(state), "url": running.url, "pid": running.pid}))
     else:
         click.echo(f"Cloister is up at {running.url} (state in {state}).")
-        click.echo('Next: eval "$(cloister env)"')
+        click.echo(f'Next: eval "$({itself(state, "env")})"')
     if foreground:
         _follow(state)
 
@@ -99,26 +106,58 @@ def open_state(state: Path) -> Options:
 
 
 def start(state: Path, *, quiet: bool) -> Running:
-    """Start the holder and its daemon, and wait until it answers."""
-    began = time.monotonic()
-    log = state / "daemon.log"
-    before = log.stat().st_size if log.exists() else 0
+    """Start the holder and its daemon, and wait until it answers: as long as it lives and gets on."""
+    log, life = state / "daemon.log", state / "holder.log"
+    before, lived = _size(log), _size(life)
     try:
         holder.ensure(state, [sys.executable, "-m", "cloister.daemon", str(state)], log)
     except (OSError, RuntimeError) as error:
         raise click.ClickException(f"{error}\n`cloister doctor` says what this host lacks.") from error
-    while time.monotonic() - began < START_TIMEOUT:
-        running = read_running(state)
-        if running is not None:
-            return running
-        if not quiet and sys.stderr.isatty():
-            click.echo(f"\rstarting … {time.monotonic() - began:4.1f} s", nl=False, err=True)
+    began = got_on = told = time.monotonic()
+    size = before
+    while (running := read_running(state)) is None:
+        now = time.monotonic()
+        if (grown := _size(log)) != size:
+            size, got_on = grown, now
+        if why := _given_up(holder.info(state) is not None, holder.ends(state, lived), now - got_on):
+            holder.stop(state, 10)
+            text = f"{why}. The end of {log}:\n" + "\n".join(_lines(log, before)[-15:])
+            raise click.ClickException(text)
+        if not quiet and (sys.stderr.isatty() or now - told > TELL_SECONDS):
+            told = now
+            _show_progress(now - began, (_lines(log, before) or [""])[-1])
         time.sleep(0.05)
-    holder.stop(state, 10)
-    tail = log.read_bytes()[before:].decode(errors="replace").splitlines()[-15:]
-    raise click.ClickException(
-        f"the daemon did not answer within {START_TIMEOUT:.0f} s. The end of {log}:\n" + "\n".join(tail)
-    )
+    if not quiet and sys.stderr.isatty():
+        click.echo("\r\x1b[K", nl=False, err=True)
+    return running
+
+
+def _given_up(alive: bool, ends: int, idle: float) -> str:
+    """Why waiting for the daemon is of no use any more; "" while it is of use."""
+    if not alive:
+        return "the daemon ended"
+    if ends >= TRIES:
+        return f"the daemon ended {ends} times while it started"
+    if idle > STEP_SECONDS:
+        return f"the daemon lives, but got on with nothing for {STEP_SECONDS:.0f} s"
+    return ""
+
+
+def _show_progress(seconds: float, line: str) -> None:
+    """On a terminal the line before is written over."""
+    step = line.rpartition(" cloister: ")[2][:60]
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[Kstarting … {seconds:4.1f} s  {step}", nl=False, err=True)
+    else:
+        click.echo(f"still starting after {seconds:.0f} s: {step}", err=True)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _lines(log: Path, since: int) -> list[str]:
+    return log.read_bytes()[since:].decode(errors="replace").splitlines() if log.exists() else []
 
 
 def _follow(state: Path) -> None:
@@ -136,7 +175,7 @@ def down(state: Path, /, as_json: bool) -> None:
     """Stop Cloister. Jobs that run are ended; every resource and object is kept for the next `up`.
 
     \b
-        cloister down && cloister up        start afresh with everything that there was
+        cloister down && cloister up     start afresh, with all that there was
     """
     was_up = holder.stop(state, 30)
     if left := cgroups.remove_all(state):
@@ -160,7 +199,8 @@ def status(state: Path, /, as_json: bool) -> None:
     """
     running = read_running(state)
     if running is None:
-        click.echo(json.dumps({"up": False}) if as_json else "Cloister is not up. Start it: cloister up")
+        said = f"Cloister is not up. Start it: {itself(state, 'up')}"
+        click.echo(json.dumps({"up": False}) if as_json else said)
         raise SystemExit(3)
     found = ask(state, "GET", "/status")
     if as_json:
@@ -185,12 +225,12 @@ def env(state: Path, /, unset: bool, as_json: bool) -> None:
     """Print the exports that point AWS clients at this Cloister.
 
     \b
-        eval "$(cloister env)"              from here on boto3, the AWS CLI and the SDK talk to it
-        eval "$(cloister env --unset)"      … and no longer
+        eval "$(cloister env)"           boto3, the AWS CLI and the SDK talk to it
+        eval "$(cloister env --unset)"   … and no longer
     """
     running = read_running(state)
     if running is None:
-        raise click.ClickException("Cloister is not up. Start it: cloister up")
+        raise NotUp(state)
     variables = environment(state, running)
     if as_json:
         click.echo(json.dumps(variables, indent=2))

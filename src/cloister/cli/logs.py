@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from cloister.cli.main import json_option
-from cloister.cli.paths import ControlError, ask
+from cloister.cli.paths import ControlError, NotUp, ask
 
 
 @click.command()
@@ -41,7 +41,7 @@ def logs(state: Path, /, job: str, follow: bool, as_json: bool) -> None:
     except ControlError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException("Cloister is not up. Start it: cloister up") from error
+        raise NotUp(state) from error
     if not as_json and found["ended"]:
         reason = f": {found['failure_reason']}" if found["failure_reason"] else ""
         click.echo(f"{job} is {found['status']}{reason}", file=sys.stderr)

@@ -17,10 +17,11 @@ A first session:
     cloister up                     start in the background
     eval "$(cloister env)"          point boto3, the AWS CLI and the SDK at it
     aws ec2 describe-vpcs           … and use AWS as you know it
+    cloister check job.json         would this job work? without running it
     cloister logs my-job            what a job wrote
     cloister why my-job             which rule lets it through, or refuses it
     cloister receipt my-job         what it reached and was refused, signed
-    cloister down                   stop; every resource is kept for the next `up`
+    cloister down                   stop; the next `up` finds every resource
 
 Containers really run; security groups, route tables, endpoint policies and DNS are enforced by the
 kernel, in namespaces of Cloister's own. Nothing on the host's network or firewall is changed.

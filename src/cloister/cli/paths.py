@@ -5,10 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shlex
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import click
 
 
 def default_state() -> Path:
@@ -20,6 +23,27 @@ def default_state() -> Path:
         return Path("/var/lib/cloister")
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "cloister"
+
+
+def itself(state: Path, words: str) -> str:
+    """The command line of a command of ours about this state folder, to be typed as it is."""
+    named = "" if state == default_state().absolute() else f"--state {shlex.quote(str(state))} "
+    return f"cloister {named}{words}"
+
+
+class NotUp(click.ClickException):
+    """No daemon is up. Exit code 3, as `cloister status` has it."""
+
+    exit_code = 3
+
+    def __init__(self, state: Path) -> None:
+        super().__init__(f"Cloister is not up. Start it: {itself(state, 'up')}")
+
+
+class NoAnswer(click.ClickException):
+    """The daemon refuses a question. Exit code 2: 1 is an answer that something fails."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +61,7 @@ def read_running(state: Path) -> Running | None:
     """The daemon's own words, or None when it is not up (whatever a stale file says)."""
     try:
         found = json.loads((state / "daemon.json").read_text())
-        ask(state, "GET", "/ping", timeout=5)
+        ask(state, "GET", "/ping", timeout=30)
     except (OSError, ValueError, http.client.HTTPException):
         return None
     return Running(**found)

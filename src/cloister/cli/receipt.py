@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import click
 
 from cloister.cli.main import json_option
-from cloister.cli.why import ask_daemon, mark
+from cloister.cli.paths import itself
+from cloister.cli.text import mark, say
+from cloister.cli.why import ask_daemon
 
 
 @click.command()
@@ -54,7 +57,8 @@ def receipt(
     text = json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False)
     if output is not None:
         output.write_text(text + "\n")
-        click.echo(f"Wrote {output}. Check it with: cloister receipt --verify {output}", err=True)
+        verifying = itself(state, f"receipt --verify {shlex.quote(str(output))}")
+        click.echo(f"Wrote {output}. Check it with: {verifying}", err=True)
     if as_json:
         click.echo(text)
     elif output is None:
@@ -94,55 +98,71 @@ def _verify(state: Path, path: Path, as_json: bool) -> int:
 def _print(body: dict[str, Any]) -> None:
     job, network = body["job"], body["network"]
     reason = f": {job['failure_reason']}" if job["failure_reason"] else ""
-    click.echo(f"{click.style(job['name'], bold=True)} is {job['status']}{reason}")
-    click.echo(f"  {job['image']}, role {job['role']}, {job['created']} to {job['ended'] or 'now'}")
+    say(f"{job['name']} is {job['status']}{reason}")
+    say(f"{job['image']}, role {job['role']}, {job['created']} to {job['ended'] or 'now'}", "  ")
     _heading("Network")
     if "subnet" in network:
         groups = ", ".join(group["id"] for group in network["security_groups"])
-        click.echo(
-            f"  {network['vpc']['id']}, {network['subnet']['id']} ({network['subnet']['zone']}), {groups}"
+        say(
+            f"{network['vpc']['id']}, {network['subnet']['id']} ({network['subnet']['zone']}), {groups}", "  "
         )
     elif network:
-        click.echo(f"  {network['network']}")
+        say(network["network"], "  ")
     for host, each in network.get("instances", {}).items():
-        click.echo(f"  {host}: {each['address']}, its agent {each['agent']}")
-    _heading("Reached")
+        say(f"{host}: {each['address']}, its agent {each['agent']}", "  ")
+    if body["reached"]:
+        _heading("Reached")
     for each in body["reached"]:
-        port = f" port {each['port']}" if each["port"] is not None else ""
-        where = f"{each['who']} {each['way']} {each['other']}"
-        click.echo(
-            f"{mark(True)} {where} {each['protocol']}{port}: "
-            f"{_bytes(each['bytes_sent'])} sent, {_bytes(each['bytes_received'])} received"
-        )
+        where = f"{each['who']} {each['way']} {_place(each['other'], each.get('name'))} {_port(each)}"
+        sent, received = _bytes(each["bytes_sent"]), _bytes(each["bytes_received"])
+        say(f"{where}: {sent} sent, {received} received", f"{mark(True)} ")
         if each.get("through"):
-            click.echo(f"      through {', '.join(each['through'])}")
-    _heading("Requests at the endpoints")
+            say(f"through {', '.join(dict.fromkeys(each['through']))}", "      ")
+    if body["requests"]:
+        _heading("Requests, as policies decided them")
     for each in body["requests"]:
         good = each["outcome"] == "allowed"
-        click.echo(f"{mark(good)} {each['who']}: {each['action']} {each['resource']}, {each['count']} times")
-        click.echo(f"      {', '.join(each['by']) or 'no statement'}, by {each['endpoint']}")
+        say(f"{each['who']}: {each['action']} {each['resource']}, {_times(each['count'])}", f"{mark(good)} ")
+        by = f", by {each['endpoint']}" if each["endpoint"] else ""
+        say(f"{', '.join(each['by']) or 'no statement'}{by}", "      ")
         if not good:
-            click.echo(f"      {each['why']}")
-    _heading("Refused")
+            say(each["why"], "      ")
+    if body["refused"] or body.get("unknown_names"):
+        _heading("Refused")
     for each in body["refused"]:
-        port = f" port {each['port']}" if each["port"] is not None else ""
-        click.echo(
-            f"{mark(False)} {each['who']} to {each['to']} {each['protocol']}{port}: {each['packets']} packets"
-        )
-        click.echo(f"      {each['why']}")
+        where = f"{each['who']} to {_place(each['to'], each.get('name'))} {_port(each)}"
+        say(f"{where}: {each['packets']} packet{'s' if each['packets'] != 1 else ''}", f"{mark(False)} ")
+        say(each["why"], "      ")
+    for each in body.get("unknown_names", ()):
+        say(f"{each['who']}: the name {each['name']}, {_times(each['questions'])}", f"{mark(False)} ")
+        say(each["why"], "      ")
     for kind in ("inputs", "outputs"):
-        _heading(kind.capitalize())
+        if body["data"][kind]:
+            _heading(kind.capitalize())
         for name, channel in body["data"][kind].items():
             for host, digest in channel.items():
                 if host != "uri":
-                    click.echo(
-                        f"  {name} ({host}) {channel['uri']}: {digest['objects']} objects, "
-                        f"{_bytes(digest['bytes'])}, sha256 {digest['sha256']}"
-                    )
+                    objects = f"{digest['objects']} object{'s' if digest['objects'] != 1 else ''}"
+                    what = f"{name} ({host}) {channel['uri']}: {objects}, {_bytes(digest['bytes'])}"
+                    say(f"{what}, sha256 {digest['sha256']}", "  ", rest=4)
     if body["lines_left_out"]:
         click.echo(f"\n{body['lines_left_out']} more lines were left out.")
     for why in body["connections_may_be_missing"]:
-        click.echo(f"\n{mark(False)} {why}")
+        click.echo("")
+        say(why, f"{mark(False)} ")
+
+
+def _port(line: dict[str, Any]) -> str:
+    port = f" port {line['port']}" if line["port"] is not None else ""
+    return f"{line['protocol']}{port}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _place(address: str, name: str | None) -> str:
+    return f"{name} ({address})" if name else address
 
 
 def _heading(text: str) -> None:

@@ -270,7 +270,7 @@ def delete_job(on: Stage, name: str) -> None:
     on.sagemaker.delete_processing_job(ProcessingJobName=name)
 
 
-def wait_for(on: Stage, name: str, timeout: float = 90) -> dict[str, Any]:
+def wait_for(on: Stage, name: str, timeout: float = 300) -> dict[str, Any]:
     """Poll Describe until the job is terminal."""
     deadline = time.monotonic() + timeout
     while True:

@@ -13,6 +13,8 @@ from cloister.world import World
 
 #: what a limiting policy that is gone leaves: it still limits, and allows nothing (fail closed)
 _NOTHING = Policy(kind="boundary", version="2012-10-17", statements=())
+#: what is left to a session when its role is gone: nothing, whatever a resource's policy names
+_NEVER = '{"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "*", "Resource": "*"}]}'
 
 
 def role_arn(role: Role, account: str, partition: str = "aws") -> str:
@@ -31,11 +33,12 @@ def role_of(world: World, principal: Caller) -> Role | None:
 def identity_policies(world: World, principal: Caller) -> Policies:
     """The caller's part of a decision: `identity`, `boundary` and `session`. Combine with the resource's:
     `dataclasses.replace(identity_policies(…), resource=…, endpoint=…)`."""
-    if not isinstance(principal, Principal) or principal.is_root:
+    if not isinstance(principal, Principal) or principal.role_name is None:
         return Policies(session=_session(world, principal))
     role = role_of(world, principal)
     if role is None:
-        return Policies(session=_session(world, principal))
+        gone = f"role/{principal.role_name}, which was deleted"
+        return Policies(boundary=((gone, parse(_NEVER, "boundary")),), session=_session(world, principal))
     return Policies(
         identity=role_policies(world, role),
         boundary=boundary(world, role),

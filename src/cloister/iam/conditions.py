@@ -250,13 +250,6 @@ class Condition:
     negated: bool = False
     tests: tuple[Test, ...] = field(compare=False, repr=False, default=())
 
-    @property
-    def needs_its_key(self) -> bool:
-        """Whether it can only hold of a request that has the key."""
-        if self.operator == "Null":
-            return all(value.lower() == "false" for value in self.values)
-        return not (self.if_exists or self.quantifier == "all" or (self.negated and self.quantifier is None))
-
     def holds(self, context: Context, lookup: Lookup) -> bool:
         given: Any = context.get(self.key)
         many = isinstance(given, (tuple, list))

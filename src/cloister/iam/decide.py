@@ -34,13 +34,16 @@ GATES: tuple[Gate, ...] = ("endpoint", "trust", "resource", "identity", "boundar
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """`context` maps condition keys, in any case, to values (several: a tuple or list).
-    `resource_account` owns the resource; None: the account in the ARN, else the caller's own."""
+    `resource_account` owns the resource; None: the account in the ARN, else the caller's own.
+    `untold` are beginnings, in lower case, of keys whose values AWS would know and we do not: a Deny with a
+    condition on one applies, an Allow does not."""
 
     principal: Caller
     action: str
     resource: str
     context: Mapping[str, Any] = field(default_factory=dict)
     resource_account: str | None = None
+    untold: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +218,11 @@ def _applies(
     if patterns is not None and patterns.match(request.resource, lookup) is statement.not_resource:
         return Grip.NONE
     for condition in statement.conditions:
-        if not condition.holds(context, lookup):
+        if request.untold and condition.key.startswith(request.untold) and condition.key not in context:
+            holds = statement.effect == "Deny"
+        else:
+            holds = condition.holds(context, lookup)
+        if not holds:
             return Grip.NONE
     return grip
 

@@ -35,6 +35,8 @@ PARALLEL = 16
 CHUNK = 1 << 20
 #: seconds; a subnet without a route to S3 shall fail the job within a few of them
 CONNECT_SECONDS = 2.0
+#: connections to S3 that are tried, to one address after the other, before there is no way to it
+_TRIES, _REACH_SECONDS = 4, 1.0
 #: AWS: "Unable to execute request to S3" is what a processing job says when its subnet has no way to S3
 UNREACHABLE = "Unable to execute request to S3"
 KEY_LIMIT = 1024  # S3: bytes of a key
@@ -87,12 +89,12 @@ class Spec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """`reason` is the job's FailureReason, complete but for the cause in the VPC, which the supervisor adds
-    when `unreachable` (no connection) or `denied`: "METHOD s3://…", the request that S3 answered with 403."""
+    to it. `request` is what failed, "METHOD s3://…": S3 refused it, or was not reached: `unreachable`."""
 
     ok: bool
     reason: str = ""
     unreachable: bool = False
-    denied: str = ""
+    request: str = ""
     objects: int = 0
     bytes: int = 0
     #: channel -> what was moved: {"objects", "bytes", "sha256": of the lines "SHA256  KEY" of all, sorted by
@@ -103,9 +105,9 @@ class Result:
 class Failure(Exception):
     """The task failed, for this reason."""
 
-    def __init__(self, reason: str, *, unreachable: bool = False, denied: str = "") -> None:
+    def __init__(self, reason: str, *, unreachable: bool = False, request: str = "") -> None:
         super().__init__(reason)
-        self.reason, self.unreachable, self.denied = reason, unreachable, denied
+        self.reason, self.unreachable, self.request = reason, unreachable, request
 
 
 def result_path(spec_path: Path) -> Path:
@@ -131,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
             result = run(spec)
         except Failure as failure:
             result = Result(
-                ok=False, reason=failure.reason, unreachable=failure.unreachable, denied=failure.denied
+                ok=False, reason=failure.reason, unreachable=failure.unreachable, request=failure.request
             )
         except Exception as error:  # the job shall end with a reason, not hang without one
             import traceback
@@ -203,18 +205,24 @@ def _client(spec: Spec) -> Any:
 
 def _reach(spec: Spec) -> None:
     """Fail within seconds when there is no way to S3, instead of after every time-out of every retry."""
+    uri, operation = spec.channels[0].uri, _first_call(spec)
+    bucket, _ = split_uri(uri)
     host = f"s3.{spec.region}.amazonaws.com"
-    for attempt in (1, 2):
-        try:
-            address = socket.getaddrinfo(host, 443)[0][4]
-            socket.create_connection((str(address[0]), 443), CONNECT_SECONDS).close()
-            return
-        except OSError as error:
-            # A name that does not resolve was asked for twice already.
-            if attempt == 2 or isinstance(error, socket.gaierror):
-                uri = spec.channels[0].uri
-                reason = _failed(spec.task, _first_call(spec), uri, UNREACHABLE)
-                raise Failure(reason, unreachable=True) from error
+    if "." not in bucket:  # as botocore calls it
+        host = f"{bucket}.{host}"
+    error: OSError | None = None
+    try:
+        addresses = [str(found[4][0]) for found in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)]
+        for address in (addresses * _TRIES)[: max(_TRIES, len(addresses))]:
+            try:
+                socket.create_connection((address, 443), _REACH_SECONDS).close()
+                return
+            except OSError as failed:
+                error = failed
+    except socket.gaierror as failed:  # it was asked for twice already
+        error = failed
+    reason = _failed(spec.task, operation, uri, UNREACHABLE)
+    raise Failure(reason, unreachable=True, request=" ".join(request_of(operation, uri))) from error
 
 
 def _first_call(spec: Spec) -> str:
@@ -249,7 +257,10 @@ def _s3(task: str, operation: str, uri: str) -> Iterator[None]:
         botocore_errors.HTTPClientError,
         botocore_errors.IncompleteReadError,
     ) as error:
-        raise Failure(_failed(task, operation, uri, UNREACHABLE), unreachable=True) from error
+        request = " ".join(request_of(operation, uri))
+        raise Failure(
+            _failed(task, operation, uri, UNREACHABLE), unreachable=True, request=request
+        ) from error
     except botocore_errors.BotoCoreError as error:
         raise Failure(_failed(task, operation, uri, str(error))) from error
 
@@ -259,8 +270,9 @@ def _client_failure(task: str, operation: str, uri: str, error: Any) -> Failure:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     text = error.response.get("Error", {}).get("Message", "") or code
     what = f"{text} (Service: Amazon S3; Status Code: {status}; Error Code: {code})"
-    denied = " ".join(request_of(operation, uri)) if status == 403 else ""
-    return Failure(_failed(task, operation, uri, what), denied=denied)
+    explained = status == 403 or code == "NoSuchBucket"
+    request = " ".join(request_of(operation, uri)) if explained else ""
+    return Failure(_failed(task, operation, uri, what), request=request)
 
 
 # Download
@@ -480,6 +492,12 @@ def _upload(spec: Spec, client: Any) -> Result:
                     f"longer than {KEY_LIMIT} bytes."
                 )
             todo.append((channel, bucket, key, parts, size))
+    total = sum(size for *_, size in todo)
+    if total > spec.volume_bytes:  # a file with holes has any size, and would be read for ever
+        raise Failure(
+            f"ClientError: Artifact upload failed:The output data of this instance ({total} bytes) is larger "
+            f"than its storage volume ({spec.volume_bytes} bytes). Please increase VolumeSizeInGB."
+        )
 
     def put(item: tuple[Channel, str, str, tuple[str, ...], int]) -> tuple[str, str, int]:
         channel, bucket, key, parts, size = item
@@ -504,7 +522,7 @@ def _upload(spec: Spec, client: Any) -> Result:
         channel.name: digest_of([found for item, found in moved if item[0] is channel])
         for channel in spec.channels
     }
-    return Result(ok=True, objects=len(todo), bytes=sum(size for *_, size in todo), digests=digests)
+    return Result(ok=True, objects=len(todo), bytes=total, digests=digests)
 
 
 def _transfer(client: Any, file: Any, bucket: str, key: str, config: Any) -> None:
@@ -516,12 +534,14 @@ def _transfer(client: Any, file: Any, bucket: str, key: str, config: Any) -> Non
 
 def tree(root: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """The regular files below `root` as (path segments, size), in order. Symbolic links, sockets, pipes and
-    devices are left out, and never followed (AWS: symbolic links are not uploaded)."""
+    devices are left out, and never followed (AWS: symbolic links are not uploaded). A folder too deep for a
+    key is told as if it were a file, and not looked into."""
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    # A list, not recursion: the container may nest as deep as the kernel lets it
+    # A list, not recursion: the container may nest as deep as the kernel lets it. And no deeper than a key is
+    # long, because each folder is opened by way of all above it.
     pending: list[tuple[str, ...]] = [()]
     try:
         while pending:
@@ -535,6 +555,8 @@ def tree(root: str) -> Iterator[tuple[tuple[str, ...], int]]:
                     info = os.stat(entry.name, dir_fd=here, follow_symlinks=False)
                     if stat.S_ISDIR(info.st_mode):
                         folders.append((*at, entry.name))
+                        if len(os.fsencode("/".join(folders[-1]))) > KEY_LIMIT:
+                            yield folders.pop(), 0
                     elif stat.S_ISREG(info.st_mode):
                         yield (*at, entry.name), info.st_size
                 pending.extend(reversed(folders))

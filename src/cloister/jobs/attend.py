@@ -27,7 +27,7 @@ from cloister.vpc.isolation import tunnel_netns
 log = logging.getLogger(__name__)
 
 #: seconds until a tunnel that was started has to take packets, and between two starts
-_TUNNEL_SECONDS, _AGAIN_SECONDS = 20.0, 1.0
+_TUNNEL_SECONDS, _AGAIN_SECONDS = 60.0, 1.0
 
 
 class Attendants:

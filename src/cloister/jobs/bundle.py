@@ -44,7 +44,11 @@ MASKED_PATHS = (
     "/sys/kernel",
     "/sys/module",
 )
-READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+READONLY_PATHS = (
+    *("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"),
+    # The devices are the host's own files. Written to they are all the same, but their modes are not changed.
+    *("/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero"),
+)
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -299,6 +303,8 @@ REFUSED = (
 _EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
 _NEW_NAMESPACES = 0x7E02_0000  # CLONE_NEWNS … CLONE_NEWNET, CLONE_NEWCGROUP
 _AF_NETLINK, _NETLINK_AUDIT = 16, 9
+#: fcntl's commands from 1024 on: what would lease a file (F_SETLEASE, F_SETDELEG), and what is known besides
+_LEASES, _NO_LEASES = (1024, 1040), range(1025, 1039)
 
 
 def seccomp(
@@ -307,13 +313,14 @@ def seccomp(
     """The OCI `linux.seccomp` of a profile in Docker's format (containers-common's seccomp.json).
 
     With no profile: everything but `REFUSED`. Only the machine's own architecture is allowed, because the
-    32-bit `socketcall` cannot be looked into. On top of any profile: no new namespaces, and sockets only
-    up to AF_NETLINK: AF_VSOCK and AF_ALG reach around the network namespace. Raises ValueError for a
+    32-bit `socketcall` cannot be looked into. On top of any profile: no new namespaces; sockets only
+    up to AF_NETLINK: AF_VSOCK and AF_ALG reach around the network namespace; no leases: whoever opens a
+    leased file waits for up to 45 s, and the shared Python's files are also ours. Raises ValueError for a
     machine unknown here or a profile that is not one: a container never runs without a filter."""
     if machine not in ARCHITECTURES:
         raise ValueError(f"no system call filter is known for a machine of type {machine}")
     arch, alias = ARCHITECTURES[machine]
-    named = {*REFUSED, "clone", "clone3", "socket"}
+    named = {*REFUSED, "clone", "clone3", "socket", "fcntl"}
     if profile is None:
         default, errno, rules = "SCMP_ACT_ALLOW", None, []
     else:
@@ -328,11 +335,16 @@ def seccomp(
         _rule(["socket"], _EAFNOSUPPORT, [_arg(0, _AF_NETLINK, "SCMP_CMP_GT")]),
     ]
     if allow_all:
+        own += [_rule(["fcntl"], _EPERM, [_arg(1, 0xFFFF_FFFF, "SCMP_CMP_MASKED_EQ", n)]) for n in _LEASES]
         for flag in (1 << bit for bit in range(32) if _NEW_NAMESPACES >> bit & 1):
             own.append(_rule(["clone"], _EPERM, [_arg(0, flag, "SCMP_CMP_MASKED_EQ", flag)]))
     else:
         no_namespace = _arg(0, _NEW_NAMESPACES, "SCMP_CMP_MASKED_EQ", 0)
+        # Commands are allowed one by one: the kernel ignores the upper half of the number, a filter does not.
+        own += [_rule(["fcntl"], _EPERM, [_arg(1, number, "SCMP_CMP_EQ")]) for number in _LEASES]
+        own += [_rule(["fcntl"], None, [_arg(1, number, "SCMP_CMP_EQ")]) for number in _NO_LEASES]
         own += [
+            _rule(["fcntl"], None, [_arg(1, min(_LEASES), "SCMP_CMP_LT")]),
             _rule(["clone"], None, [no_namespace]),
             _rule(["socket"], None, [_arg(0, _AF_NETLINK, "SCMP_CMP_LT")]),
             _rule(

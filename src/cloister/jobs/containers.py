@@ -15,13 +15,14 @@ import json
 import logging
 import os
 import platform
+import re
 import resource
 import select
 import shutil
 import signal as signals
 import subprocess
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,12 +33,16 @@ from cloister.jobs.bundle import Bind, Limits
 from cloister.jobs.images import Image
 from cloister.jobs.logfile import LogLine, LogPosition, LogReader
 from cloister.jobs.processes import NOBODY, Process, command_of, ended, in_thread, join, started_for
+from cloister.jobs.remove import remove_tree
 from cloister.kernel import cgroups, syscalls
+from cloister.kernel.mounts import in_user_namespace
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: a line of runc's log as text
+_LOGGED = re.compile(r'level=\w+ msg="((?:[^"\\]|\\.)*)"')
 _SECCOMP_PROFILES = ("/usr/share/containers/seccomp.json", "/etc/containers/seccomp.json")
 _CREATE_SECONDS = 60.0
 _POLL_SECONDS = 0.1
@@ -133,6 +138,10 @@ class Containers:
         self._runtime = find_runtime()
         self._conmon = _find("conmon")
         self._ids = rootfs.container_ids(state)
+        if self._ids.userns is None and not in_user_namespace():
+            log.warning(
+                "the file system of %s cannot show other ids: a container's root has root's own", state
+            )
         self._seccomp = bundle.seccomp(_seccomp_profile(), platform.machine())
         self._cgroup_parent = cgroups.default_parent(state) if cgroup_parent is None else cgroup_parent
         if not self._cgroup_parent:
@@ -160,6 +169,9 @@ class Containers:
         if record is None:
             raise LookupError(f"there is no container {container}")
         await ended(record.monitor)
+        # A container can make its monitor believe that it ended (it asks to be traced, and stops): it has to.
+        record.process.kill(signals.SIGKILL)
+        await ended(record.process)
         return await asyncio.to_thread(self._exit, record)
 
     async def kill(self, container: str, signal: int) -> None:
@@ -397,7 +409,7 @@ class Containers:
                 self._run_runtime(["delete", "--force", record.id], check=False)
             shutil.rmtree(self._runtime_root / record.id, ignore_errors=True)
         cgroups.remove(record.cgroup)
-        _remove_tree(record.own)
+        remove_tree(record.own)
         with suppress(FileNotFoundError):
             (self._records / f"{record.id}.json").unlink()
 
@@ -479,7 +491,9 @@ def _refusal(message: str) -> ContainerError:
     line = next((text for text in reversed(message.splitlines()) if text.strip()), "no reason was given")
     with suppress(ValueError):  # runc's log as JSON
         line = json.loads(line)["msg"]
-    line = line.strip()
+    if told := _LOGGED.search(line):  # … or as text
+        line = re.sub(r"\\(.)", r"\1", told[1])
+    line = line.strip().removeprefix("runc create failed: unable to start container process: ")
     code = 125
     if "executable file not found" in line or "no such file or directory" in line.lower():
         code = 127
@@ -519,19 +533,3 @@ def _give_back(path: str, start: int, end: int) -> None:
     """Free the disk under what was read. Where the file system cannot, the file just stays."""
     with suppress(OSError), open(path, "r+b") as file:
         syscalls.punch_hole(file.fileno(), start, end - start)
-
-
-def _remove_tree(folder: Path) -> None:
-    """Remove what a container left, whatever modes it gave its folders."""
-
-    def again(function: Callable[..., Any], path: str, _: object) -> None:
-        with suppress(OSError):
-            os.chmod(os.path.dirname(path), 0o700)
-            os.chmod(path, 0o700)
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                os.unlink(path)
-
-    shutil.rmtree(folder, onerror=again)

@@ -69,7 +69,8 @@ services: files
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostBind:
     """A folder of the host, shown read-only at the same path. `ours`: it is Cloister's own environment, and
-    its owner is shown as root; else the host's file owners and modes go on to bar the way."""
+    its owner is shown as root where its file system can do that; else the host's file owners and modes go on
+    to bar the way."""
 
     path: str
     ours: bool

@@ -91,6 +91,15 @@ def candidates(uri: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tagged))
 
 
+def registry_of(uri: str) -> tuple[str, int]:
+    """Host and port that an image is pulled from."""
+    first, slash, _ = uri.partition("/")
+    if not slash or not ("." in first or ":" in first or first == "localhost"):
+        return "registry-1.docker.io", 443
+    host, _, port = first.partition(":")
+    return host, int(port) if port.isdigit() else 443
+
+
 def storages(environ: dict[str, str], *, rootless: bool) -> tuple[Storage, ...]:
     """Where podman keeps this user's images, by the same rules as podman (containers-storage.conf(5)):
     the graph root, its driver, and further read-only stores."""

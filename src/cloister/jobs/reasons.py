@@ -7,9 +7,11 @@ Where the command does not fit in AWS's limit, the reason says who prints it.
 from __future__ import annotations
 
 from cloister.jobs.model import Instance, ProcessingJob
+from cloister.vpc import changes
 from cloister.vpc.flow import Step
-from cloister.vpc.model import NetworkInterface
-from cloister.why.job import Place, among, asked
+from cloister.vpc.model import NetworkInterface, Subnet
+from cloister.why.job import Place, among, asked, isolation_of, objects_like
+from cloister.wire.errors import AwsError
 from cloister.world import World
 
 #: characters (AWS: DescribeProcessingJob)
@@ -21,24 +23,50 @@ def with_cause(reason: str, refusal: Step | None, job: str, *, what: str = "") -
     """`what` are words before the cause. What the reason says already is not said again."""
     if refusal is None or not refusal.sentence:
         return reason
-    known, _, rule = refusal.sentence.rpartition(": ")
-    sentence = rule if known and known in reason else refusal.sentence
-    start = f"{reason.rstrip('.')}: {what}{sentence}"
+    start = f"{reason.rstrip('.')}: {what}{_unsaid(refusal.sentence, reason)}"
     if not refusal.fix:
         return start
     whole = f"{start} ({refusal.fix})"
     return whole if len(whole) <= LIMIT else f"{start} (cloister why {job} prints the change)"
 
 
+def _unsaid(sentence: str, reason: str) -> str:
+    """The end of a sentence, after what a reason says already."""
+    parts = sentence.split(": ")
+    for said in range(len(parts) - 1, 0, -1):
+        if ": ".join(parts[:said]) in reason:
+            return ": ".join(parts[said:])
+    return sentence
+
+
+#: gates that ask no policy: what keeps a request from getting there
+_WAY = ("dns", "interface", "route", "egress", "acl", "gateway", "ingress", "endpoint")
+
+
 def of_request(
-    world: World, job: ProcessingJob, instance: Instance, request: str, place: Place
+    world: World, job: ProcessingJob, instance: Instance, request: str, place: Place, *, unreachable: bool
 ) -> Step | None:
-    """Why the rules refuse "METHOD s3://…" to an instance's agent."""
+    """Why the rules refuse "METHOD s3://…" to an instance's agent: on the way there when S3 was not reached,
+    else what S3 looks at."""
     interface = world.get(NetworkInterface, instance.interface_id)
     if interface is None:
         return None
     method, _, url = request.partition(" ")
-    return asked(world, job.request, interface, method, url, place).refusal
+    objects = objects_like(job.request, method, url)
+    verdict = asked(world, job.request, interface, method, url, place, objects)
+    steps = (step for step in verdict.steps if not step.allowed)
+    return next((step for step in steps if (step.gate in _WAY) is unreachable), None)
+
+
+def of_allocation(world: World, job: ProcessingJob, error: AwsError) -> str:
+    """Of a job that got no interfaces."""
+    subnet = world.get(Subnet, job.subnet_ids[0]) if job.subnet_ids else None
+    reason = f"ClientError: {error}"
+    if error.code != "InsufficientFreeAddressesInSubnet" or subnet is None:
+        return reason
+    fix = changes.larger_subnet(world, subnet, 2 * len(job.instances))
+    whole = f"{reason} Name a larger one in VpcConfig.Subnets: {fix}"
+    return whole if fix is not None and len(whole) <= LIMIT else reason
 
 
 def of_exit(instance: Instance, *, told: bool) -> str:
@@ -75,4 +103,6 @@ def while_running(world: World, job: ProcessingJob, reason: str, noticed: tuple[
     if noticed is not None:
         what, refusal = noticed
         return with_cause(reason, refusal, job.name, what=f"{what} was refused: ")
+    if job.isolated:
+        return f"{reason.rstrip('.')}: {isolation_of(len(job.instances))}"
     return reason

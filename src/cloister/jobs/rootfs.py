@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cloister.jobs.bundle import Bind, IdRange, User
+from cloister.jobs.hostimage import HostBind
 from cloister.jobs.images import Image
 from cloister.kernel import syscalls
 from cloister.kernel.mounts import in_user_namespace
@@ -204,6 +205,13 @@ def assemble(
             open_mounts.callback(os.close, fd)
             return fd
 
+        def copy_of_host(bind: HostBind) -> int:
+            # A network's or a container's own file system may not be able to; most of it everybody may read.
+            if bind.ours and ids.userns is not None:
+                with suppress(OSError):
+                    return copy(bind.path, ids.userns, recursive=True)
+            return copy(bind.path, None, recursive=True)
+
         # Copies are taken before `base` is covered: a source may lie anywhere.
         layers = [copy(layer, ids.userns) for layer in image.layers]
         # The upper layer holds the containers' true ids: the kernel makes `work` as us, not in the map.
@@ -211,7 +219,7 @@ def assemble(
         if ids.userns is not None:
             os.chown(overlay / "upper", ids.uid_map[0].host, ids.gid_map[0].host)
         own = copy(str(etc), ids.userns)
-        theirs = [copy(b.path, ids.userns if b.ours else None, recursive=True) for b in image.binds]
+        theirs = [copy_of_host(bind) for bind in image.binds]
         sources = [copy(b.source, ids.userns, recursive=True) for b in binds]
         net = copy(netns, None)
 

@@ -11,7 +11,6 @@ STATE/jobs/NAME-ID/algo-N/
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from cloister.jobs.containers import ContainerSpec, Mount
 from cloister.jobs.images import Image
 from cloister.jobs.instance_types import instance_type
 from cloister.jobs.model import CONFIG_PATH, OUTPUT_PATH, Instance, ProcessingJob
+from cloister.jobs.remove import remove_tree
 
 GIB = 1 << 30
 #: processes and threads of a container; AWS tells no limit, one machine has to have one
@@ -200,13 +200,5 @@ def read_message(jobs: Path, job: ProcessingJob, instance: Instance) -> bytes:
 
 
 def remove(jobs: Path, job_folder: str) -> None:
-    """Remove all of a job's files, whatever modes its containers gave them."""
-    top = jobs / job_folder
-    shutil.rmtree(top, ignore_errors=True)
-    if top.exists():
-        for path, names, _ in os.walk(top):
-            for name in names:
-                inner = os.path.join(path, name)
-                if not os.path.islink(inner):
-                    os.chmod(inner, 0o700)
-        shutil.rmtree(top, ignore_errors=True)
+    """Remove all of a job's files, whatever its containers made of them."""
+    remove_tree(jobs / job_folder)

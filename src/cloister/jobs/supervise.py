@@ -22,8 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cloister.iam.model import Role
-from cloister.jobs import agent_process, contract, execution_role, reasons, sessions, staging
+from cloister.jobs import agent_process, contract, execution_role, reasons, staging
 from cloister.jobs.agent import Result, Spec
 from cloister.jobs.allocation import allocate, give_back
 from cloister.jobs.attend import Attendants
@@ -36,9 +35,9 @@ from cloister.jobs.sessions import Sessions
 from cloister.logs import LogStore
 from cloister.options import Options
 from cloister.vpc import dhcp
-from cloister.vpc.explain_s3 import explain_s3
 from cloister.vpc.flow import Step
 from cloister.vpc.model import NetworkInterface, Subnet, Vpc
+from cloister.why import role
 from cloister.why.job import Place
 from cloister.wire.errors import AwsError
 from cloister.world import Change, Transaction, World
@@ -89,7 +88,6 @@ class Supervisor:
         self._fabric = fabric
         self._containers = containers
         self._images = images
-        self._credentials = credentials
         self._namespaces = namespaces
         self._jobs = state / "jobs"
         self._region = options.region
@@ -193,7 +191,8 @@ class Supervisor:
             try:
                 self._advance(job, outcome)
             except AwsError as error:  # what a step's change was refused by, in AWS's words
-                self._advance(job, Outcome(event=JobEvent.FAILED, reason=f"ClientError: {error}"))
+                reason = reasons.of_allocation(self._engine.world, job, error)
+                self._advance(job, Outcome(event=JobEvent.FAILED, reason=reason))
             again = self._engine.world.get(ProcessingJob, name)
             if again is not None and again.state is job.state and outcome.event is JobEvent.FAILED:
                 await asyncio.sleep(_RETRY_SECONDS)  # cleaning up did not succeed: it has to, so try again
@@ -268,28 +267,22 @@ class Supervisor:
     # ---- PENDING ---------------------------------------------------------------------------------
 
     async def _allocate(self, job: ProcessingJob) -> Outcome:
-        role = self._role(job)
-        session = self._credentials.issue(
-            role, execution_role.SESSION_NAME, sessions.SECONDS, now=self._engine.clock()
-        ).principal
-        missing = execution_role.missing_permissions(self._engine.world, session)
-        if missing and job.vpc_config is not None:
+        arn = job.request["RoleArn"]
+        if execution_role.assume(self._engine.world, arn) is None:
             raise JobFailure(
-                f"ClientError: The execution role {job.request['RoleArn']} is not allowed to perform "
-                f"{', '.join(missing)}, which a job in a VPC needs. Allow it on resource *."
+                reasons.with_cause(
+                    f"ClientError: SageMaker was unable to assume the role '{arn}'",
+                    role.untrusted(self._engine.world, arn),
+                    job.name,
+                )
             )
-
+        unable = role.unable(self._engine.world, arn) if job.vpc_config is not None else None
+        if unable is not None:
+            raise JobFailure(reasons.with_cause("ClientError", unable, job.name))
         return Outcome(
             event=JobEvent.ALLOCATED,
             change=lambda tx, now: allocate(tx, now, clock=self._engine.clock(), region=self._region),
         )
-
-    def _role(self, job: ProcessingJob) -> Role:
-        arn = job.request["RoleArn"]
-        role = execution_role.assume(self._engine.world, arn)
-        if role is None:
-            raise JobFailure(f"ClientError: SageMaker was unable to assume the role '{arn}'")
-        return role
 
     # ---- STAGING ---------------------------------------------------------------------------------
 
@@ -403,14 +396,12 @@ class Supervisor:
 
     def _cause(self, job: ProcessingJob, instance: Instance, result: Result) -> Step | None:
         """The refusal behind what an agent could not do."""
-        world = self._engine.world
-        interface = world.get(NetworkInterface, instance.interface_id)
-        if result.unreachable and interface is not None:
-            return explain_s3(world, interface).refusal
-        if result.denied:
-            place = Place(region=self._region, account=self._account, now=self._engine.clock())
-            return reasons.of_request(world, job, instance, result.denied, place)
-        return None
+        if not result.request:
+            return None
+        place = Place(region=self._region, account=self._account, now=self._engine.clock())
+        return reasons.of_request(
+            self._engine.world, job, instance, result.request, place, unreachable=result.unreachable
+        )
 
     def _task_path(self, job: ProcessingJob, instance: Instance, task: str) -> Path:
         return staging.folder(self._jobs, job, instance) / f"{task}.json"

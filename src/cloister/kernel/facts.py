@@ -33,9 +33,10 @@ class Fact:
 _APPARMOR = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
 
 
-def host_facts() -> list[Fact]:
-    """All facts, quick ones first. Changes nothing on the host; takes about half a second."""
-    return [*_host(), *_programs(), *_trials(), _cgroups()]
+def host_facts(state: Path) -> list[Fact]:
+    """All facts, quick ones first, for a Cloister with this state folder, which need not be there. Changes
+    nothing on the host; takes about half a second."""
+    return [*_host(), *_programs(), *_trials(state), _cgroups()]
 
 
 def _host() -> list[Fact]:
@@ -131,14 +132,18 @@ _FIXES = {
     "network namespaces": "modprobe veth",
     "nftables": "modprobe nf_tables",
     "conntrack": "modprobe nf_conntrack",
-    "overlay": "modprobe overlay",
+    "overlay": (
+        "modprobe overlay; and a state folder on a file system that can hold a layer (in a container: a "
+        "volume): cloister --state FOLDER"
+    ),
 }
 
 
-def _trials() -> list[Fact]:
+def _trials(state: Path) -> list[Fact]:
     source = str(Path(__file__).resolve().parents[2])
     env = {**os.environ, "PYTHONPATH": source}
     command = [sys.executable, "-m", "cloister.kernel.holder", "--exec", sys.executable, "-m", __name__]
+    command.append(str(state.absolute()))
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
         results: dict[str, str] = json.loads(done.stdout) if done.returncode == 0 else {}
@@ -230,7 +235,13 @@ def _try_esp(folder: Path) -> None:
         raise OSError(trouble)
 
 
-def _main() -> None:
+def _ground(folder: Path) -> Path | None:
+    """The folder, or the first one above that is there; None when nothing can be written in it."""
+    there = next(each for each in (folder, *folder.parents) if each.is_dir())
+    return there if os.access(there, os.W_OK) else None
+
+
+def _main(state: Path) -> None:
     trials: dict[str, Callable[[Path], None]] = {
         "network namespaces": _try_network,
         "nftables": _try_nft(
@@ -245,7 +256,9 @@ def _main() -> None:
     }
     results = {}
     for name, trial in trials.items():
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        # what containers write lies in the state folder, and not every file system can be a layer
+        where = _ground(state) if name == "overlay" else None
+        with tempfile.TemporaryDirectory(dir=where, ignore_cleanup_errors=True) as folder:
             try:
                 trial(Path(folder))
                 results[name] = ""
@@ -255,4 +268,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    _main(Path(sys.argv[1]))

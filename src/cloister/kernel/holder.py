@@ -37,6 +37,7 @@ WORLD_VARIABLE = "CLOISTER_WORLD"
 _BACK_OFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before the n-th restart in a row
 _STEADY = 3.0  # a daemon that lived so long starts again without back-off
 _GRACE = 20.0  # seconds the daemon has to end after SIGTERM
+_TELLER, _ENDED = " holder: ", "daemon ended with "
 _WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
@@ -72,7 +73,7 @@ def ensure(
     state: str | os.PathLike[str],
     argv: Sequence[str],
     log: str | os.PathLike[str] | None = None,
-    timeout: float = 20.0,
+    timeout: float = 60.0,
 ) -> HolderInfo:
     """Start the holder of `state`, which runs `argv` as its daemon; or return the one that is running.
 
@@ -138,6 +139,14 @@ def info(state: str | os.PathLike[str]) -> HolderInfo | None:
     if found.boot_id != _boot_id() or start_time(found.pid) != found.started:
         return None
     return found
+
+
+def ends(state: str | os.PathLike[str], since: int) -> int:
+    """How often the daemon has ended, as told by holder.log after this many bytes of it."""
+    try:
+        return (Path(state) / "holder.log").read_bytes()[since:].count(f"{_TELLER}{_ENDED}".encode())
+    except FileNotFoundError:
+        return 0
 
 
 def stop(state: str | os.PathLike[str], timeout: float = 30.0) -> bool:
@@ -378,7 +387,7 @@ def _supervise(argv: list[str], env: dict[str, str], log: Path) -> int:
                 _say(f"the daemon did not end in {_GRACE:g} s")
             break
         code = os.waitstatus_to_exitcode(status)
-        _say(f"daemon ended with {code}")
+        _say(f"{_ENDED}{code}")
         if code in (0, GIVE_UP):
             break
         failures = 0 if time.monotonic() - born > _STEADY else failures
@@ -450,7 +459,7 @@ def _exec(argv: Sequence[str], env: dict[str, str]) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} holder: {text}", file=sys.stderr, flush=True)
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')}{_TELLER}{text}", file=sys.stderr, flush=True)
 
 
 # ---- a throw-away world --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""nftables through libnftables (Debian 12's 1.0.6 and newer), by ctypes: no process per change.
+"""nftables through libnftables (from Ubuntu 22.04's 1.0.2 on), by ctypes: no process per change.
 
 One `Nft` is one libnftables context. It opens its netlink socket when it is made, so make it inside the
 network namespace it is for (`Namespaces.call(name, Nft)`); after that it may be used from any thread.

@@ -81,7 +81,9 @@ class PolicyRule:
 class Set:
     """An nftables set, or a map when `data` is given. `type` is the key's type
     ("inet_proto . inet_service . ipv4_addr"), `data` e.g. "verdict" or "mark". A `dynamic` set takes its
-    elements from rules, at most so many; they are not the plan's, and live until somebody flushes it."""
+    elements from rules, at most so many; they are not the plan's, and live until somebody flushes it.
+
+    A key has at most five parts: with six nftables 1.0.2 aborts, and the process with it."""
 
     netns: str
     name: str

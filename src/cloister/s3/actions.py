@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
 from cloister.wire.errors import AwsError
 
@@ -207,7 +207,7 @@ def copy_source(text: str) -> tuple[str, str, str | None]:
     path, _, query = text.partition("?")
     version = query.removeprefix("versionId=") if query.startswith("versionId=") else None
     bucket, slash, key = unquote(path.removeprefix("/")).partition("/")
-    if not bucket or not slash or not key or bucket.startswith("arn:"):
+    if not bucket or not slash or not key or bucket.startswith("arn:") or (query and version is None):
         raise AwsError(
             "InvalidArgument",
             "Copy Source must mention the source bucket and key: sourcebucket/sourcekey",
@@ -236,8 +236,11 @@ def context(query: Mapping[str, str], headers: Mapping[str, str]) -> dict[str, o
             found[f"s3:{name}"] = headers[name]
     if headers.get("referer"):
         found["aws:Referer"] = headers["referer"]
-    for pair in headers.get("x-amz-tagging", "").split("&"):
-        tag, equals, value = pair.partition("=")
-        if equals:
-            found[f"s3:RequestObjectTag/{unquote(tag)}"] = unquote(value)
+    # With ?tagging they are in the body, and a header changes nothing.
+    written = "" if "tagging" in query else headers.get("x-amz-tagging", "")
+    pairs = [pair.partition("=") for pair in written.split("&")]
+    tags = [(unquote_plus(tag), unquote_plus(value)) for tag, equals, value in pairs if equals]
+    found.update({f"s3:RequestObjectTag/{tag}": value for tag, value in tags})
+    if tags:
+        found["s3:RequestObjectTagKeys"] = [tag for tag, _ in tags]
     return found

@@ -15,6 +15,9 @@ from cloister.wire.errors import AwsError
 MAX_KEY = 1024
 #: the longest name of one level of a key that SeaweedFS's filer holds
 MAX_SEGMENT = 255
+#: folders that the backend keeps for itself, and does not list: of the parts of uploads, and of an object's
+#: versions, by their ending
+_PARTS, _VERSIONS = ".uploads", ".versions"
 #: s3.REGION, s3-REGION (legacy), s3.dualstack.REGION, s3 alone, s3-external-1; the bucket in front, if any
 _S3_HOST = re.compile(
     r"(?:(?P<bucket>[a-z0-9][a-z0-9.-]*)\.)?s3(?:[.-](?:dualstack\.)?[a-z0-9-]+)?\.amazonaws\.com"
@@ -23,12 +26,14 @@ _S3_HOST = re.compile(
 _VPCE_HOST = re.compile(
     r"(?:(?P<bucket>[a-z0-9][a-z0-9.-]*)\.)?bucket\.vpce-[0-9a-z-]+\.s3\.[a-z0-9-]+\.vpce\.amazonaws\.com"
 )
+_VPCE = ".vpce.amazonaws.com"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def locate(host: str, path: str, is_bucket: Callable[[str], bool]) -> tuple[str | None, str]:
     """(bucket or None, key, decoded). `is_bucket` tells whether a bucket of this very name exists: a host
-    that is a bucket's own name (amazonlinux.us-east-1.amazonaws.com) means that bucket.
+    that is a bucket's own name (amazonlinux.us-east-1.amazonaws.com) means that bucket. Names of S3's own
+    come first: who makes a bucket that is called like another one's host would get its requests.
 
     Raises AwsError InvalidURI, KeyTooLongError."""
     try:
@@ -40,12 +45,13 @@ def locate(host: str, path: str, is_bucket: Callable[[str], bool]) -> tuple[str 
     rest = decoded[1:]
     name = _host_name(host)
     bucket: str | None
-    if is_bucket(name):
-        bucket, key = name, rest
-    elif (found := _S3_HOST.fullmatch(name) or _VPCE_HOST.fullmatch(name)) and found["bucket"]:
-        bucket, key = found["bucket"], rest
+    own = _S3_HOST.fullmatch(name) or _VPCE_HOST.fullmatch(name)
+    if own is not None and own["bucket"]:
+        bucket, key = own["bucket"], rest
     elif name.endswith(".localhost"):
         bucket, key = name.removesuffix(".localhost"), rest
+    elif own is None and "." in name and not name.endswith(_VPCE) and is_bucket(name):
+        bucket, key = name, rest
     else:
         first, _, key = rest.partition("/")
         bucket = first or None
@@ -67,11 +73,14 @@ def _host_name(host: str) -> str:
 def check_key(key: str) -> None:
     """AwsError for a key that S3 could hold and the backend, which keeps a tree, cannot."""
     parts = key.removesuffix("/").split("/")
-    for part in parts:
+    for number, part in enumerate(parts):
+        is_folder = number < len(parts) - 1 or key.endswith("/")
         if part in ("", ".", ".."):
             what = {"": "an empty level (a double or leading slash)"}.get(part, f"the level '{part}'")
         elif "\\" in part:  # SeaweedFS takes it for a slash, and would list another key
             what = "a backslash"
+        elif is_folder and (part == _PARTS or part.endswith(_VERSIONS)):
+            what = f"the level '{part[:MAX_SEGMENT]}', which the store uses itself"
         elif len(part.encode()) > MAX_SEGMENT:
             what = f"a level of {len(part.encode())} bytes (at most {MAX_SEGMENT})"
         else:
@@ -82,6 +91,21 @@ def check_key(key: str) -> None:
             ArgumentName="key",
             ArgumentValue=key[:200],
         )
+
+
+def can_be(key: str) -> bool:
+    """Whether the backend could hold this key."""
+    try:
+        check_key(key)
+    except AwsError:
+        return False
+    return True
+
+
+def can_begin(prefix: str) -> bool:
+    """Whether a key that the backend could hold begins so. It would leave out the slashes that are too many,
+    and list what was not asked for and not decided on."""
+    return can_be(prefix) or can_be(prefix + "x")
 
 
 def check_bucket_name(name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -21,6 +20,26 @@ from cloister.world import World
 #: AWS (S3 user guide, "Bucket policies"): the owner account's root can do these whatever the policy denies,
 #: so that nobody is locked out of a bucket for good
 _NEVER_LOCKED = frozenset({"s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"})
+
+#: among the keys of a request: those of the object's tags are there, if it has any
+TAGS_KNOWN = "cloister:tags-known"
+#: actions for which AWS has the condition key s3:ExistingObjectTag/…: what the store knows and not we
+_OF_TAGGED = frozenset(
+    {
+        *("s3:GetObject", "s3:GetObjectAcl", "s3:GetObjectAttributes", "s3:GetObjectTagging"),
+        *("s3:PutObjectAcl", "s3:PutObjectTagging", "s3:DeleteObjectTagging"),
+    }
+)
+
+
+def _untold(action: str, context: Mapping[str, Any]) -> tuple[str, ...]:
+    """The beginnings of condition keys that cannot be told when it is decided."""
+    base = action.replace("Version", "")
+    known = base not in _OF_TAGGED or TAGS_KNOWN in context
+    existing = () if known else ("s3:existingobjecttag/",)
+    # PutObjectTagging has its tags in the body, which is read after the decision.
+    in_body = base == "s3:PutObjectTagging" and "s3:RequestObjectTagKeys" not in context
+    return (*existing, "s3:requestobjecttag") if in_body else existing
 
 
 def decide_need(
@@ -45,16 +64,10 @@ def decide_need(
             resource=need.resource,
             context=keys,
             resource_account=owner,
+            untold=_untold(need.action, keys),
         ),
         _policies(world, principal, need, endpoint_id, owner),
     )
-
-
-#: actions on an object for which policies can ask about the tags it has (Service Authorization Reference)
-_ASKING_FOR_TAGS = re.compile(
-    r"s3:(?:Get|Put|Delete)Object(?:Version)?Tagging|s3:GetObject(?:Version)?(?:Acl|Attributes)?"
-    r"|s3:PutObject(?:Version)?Acl"
-)
 
 
 def asks_for_tags(
@@ -66,22 +79,13 @@ def asks_for_tags(
     endpoint_id: str | None,
     account: str,
 ) -> bool:
-    """Whether the decision depends on the tags that this object has: a policy that has a say asks for them,
-    and not only to allow what is allowed without."""
-    if not (_ASKING_FOR_TAGS.fullmatch(need.action) and _may_ask(world, principal, need, endpoint_id)):
+    """Whether the decision depends on the tags that this object has: a policy that has a say speaks of them,
+    and it is refused as long as they are not told."""
+    if need.action.replace("Version", "") not in _OF_TAGGED or not _may_ask(
+        world, principal, need, endpoint_id
+    ):
         return False
-    policies = _policies(world, principal, need, endpoint_id, _owner(world, need, account))
-    gates = (policies.identity, policies.resource, policies.boundary, policies.session, policies.endpoint)
-    asking = [
-        statement.effect == "Allow" and condition.needs_its_key
-        for gate in gates
-        for _, policy in gate
-        for statement in policy.statements
-        for condition in statement.conditions
-        if condition.key.startswith("s3:existingobjecttag/")
-    ]
-    without = decide_need(world, principal, need, context, endpoint_id=endpoint_id, account=account)
-    return bool(asking) and not (all(asking) and without.allowed)
+    return not decide_need(world, principal, need, context, endpoint_id=endpoint_id, account=account).allowed
 
 
 def _may_ask(world: World, principal: Principal | None, need: Need, endpoint_id: str | None) -> bool:

@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 
 Connect = Callable[[Any], socket.socket]
 NAMESPACE = "backend"
-START_SECONDS = 30.0
+#: while it lives; a slow machine needs half of it
+START_SECONDS = 120.0
 #: of one read from or write to a connection
 UNIT = 1 << 20
 

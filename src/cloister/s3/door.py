@@ -30,8 +30,9 @@ from cloister.iam.collect import principal_tags
 from cloister.iam.context import global_keys
 from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
+from cloister.room import BODIES, BODIES_OF_ONE, Room, whole
 from cloister.s3 import actions, address, buckets, down, listing, passing
-from cloister.s3.authorize import asks_for_tags, decide_need
+from cloister.s3.authorize import TAGS_KNOWN, asks_for_tags, decide_need
 from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
 from cloister.services.api import Observe, Origin
@@ -93,6 +94,7 @@ class Door:
         self._backend = backend
         self._region = region
         self._account = account
+        self._room = Room(BODIES, BODIES_OF_ONE)
 
     async def close(self) -> None:
         """Nothing is kept open by the door itself."""
@@ -223,6 +225,7 @@ class Door:
                     if answer.status == 200:
                         found = buckets.parse_tags(await answer.read())
                         asked.context.update({f"s3:ExistingObjectTag/{k}": v for k, v in found.items()})
+                asked.context[TAGS_KNOWN] = True
 
     def _authorize(self, asked: _Asked) -> None:
         for need in asked.operation.needs:
@@ -271,6 +274,11 @@ class Door:
         # AWS: If-None-Match "expects the '*' character" when an object is written
         if writing and asked.headers.get("if-none-match", "*") != "*":
             raise _not_implemented("If-None-Match")
+        if asked.verified is None and any(name.startswith("response-") for name in asked.query):
+            raise AwsError(
+                "InvalidRequest",
+                "Request specific response headers cannot be used for anonymous GET requests.",
+            )
 
     # -- answers from the World -----------------------------------------------------------------------
 
@@ -319,18 +327,11 @@ class Door:
 
     async def _document(self, request: web.BaseRequest, asked: _Asked) -> bytes:
         """A small body, whole and checked."""
-        pieces: list[bytes] = []
-        size = 0
-        async for piece in self._checked(request, asked):
-            size += len(piece)
-            if size > MAX_DOCUMENT:
-                raise AwsError(
-                    "MaxMessageLengthExceeded",
-                    "Your request was too big.",
-                    MaxMessageLengthBytes=str(MAX_DOCUMENT),
-                )
-            pieces.append(piece)
-        return b"".join(pieces)
+        too_large = AwsError(
+            "MaxMessageLengthExceeded", "Your request was too big.", MaxMessageLengthBytes=str(MAX_DOCUMENT)
+        )
+        checked, address = self._checked(request, asked), asked.origin.address
+        return await whole(checked, self._room, address, MAX_DOCUMENT, too_large)
 
     def _decoder(self, asked: _Asked) -> Decoder:
         trailer = asked.headers.get("x-amz-trailer", "")
@@ -371,6 +372,7 @@ class Door:
     ) -> web.StreamResponse:
         name = asked.operation.name
         headers = self._headers_up(asked)
+        query = self._query(asked)
         body: AsyncIterator[bytes] | bytes | None = None
         failed: list[BaseException] = []
         if name in _STREAMED:
@@ -384,13 +386,6 @@ class Door:
             if name == "PutObjectTagging":
                 passing.check_tags(buckets.parse_tags(body))
         assert asked.bucket is not None
-        query = {key: value for key, value in asked.query.items() if key not in passing.UNSENT_QUERY}
-        if name in ("UploadPart", "UploadPartCopy"):
-            passing.check_part(query.get("partNumber", ""))
-        if name in listing.OPERATIONS:
-            query = listing.asked(name, asked.query, self._backend.names)
-        elif name == "ListMultipartUploads":
-            query = listing.asked_for_uploads(asked.query, self._backend.names)
         path = self._path(asked.bucket, asked.key)
         whole = name == "GetObject" and "range" not in asked.headers and "partNumber" not in query
         first = (("Range", f"bytes=0-{self._backend.first - 1}"),) if whole and self._backend.first else ()
@@ -409,6 +404,17 @@ class Door:
                 more = partial(self._backend.direct, path)
                 return await down.whole(request, answer, down.headers(answer, ids), more, ask)
             return await self._pass_back(request, asked, answer, ids)
+
+    def _query(self, asked: _Asked) -> dict[str, str]:
+        """For the backend, made anew from what was decided on."""
+        name, names = asked.operation.name, self._backend.names
+        if name in listing.OPERATIONS:
+            query = listing.asked(name, asked.query, names)
+            if not names.in_order and not address.can_begin(asked.query.get("prefix", "")):
+                query["max-keys"] = "0"
+            return query
+        query = passing.query(name, asked.query)
+        return listing.asked_for_uploads(query, names) if name == "ListMultipartUploads" else query
 
     def _headers_up(self, asked: _Asked) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
@@ -494,20 +500,20 @@ class Door:
             if not decision.allowed:
                 message = _denied(asked, decision).message
                 errors.append(
-                    f"<Error><Key>{escape(key)}</Key><Code>AccessDenied</Code>"
+                    f"<Error><Key>{listing.text(key)}</Key><Code>AccessDenied</Code>"
                     f"<Message>{escape(message)}</Message></Error>"
                 )
                 continue
             if version not in ("", "null"):
                 errors.append(
-                    f"<Error><Key>{escape(key)}</Key><VersionId>{escape(version)}</VersionId>"
+                    f"<Error><Key>{listing.text(key)}</Key><VersionId>{escape(version)}</VersionId>"
                     "<Code>NoSuchVersion</Code>"
                     "<Message>The specified version does not exist.</Message></Error>"
                 )
             elif self._can_be(key):
                 wanted.append(key)
             else:  # deleting it succeeds, as for any missing key
-                done.append(f"<Deleted><Key>{escape(key)}</Key></Deleted>")
+                done.append(f"<Deleted><Key>{listing.text(key)}</Key></Deleted>")
         if wanted:
             stored = {self._backend.names.stored(key): key for key in wanted}
             rows = "".join(f"<Object><Key>{listing.text(key)}</Key></Object>" for key in stored)
@@ -526,7 +532,7 @@ class Door:
                 raise down.refusal(answer.status, text, "")
             for found in buckets.parse_xml(text.encode()):
                 told = found.findtext("Key") or ""
-                key = escape(stored.get(told, told))
+                key = listing.text(stored.get(told, told))
                 if found.tag == "Deleted":
                     done.append(f"<Deleted><Key>{key}</Key></Deleted>")
                 elif found.tag == "Error":
@@ -548,6 +554,13 @@ def _denied(asked: _Asked, decision: Decision) -> AwsError:
     if asked.principal is None and decision.reason == "IMPLICIT_DENY" and decision.gate == "resource":
         return AwsError("AccessDenied", "Access Denied", 403)
     return AwsError("AccessDenied", decision.sentence(), 403)
+
+
+def _check_version(key: str, version: str | None) -> None:
+    if version not in (None, "null"):
+        raise AwsError(
+            "NoSuchVersion", "The specified version does not exist.", 404, Key=key, VersionId=version
+        )
 
 
 def _not_implemented(what: str) -> AwsError:

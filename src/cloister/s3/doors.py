@@ -20,6 +20,8 @@ from aiohttp.web_protocol import RequestHandler
 from cloister.engine import Engine
 from cloister.fabric import Fabric
 from cloister.kernel.netns import Namespaces
+from cloister.listening import Listening
+from cloister.room import Room
 from cloister.s3 import buckets
 from cloister.s3.backend import UNIT
 from cloister.s3.certificates import Authority
@@ -35,8 +37,26 @@ BACKLOG = 1024
 
 #: connections that one door serves at a time: more are told to slow down, at twice as many they are cut
 CONNECTIONS = 512
+#: of which so many may be from one address: a job does not shut out the others
+OF_ONE = 256
 #: seconds from a connection's start, or its last answer, within which a whole head must have come
 HEAD_SECONDS = 30.0
+
+
+async def listen(
+    runner: web.ServerRunner,
+    plain: socket.socket | None,
+    tls: socket.socket | None,
+    context: ssl.SSLContext | None,
+) -> None:
+    """Have `runner` serve what comes to the bound sockets of one door. `CONNECTIONS` are those that are open
+    to requests; here those count as well that have not spoken TLS yet."""
+    assert tls is None or context is not None
+    room = Room(4 * CONNECTIONS, OF_ONE)
+    for bound, ssl_context in ((plain, None), (tls, context)):
+        if bound is not None:
+            listening = Listening(bound, room)
+            await web.SockSite(runner, listening, ssl_context=ssl_context, backlog=BACKLOG).start()
 
 
 async def serve(
@@ -61,11 +81,7 @@ async def serve(
 
     runner = web.ServerRunner(server(handle), shutdown_timeout=1.0)
     await runner.setup()
-    if plain is not None:
-        await web.SockSite(runner, plain, backlog=BACKLOG).start()
-    if tls is not None:
-        assert context is not None
-        await web.SockSite(runner, tls, ssl_context=context, backlog=BACKLOG).start()
+    await listen(runner, plain, tls, context)
     return runner.cleanup
 
 

@@ -129,7 +129,7 @@ def _object(operation: str, query: Mapping[str, str], each: ElementTree.Element,
 
 def text(value: str) -> str:
     """Text of an XML document, whatever characters are in it."""
-    return _CONTROL.sub(lambda found: f"&#x{ord(found[0]):x};", escape(value))
+    return _CONTROL.sub(lambda found: f"&#{ord(found[0])};", escape(value))
 
 
 def _limit(query: Mapping[str, str], name: str = "max-keys") -> int:

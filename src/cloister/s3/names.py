@@ -8,7 +8,8 @@ and lists by the names of folders, `a/b` first: `aws s3 sync` then takes what is
 
 So names are made with which nothing collides, and the tree's order is S3's. A folder's name ends in a single
 "0", which is what sorts next to the slash; a zero of the key itself is doubled. SeaweedFS takes a backslash
-for a slash: it is "[1", and "[" is "[0". What no file can be called, "", "." and "..", gets a tab behind.
+for a slash: it is "[1", and "[" is "[0". What no file can be called, "", "." and "..", gets a tab behind, and
+so does what SeaweedFS calls folders of its own, of parts (".uploads") and of versions ("a.versions").
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _FROM = {token: char for char, token in _TO.items()}
 _CHARS, _TOKENS = re.compile(r"[0\[\\]"), re.compile(r"00|\[0|\[1")
 #: What looks like a name with a tab behind gets one more. Of what XML can carry to the store, it sorts first.
 _PAD = "\t"
-_PADDED = re.compile(rf"\.{{0,2}}{_PAD}*")
+_PADDED = re.compile(rf"(?:\.{{0,2}}|\.uploads|[^/]*\.versions){_PAD}*")
 #: bytes of one level of a name, and of a whole one, that SeaweedFS takes
 MAX_LEVEL, MAX_NAME = 255, 1024
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import parse_qsl
 
@@ -52,13 +53,75 @@ DOWN_DROPPED = frozenset(
         *("access-control-allow-methods", "access-control-allow-headers", "access-control-allow-credentials"),
     }
 )
-#: query parameters that belong to the signature or override response headers (handled by the backend)
-UNSENT_QUERY = frozenset(
-    {
-        *("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders"),
-        *("X-Amz-Signature", "X-Amz-Security-Token", "X-Amz-Content-Sha256", "x-id", "versionId"),
-    }
+_SHOWN_AS = (
+    *("response-cache-control", "response-content-disposition", "response-content-encoding"),
+    *("response-content-language", "response-content-type", "response-expires"),
 )
+_LISTING = ("prefix", "delimiter", "max-keys", "encoding-type")
+#: operation -> the query that makes it this operation for the backend, and the parameters that pass beside it
+_QUERIES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "ListObjects": ({}, (*_LISTING, "marker")),
+    "ListObjectsV2": ({"list-type": "2"}, (*_LISTING, "continuation-token", "start-after", "fetch-owner")),
+    "ListObjectVersions": ({}, (*_LISTING, "marker")),  # the backend has no versions: its objects
+    "ListMultipartUploads": (
+        {"uploads": ""},
+        ("prefix", "delimiter", "encoding-type", "max-uploads", "key-marker", "upload-id-marker"),
+    ),
+    "GetObject": ({}, ("partNumber", *_SHOWN_AS)),
+    "HeadObject": ({}, ("partNumber", *_SHOWN_AS)),
+    "PutObject": ({}, ()),
+    "CopyObject": ({}, ()),
+    "DeleteObject": ({}, ()),
+    "CreateMultipartUpload": ({"uploads": ""}, ()),
+    "UploadPart": ({"partNumber": "", "uploadId": ""}, ()),
+    "UploadPartCopy": ({"partNumber": "", "uploadId": ""}, ()),
+    "CompleteMultipartUpload": ({"uploadId": ""}, ()),
+    "AbortMultipartUpload": ({"uploadId": ""}, ()),
+    "ListParts": ({"uploadId": ""}, ("max-parts", "part-number-marker", "encoding-type")),
+    "GetObjectTagging": ({"tagging": ""}, ()),
+    "PutObjectTagging": ({"tagging": ""}, ()),
+    "DeleteObjectTagging": ({"tagging": ""}, ()),
+}
+_UPLOAD = re.compile(r"[\x21-\x7e]{1,1024}")
+MAX_PART = 10_000
+
+
+def query(operation: str, asked: Mapping[str, str]) -> dict[str, str]:
+    """The query of this operation for the backend, made anew: it does what was decided on, whatever stood
+    beside a parameter's name. (SeaweedFS takes an ?uploadId= with a line break for none: it would read or
+    delete the object.)
+
+    Raises AwsError InvalidArgument, NoSuchUpload."""
+    made, passed = _QUERIES[operation]
+    found = dict(made)
+    if "uploadId" in made:
+        found["uploadId"] = _upload(asked.get("uploadId", ""))
+    if "partNumber" in made or ("partNumber" in passed and "partNumber" in asked):
+        found["partNumber"] = _part(asked.get("partNumber", ""))
+    return found | {name: asked[name] for name in passed if name in asked and name not in found}
+
+
+def _upload(text: str) -> str:
+    if not _UPLOAD.fullmatch(text):
+        raise AwsError(
+            "NoSuchUpload",
+            "The specified upload does not exist. The upload ID may be invalid, or the upload may have been "
+            "aborted or completed.",
+            404,
+            UploadId=text[:200],
+        )
+    return text
+
+
+def _part(text: str) -> str:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= MAX_PART):
+        raise AwsError(
+            "InvalidArgument",
+            f"Part number must be an integer between 1 and {MAX_PART}, inclusive",
+            ArgumentName="partNumber",
+            ArgumentValue=text[:200],
+        )
+    return str(int(text))
 
 
 def refused(headers: Mapping[str, str]) -> str | None:
@@ -110,16 +173,6 @@ def check_tags(tags: Mapping[str, str]) -> None:
             raise AwsError("InvalidTag", "The TagValue you have provided is invalid", TagKey=key)
     if len(tags) > MOST_TAGS:
         raise AwsError("BadRequest", f"Object tags cannot be greater than {MOST_TAGS}")
-
-
-def check_part(number: str) -> None:
-    if not (number.isascii() and number.isdigit() and 1 <= int(number) <= 10_000):
-        raise AwsError(
-            "InvalidArgument",
-            "Part number must be an integer between 1 and 10000, inclusive",
-            ArgumentName="partNumber",
-            ArgumentValue=number[:50],
-        )
 
 
 def check_version(key: str, version: str | None) -> None:

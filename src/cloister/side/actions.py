@@ -417,8 +417,7 @@ def needs(operation: str, params: Params, where: Where) -> list[Need]:
 
 
 def context(service: str, params: Params) -> dict[str, Any]:
-    """The condition keys that a call's parameters give. Keys that cannot be told have a value that is
-    nobody's: a condition on them, which may hold when they are absent, then lets nothing pass."""
+    """The condition keys that a call's parameters give."""
     keys: dict[str, Any] = {}
     tags = params.get("Tags") or params.get("tags") or {}
     if isinstance(tags, Mapping):
@@ -434,7 +433,10 @@ def context(service: str, params: Params) -> dict[str, Any]:
         keys["aws:tagkeys"] = [*pairs, *removed]
     if service == "cloudwatch" and params.get("Namespace"):
         keys["cloudwatch:namespace"] = params["Namespace"]
-    if service == "dynamodb":
-        for key in ("leadingkeys", "attributes"):
-            keys[f"dynamodb:{key}"] = ["\N{REPLACEMENT CHARACTER} not known to Cloister"]
     return keys
+
+
+def untold(service: str) -> tuple[str, ...]:
+    """Beginnings of the condition keys that only moto could tell: what a table's items are, and tags."""
+    fine = ("dynamodb:leadingkeys", "dynamodb:attributes") if service == "dynamodb" else ()
+    return (*fine, "aws:resourcetag/", f"{service}:resourcetag/")

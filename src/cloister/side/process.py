@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "side"
 PORT = 5000
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 _LOOPBACK = 1  # the index of lo in every namespace
 _HOSTS = {each.service: each.host for each in SERVICES.values()}
 #: the program: moto's server, without a line in its log for every request

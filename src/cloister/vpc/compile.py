@@ -243,7 +243,7 @@ def _internet(world: World) -> Iterator[Part]:
 def _igw(world: World, gateway_id: str) -> Iterator[Part]:
     gateway = world.get(InternetGateway, gateway_id)
     if gateway is not None and gateway.vpc_id and world.get(Vpc, gateway.vpc_id) is not None:
-        yield from gateways.igw_parts(gateway)
+        yield from gateways.igw_parts(gateway, noted=refusals.NOTED)
 
 
 def _peering(world: World, peering_id: str) -> Iterator[Part]:

@@ -23,7 +23,7 @@ from cloister.vpc import addresses as ip
 from cloister.vpc import gateways, interface_endpoints
 from cloister.vpc.dhcp import private_domain
 from cloister.vpc.endpoints import s3_prefix_list
-from cloister.vpc.model import NetworkInterface, Vpc
+from cloister.vpc.model import NetworkInterface, Vpc, VpcPeering
 from cloister.world import World
 
 NOERROR, NXDOMAIN, REFUSED = 0, 3, 5
@@ -160,6 +160,15 @@ def _known(world: World, vpc: Vpc) -> list[Vpc]:
         if peer is not None and (peering.accepter_resolves if asks else peering.requester_resolves):
             found.append(peer)
     return found
+
+
+def silent_peering(world: World, vpc: Vpc, name: str, region: str) -> VpcPeering | None:
+    """The peering by which `vpc` would know a private name, if it resolved any."""
+    for peering in gateways.peerings(world, vpc.vpc_id):
+        peer = world.get(Vpc, peering.other(vpc.vpc_id))
+        if peer is not None and _private([peer], name, region) is not None:
+            return peering
+    return None
 
 
 def _in_vpcs(vpcs: list[Vpc], address: str) -> bool:

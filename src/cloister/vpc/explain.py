@@ -13,13 +13,14 @@ from ipaddress import IPv4Network
 
 from cloister.vpc import addresses as ip
 from cloister.vpc import (
+    changes,
     gateways,
     interface_endpoints,
     isolation,
     middleboxes,
     route_tables,
 )
-from cloister.vpc.endpoints import prefix_list_of, s3_prefix_list, s3_service_name
+from cloister.vpc.endpoints import prefix_list_of, s3_service_name
 from cloister.vpc.explain_gates import (
     End,
     acl_step,
@@ -34,14 +35,13 @@ from cloister.vpc.flow import Flow, Step, Verdict
 from cloister.vpc.model import (
     NatGateway,
     NetworkInterface,
-    RouteTable,
     Subnet,
     Vpc,
     VpcEndpoint,
     VpcPeering,
     place,
 )
-from cloister.vpc.steps import allowed, refused, traffic
+from cloister.vpc.steps import NO_PUBLIC_ADDRESS, allowed, refused, traffic
 from cloister.world import World
 
 
@@ -189,7 +189,8 @@ def _neighbour_steps(
                 "route",
                 step.origin,
                 f"Replies of {target.interface.interface_id}: {step.sentence}",
-                f"aws ec2 create-route --route-table-id {table} --destination-cidr-block {source.address}/32 "
+                f"aws ec2 create-route --route-table-id {table} "
+                f"--destination-cidr-block {changes.covering(world, vpc_id, source.address)[0]} "
                 f"--vpc-peering-connection-id {hop.route.target}",
             )
 
@@ -323,11 +324,16 @@ def _igw_steps(
     held = next(held for held in interface.addresses if held.address == source.address)
     if held.public_ip is None:
         sentence = f"{interface.interface_id} has no public address that {gateway_id} could translate to."
-        fix = (
+        fix: str | None = (
             f"aws ec2 associate-address --network-interface-id {interface.interface_id} "
             "--allocation-id $(aws ec2 allocate-address --query AllocationId --output text)"
         )
-        yield refused("gateway", gateway_id, sentence, fix, code="IGW_PUBLIC_IP_ASSOCIATION_FOR_EGRESS")
+        if interface.interface_type == gateways.NAT_INTERFACE:
+            sentence, fix = f"{sentence} It is a private NAT gateway's.", None
+        elif interface.requester_managed:
+            sentence = f"{sentence} A job gets none: only a NAT gateway in another subnet leads it out."
+            fix = None
+        yield refused("gateway", gateway_id, sentence, fix, code=NO_PUBLIC_ADDRESS)
         return
     sentence = f"{gateway_id} translates {source.address} to {held.public_ip}."
     yield replace(allowed("gateway", gateway_id, sentence), becomes=held.public_ip)
@@ -363,7 +369,7 @@ def dns_support_step(vpc: Vpc) -> Step:
     return refused(
         "dns",
         vpc.vpc_id,
-        f"DNS support of {vpc.vpc_id} is off, so no S3 name resolves in it.",
+        f"DNS support of {vpc.vpc_id} is off, so no name resolves in it.",
         f"aws ec2 modify-vpc-attribute --vpc-id {vpc.vpc_id} --enable-dns-support",
     )
 
@@ -394,36 +400,32 @@ def _route_step(world: World, source: End, destination: str) -> tuple[route_tabl
         return hop, allowed("route", f"{name}/{local.destination}", sentence)
     if hop is None:
         sentence = f"The route table {name} of {subnet.subnet_id} has no route to {destination}."
-        return None, refused("route", name, sentence, _route_fix(world, sender, table, destination))
+        if changes.is_s3(destination, changes.region_of(subnet)):
+            sentence = _no_s3_route(world, subnet, name)
+        return None, refused("route", name, sentence, changes.of_route(world, sender, table, destination))
     origin = f"{name}/{hop.route.destination}"
     if hop.kind == "blackhole":
         sentence = (
             f"The route {hop.route.destination} of {name} is a black hole: "
             f"{hop.route.target} is gone or leads nowhere."
         )
-        fix = f"aws ec2 delete-route --route-table-id {name} --destination-cidr-block {hop.route.destination}"
+        fix = changes.of_blackhole(world, table, hop, destination)
         return hop, refused("route", origin, sentence, fix, code="BAD_STATE_ROUTE")
     sentence = f"{name} of {subnet.subnet_id} routes {hop.route.destination} to {hop.route.target}."
     return hop, allowed("route", origin, sentence)
 
 
-def _route_fix(world: World, sender: NetworkInterface, table: RouteTable, destination: str) -> str | None:
-    """A gateway endpoint's association, when that is what would lead there."""
-    subnet = world.get(Subnet, sender.subnet_id)
-    region = subnet.zone.rstrip("abcdefghijklmnopqrstuvwxyz") if subnet else ""
-    if not any(ip.contains(cidr, destination) for cidr in s3_prefix_list(region).entries):
-        return None
+def _no_s3_route(world: World, subnet: Subnet, where: str) -> str:
+    """Why a route table leads nowhere to S3: no endpoint, or not with this table."""
+    region = changes.region_of(subnet)
+    endpoint = changes.s3_endpoint(world, subnet.vpc_id, region)
     service = s3_service_name(region)
-    for endpoint in world.where(VpcEndpoint, vpc_id=sender.vpc_id):
-        if endpoint.service_name == service and endpoint.kind == "Gateway":
-            return (
-                f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {endpoint.endpoint_id} "
-                f"--add-route-table-ids {table.route_table_id}"
-            )
-    return (
-        f"aws ec2 create-vpc-endpoint --vpc-id {sender.vpc_id} --service-name {service} "
-        f"--route-table-ids {table.route_table_id}"
+    why = (
+        f"the gateway endpoint {endpoint} is not associated with it."
+        if endpoint is not None
+        else f"{subnet.vpc_id} has no gateway endpoint for {service}."
     )
+    return f"The route table {where} of {subnet.subnet_id} has no route to S3: {why}"
 
 
 def _endpoint_step(world: World, endpoint_id: str, destination: str, flow: Flow) -> Step:

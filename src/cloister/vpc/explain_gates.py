@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cloister.vpc import network_acls, security_groups
+from cloister.vpc import changes, gateways, network_acls, security_groups
 from cloister.vpc.flow import Flow, Step
-from cloister.vpc.model import NetworkAcl, NetworkInterface, PrivateAddress, SecurityGroup, Subnet
-from cloister.vpc.steps import allowed, either, permission, refused, traffic
+from cloister.vpc.model import NetworkInterface, PrivateAddress, SecurityGroup, Subnet
+from cloister.vpc.steps import allowed, either, refused, traffic
 from cloister.world import World
 
 
@@ -100,38 +100,9 @@ def acl_step(
         )
         return
     sentence = f"{rule.capitalize()} ({subnet.subnet_id}) denies {what} {whom}."
-    fix = _acl_fix(world, decision, flow, egress, peer, ports)
+    fix = changes.of_acl(world, subnet, decision, flow, egress=egress, peer=peer, ports=ports)
     direction = "egress" if egress else "ingress"
     yield refused("acl", decision.origin, sentence, fix, direction=direction)
-
-
-def _acl_fix(
-    world: World,
-    decision: network_acls.Decision,
-    flow: Flow,
-    egress: bool,
-    peer: str,
-    ports: tuple[int, int] | None,
-) -> str | None:
-    """An entry with a free number before the one that denies."""
-    acl = world.get(NetworkAcl, decision.acl_id)
-    if acl is None:
-        return None
-    taken = {entry.number for entry in network_acls.in_order(acl, egress=egress)}
-    before = decision.entry.number if decision.entry else 32767
-    number = next((n for n in range(min(before - 1, 100), 0, -1) if n not in taken), None)
-    if number is None:
-        return None
-    protocol = {"tcp": "6", "udp": "17", "icmp": "1"}.get(flow.protocol, flow.protocol)
-    if flow.protocol == "icmp" and ports is not None:
-        narrow = f" --icmp-type-code Type={ports[0] >> 8},Code={ports[0] & 0xFF}"
-    else:
-        narrow = f" --port-range From={ports[0]},To={ports[1]}" if ports is not None else ""
-    return (
-        f"aws ec2 create-network-acl-entry --network-acl-id {acl.network_acl_id} --rule-number {number} "
-        f"{'--egress' if egress else '--ingress'} --protocol {protocol}{narrow} --cidr-block {peer}/32 "
-        "--rule-action allow"
-    )
 
 
 def admitted(
@@ -166,15 +137,11 @@ def _group_refusal(
     gate, way = ("egress", "to") if egress else ("ingress", "from")
     present = [group_id for group_id in owner.group_ids if world.get(SecurityGroup, group_id)]
     rules = f"{gate} rule of {either(owner.group_ids)} ({owner.interface_id})"
-    sentence = f"No {rules} allows {traffic(flow)} {way} {peer}."
+    sentence = f"No {rules} allows {traffic(flow)} {way} {changes.named(world, owner, peer)}."
     if not present:
         return refused(gate, owner.interface_id, sentence)
-    if other is not None and other.interface.vpc_id == owner.vpc_id and other.interface.group_ids:
-        whom = f"UserIdGroupPairs=[{{GroupId={other.interface.group_ids[0]}}}]"
-    else:
-        whom = f"IpRanges=[{{CidrIp={peer}/32}}]"
-    fix = (
-        f"aws ec2 authorize-security-group-{gate} --group-id {present[0]} "
-        f"--ip-permissions '{permission(flow)},{whom}'"
-    )
+    # AWS: a rule may name a group of a peer as well
+    near = other is not None and other.interface.vpc_id in gateways.reach(world, owner.vpc_id)
+    whom = other.interface.group_ids[0] if near and other is not None and other.interface.group_ids else None
+    fix = changes.of_groups(world, owner, present[0], peer, flow, egress=egress, whom=whom)
     return refused(gate, present[0], sentence, fix)

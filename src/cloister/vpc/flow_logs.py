@@ -98,7 +98,8 @@ def is_logged(world: World, vpc_id: str) -> bool:
 
 
 def set_name(kind: str, point: Point, generation: str) -> str:
-    """`kind` is "flows" (with ports), "late_…" (their packets), "others" (no ports), "flags", "overflow"."""
+    """`kind` is "flows_…" (with ports), "late_…" (their packets), "others" (no ports), "flags_…" or
+    "overflow"."""
     return f"{kind}_{point.name}_{generation}"
 
 
@@ -145,29 +146,56 @@ def _logged(world: World, vpc_id: str, point: Point) -> Rule:
     return Rule(text=f"{point.port} {ports} jump {dispatch(point)}", comment="flow logs")
 
 
+#: of a flow: at which port, and its packets' addresses and ports. nftables has room for five parts of a key
+#: (with six, 1.0.2 aborts): each protocol has sets of its own, and each of TCP's flags that records tell of
+_FLOW = "ifname . ipv4_addr . ipv4_addr . inet_service . inet_service"
+_PROTOCOLS = ("tcp", "udp")
+#: kind of set -> which packets of TCP are noted there
+_FLAGS = {
+    "flags_syn": "tcp flags & (syn | ack) == syn",
+    "flags_synack": "tcp flags & (syn | ack) == syn | ack",
+    "flags_fin": "tcp flags & fin == fin",
+    "flags_rst": "tcp flags & rst == rst",
+}
 #: kind of set -> its key's type
 _TYPES = {
-    "flows": "ifname . ipv4_addr . ipv4_addr . inet_proto . inet_service . inet_service",
-    # A key with the protocol as well is too long for nftables 1.0.6, which crashes.
-    **dict.fromkeys(
-        ("late_tcp", "late_udp"), "ifname . ipv4_addr . ipv4_addr . inet_service . inet_service . mark"
-    ),
+    **{f"flows_{protocol}": _FLOW for protocol in _PROTOCOLS},
+    # The port's own address is known; a length has no type but that of a mark, which has done its work.
+    **{
+        f"late_{protocol}": "ifname . ipv4_addr . inet_service . inet_service . mark"
+        for protocol in _PROTOCOLS
+    },
     "others": "ifname . ipv4_addr . ipv4_addr . inet_proto",
-    "flags": "ifname . ipv4_addr . ipv4_addr . tcp_flag . inet_service . inet_service",
+    **dict.fromkeys(_FLAGS, _FLOW),
     "overflow": "ifname",
 }
+KINDS = tuple(_TYPES)
 
 
 def _generation(vpc_id: str, point: Point, generation: str) -> Iterator[Part]:
     for kind, its_type in _TYPES.items():
         yield Set(netns=vpc_id, name=set_name(kind, point, generation), type=its_type, dynamic=SIZE)
+    flow = f"{point.port} . ip saddr . ip daddr . th sport . th dport"
+    yield Chain(
+        netns=vpc_id,
+        name=_flags_chain(point, generation),
+        rules=tuple(
+            Rule(text=f"{which} update @{set_name(kind, point, generation)} {{ {flow} }}")
+            for kind, which in _FLAGS.items()
+        ),
+    )
     yield counting_chain(vpc_id, point, generation)
+
+
+def _flags_chain(point: Point, generation: str) -> str:
+    return f"flags_{point.name}_{generation}"
 
 
 def counting_chain(vpc_id: str, point: Point, generation: str) -> Chain:
     """Its first rule counts every packet: what the sets have must add up to it."""
     names = {kind: set_name(kind, point, generation) for kind in _TYPES}
-    ends = f"{point.port} . ip saddr . ip daddr"
+    port = point.port
+    own, peer = ("ip saddr", "ip daddr") if point.egress else ("ip daddr", "ip saddr")
     # `update` that fails ends the rule, so what follows `return` is only reached then.
     return Chain(
         netns=vpc_id,
@@ -175,27 +203,30 @@ def counting_chain(vpc_id: str, point: Point, generation: str) -> Chain:
         rules=(
             Rule(text="counter"),
             Rule(
-                text=f"tcp flags & (fin | syn | rst) != 0x0 {point.port} @{FLAG_PORTS} "
-                f"update @{names['flags']} {{ {ends} . tcp flags . th sport . th dport }}"
+                text=f"tcp flags & (fin | syn | rst) != 0x0 {port} @{FLAG_PORTS} "
+                f"jump {_flags_chain(point, generation)}"
             ),
-            Rule(
-                text=f"meta l4proto {{ tcp, udp }} update @{names['flows']} "
-                f"{{ {ends} . meta l4proto . th sport . th dport counter }} return"
-            ),
-            # Sets have no type for a length but that of a mark, which has done its work: the route is chosen.
             *(
                 Rule(
-                    text=f"meta l4proto {protocol} meta mark set meta length "
-                    f"update @{names[f'late_{protocol}']} "
-                    f"{{ {ends} . th sport . th dport . meta mark }} return"
+                    text=f"meta l4proto {protocol} update @{names[f'flows_{protocol}']} "
+                    f"{{ {port} . ip saddr . ip daddr . th sport . th dport counter }} return"
                 )
-                for protocol in ("tcp", "udp")
+                for protocol in _PROTOCOLS
+            ),
+            # What a port passes on for others is as if the set were full.
+            *(
+                Rule(
+                    text=f"meta l4proto {protocol} {port} . {own} @sources meta mark set meta length "
+                    f"update @{names[f'late_{protocol}']} "
+                    f"{{ {port} . {peer} . th sport . th dport . meta mark }} return"
+                )
+                for protocol in _PROTOCOLS
             ),
             Rule(
                 text=f"meta l4proto != {{ tcp, udp }} update @{names['others']} "
-                f"{{ {ends} . meta l4proto counter }} return"
+                f"{{ {port} . ip saddr . ip daddr . meta l4proto counter }} return"
             ),
-            Rule(text=f"update @{names['overflow']} {{ {point.port} }}", comment="a full set"),
+            Rule(text=f"update @{names['overflow']} {{ {port} }}", comment="a full set"),
         ),
     )
 

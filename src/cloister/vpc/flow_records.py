@@ -66,13 +66,15 @@ def version_of(fields: Iterable[str]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logged:
-    """An interface as it was when its traffic was counted. `addresses` has the primary one first."""
+    """An interface as it was when its traffic was counted, at the port of `address`, one of its `addresses`,
+    which have the primary one first."""
 
     interface_id: str
     subnet_id: str
     vpc_id: str
     zone_id: str
     addresses: tuple[str, ...]
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +108,6 @@ class Scene:
     region: str
     services: Mapping[str, str]
     paths: Mapping[str, int]
-
-
-def tcp_flags(seen: int) -> int:
-    """What AWS records of one packet's flags: FIN, SYN, RST; of ACK only that of a SYN-ACK."""
-    found = seen & (FIN | SYN | RST)
-    return found | ACK if seen & SYN and seen & ACK else found
 
 
 def flow_record(fields: tuple[str, ...], logged: Logged, key: Key, counted: Counted, scene: Scene) -> Record:

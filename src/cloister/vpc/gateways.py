@@ -176,8 +176,9 @@ def internet_parts(world: World) -> Iterator[Part]:
     )
 
 
-def igw_parts(gateway: InternetGateway) -> Iterator[Part]:
-    """The pair of an attached gateway, and the translation at the router's end of it."""
+def igw_parts(gateway: InternetGateway, *, noted: Rule) -> Iterator[Part]:
+    """The pair of an attached gateway, and the translation at the router's end of it. `noted` is the rule for
+    what is refused."""
     vpc_id, gateway_id = gateway.vpc_id, gateway.internet_gateway_id
     assert vpc_id is not None
     name = igw_if(gateway_id)
@@ -210,6 +211,7 @@ def igw_parts(gateway: InternetGateway) -> Iterator[Part]:
         name="to_internet",
         rules=(
             Rule(text="ip saddr @public_sources accept", comment=gateway_id),
+            noted,
             Rule(text="drop", comment=f"no public address for {gateway_id} to translate to"),
         ),
     )

@@ -193,24 +193,31 @@ def resolve_private(world: World, vpc: Vpc, name: str, region: str) -> tuple[str
     return None
 
 
-def command_for(world: World, interface: NetworkInterface, host: str, region: str) -> str | None:
-    """The next AWS CLI command towards `host`, a service's own name, reached from `interface` by an endpoint.
-    None: the service has no endpoints that answer by that name."""
+def lack(world: World, interface: NetworkInterface, host: str, region: str) -> tuple[str, str] | None:
+    """Why no endpoint in the VPC of `interface` answers by `host`, a service's own name, and the next AWS CLI
+    command towards it. None: the service has no endpoints that answer by that name."""
     service = next((one for one in SERVICES.values() if host in one.private_names(region)), None)
     vpc = world.get(Vpc, interface.vpc_id)
     if service is None or vpc is None:
         return None
+    there = (one for one in world.where(VpcEndpoint, vpc_id=vpc.vpc_id) if service_of(one) is service)
+    endpoint = next(there, None)
+    name = service.name(region)
+    why = f"{vpc.vpc_id} has no interface endpoint for {name}"
+    if endpoint is not None:
+        why = f"{endpoint.endpoint_id} for {name} does not answer by that name"
     if not vpc.enable_dns_hostnames:
-        return f"aws ec2 modify-vpc-attribute --vpc-id {vpc.vpc_id} --enable-dns-hostnames"
-    for endpoint in world.where(VpcEndpoint, vpc_id=vpc.vpc_id):
-        if service_of(endpoint) is service:
-            return (
-                f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {endpoint.endpoint_id} --private-dns-enabled"
-            )
-    return (
+        why += f", and DNS hostnames of {vpc.vpc_id}, which private DNS needs, are off"
+        return why, f"aws ec2 modify-vpc-attribute --vpc-id {vpc.vpc_id} --enable-dns-hostnames"
+    if endpoint is not None:
+        why += " without private DNS"
+        return why, (
+            f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {endpoint.endpoint_id} --private-dns-enabled"
+        )
+    groups = f" --security-group-ids {' '.join(interface.group_ids)}" if interface.group_ids else ""
+    return why, (
         f"aws ec2 create-vpc-endpoint --vpc-endpoint-type Interface --vpc-id {vpc.vpc_id} "
-        f"--service-name {service.name(region)} --subnet-ids {interface.subnet_id} "
-        f"--security-group-ids {' '.join(interface.group_ids)} --private-dns-enabled"
+        f"--service-name {name} --subnet-ids {interface.subnet_id}{groups} --private-dns-enabled"
     )
 
 

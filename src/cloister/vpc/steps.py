@@ -36,6 +36,7 @@ def allowed(gate: str, origin: str, sentence: str) -> Step:
     return Step(gate=gate, allowed=True, origin=origin, sentence=sentence)
 
 
+NO_PUBLIC_ADDRESS = "IGW_PUBLIC_IP_ASSOCIATION_FOR_EGRESS"
 #: AWS (Reachability Analyzer guide, "Explanation codes"), by gate; others are given where a refusal is made
 _CODES = {
     "route": "NO_ROUTE_TO_DESTINATION",

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
 
 from cloister.iam.decide import Decision, Gate, Match
+from cloister.iam.managed import managed_policy
 from cloister.iam.model import Principal, Role
 from cloister.s3.model import Bucket
 from cloister.vpc.flow import Step
 from cloister.vpc.model import VpcEndpoint
+from cloister.why import amend
 from cloister.world import World
 
+#: where an inline policy of a role hangs, as `iam/collect.py` names it
+_INLINE = re.compile(r"role/([^/]+)/policy/(.+)")
 _NAMES: dict[Gate, str] = {
     "endpoint": "endpoint policy",
     "trust": "trust policy",
@@ -24,7 +29,9 @@ _NAMES: dict[Gate, str] = {
 }
 
 
-def steps(world: World, decision: Decision, *, endpoint_id: str | None) -> Iterator[Step]:
+def steps(
+    world: World, decision: Decision, *, endpoint_id: str | None, objects: str | None = None
+) -> Iterator[Step]:
     """One step for each gate that had a say, in the order in which they are asked; the last one decided."""
     asked: list[Gate] = ["endpoint", "identity", "resource"] if endpoint_id else ["identity", "resource"]
     for gate in asked:
@@ -36,18 +43,23 @@ def steps(world: World, decision: Decision, *, endpoint_id: str | None) -> Itera
         else:
             yield from _passed(decision, decision.gate)
         return
-    yield refusal(world, decision, endpoint_id=endpoint_id)
+    yield refusal(world, decision, endpoint_id=endpoint_id, objects=objects)
 
 
-def refusal(world: World, decision: Decision, *, endpoint_id: str | None) -> Step:
-    """A decision that refuses: AWS's sentence, then the statement, or whose policy has none that allows."""
+def refusal(world: World, decision: Decision, *, endpoint_id: str | None, objects: str | None = None) -> Step:
+    """A decision that refuses: AWS's sentence, then the statement, or whose policy has none that allows.
+    `objects`: the ARN of all that would be asked for like this, for which a statement is then proposed."""
     match = next((m for m in decision.matches if m.gate == decision.gate and m.effect == "Deny"), None)
     sentence = decision.sentence()
     if match is not None:
         sentence += f": {match.statement} of {match.origin}"
+        text = _text_of(world, match)
+        condition = amend.condition_of(text, match.index) if text else ""
+        if condition:
+            sentence += f", whose condition is {condition}"
     elif silent := _silent(decision, endpoint_id):
         sentence += f": {silent} has no such statement"
-    fix = _fix(world, decision, match, endpoint_id)
+    fix = _fix(world, decision, match, endpoint_id, objects)
     return _step(decision, decision.gate, match, False, sentence, fix)
 
 
@@ -81,66 +93,92 @@ def _step(
 # --- the smallest change -----------------------------------------------------------------------------------
 
 
-def _fix(world: World, decision: Decision, match: Match | None, endpoint_id: str | None) -> str | None:
-    """The command that writes the deciding policy with one statement added, or with one taken out."""
-    request = decision.request
-    statement: dict[str, Any] = {"Effect": "Allow", "Action": request.action, "Resource": request.resource}
+def _text_of(world: World, match: Match) -> str:
+    """The document that a statement is of; "" when it is kept nowhere."""
+    if match.gate == "endpoint":
+        endpoint = world.get(VpcEndpoint, match.origin)
+        return endpoint.policy if endpoint is not None else ""
+    if match.gate == "resource":
+        bucket = world.get(Bucket, match.origin.removeprefix("bucket policy of "))
+        return (bucket.policy if bucket is not None else None) or ""
+    inline = _INLINE.fullmatch(match.origin)
+    if inline is not None:
+        role = world.get(Role, inline[1])
+        return role.inline_policies.get(inline[2], "") if role is not None else ""
+    policy = managed_policy(world, match.origin)
+    return policy.versions[policy.default_version] if policy is not None else ""
+
+
+def _fix(
+    world: World, decision: Decision, match: Match | None, endpoint_id: str | None, objects: str | None
+) -> str | None:
+    """The command that writes the deciding policy with one statement added, or with one narrowed."""
+    request, caller = decision.request, decision.request.principal
+    resource = objects or request.resource
+    statement: dict[str, Any] = {"Effect": "Allow", "Action": request.action, "Resource": resource}
+    document: dict[str, Any] | None
+    if match is not None:
+        text = _text_of(world, match)
+        document = amend.sparing(text, match.index, decision.gate, request) if text else None
+        if document is None:
+            return None
+        if isinstance(caller, Principal) and match.origin.startswith("arn:") and match.gate == "identity":
+            policy = managed_policy(world, match.origin)
+            if policy is None or policy.aws_managed or not document["Statement"]:
+                return (
+                    f"aws iam detach-role-policy --role-name {caller.role_name} --policy-arn {match.origin}"
+                )
+        return _written(world, match.gate, match.origin, document)
     if decision.gate == "endpoint" and endpoint_id is not None:
         endpoint = world.get(VpcEndpoint, endpoint_id)
         if endpoint is None:
             return None
-        document = _changed(endpoint.policy, match, {**statement, "Principal": "*"})
-        if not document["Statement"]:
-            # a policy cannot be empty: the default one, which allows everything, is what is left
-            return f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {endpoint_id} --reset-policy"
-        return _command("aws ec2 modify-vpc-endpoint --vpc-endpoint-id", endpoint_id, document)
+        document = amend.allowing(endpoint.policy, {**statement, "Principal": "*"})
+        return _written(world, "endpoint", endpoint_id, document)
+    if not isinstance(caller, Principal):
+        return None  # what would let the unsigned in would let in everybody
     if decision.gate == "resource":
         bucket = world.get(Bucket, request.resource.removeprefix("arn:aws:s3:::").partition("/")[0])
         if bucket is None:
             return None
-        principal = request.principal
-        who: Any = "*"
-        if isinstance(principal, Principal):
-            who = {"AWS": principal.role_arn or principal.arn}
-        document = _changed(bucket.policy or "", match, {**statement, "Principal": who})
-        if not document["Statement"]:
-            return f"aws s3api delete-bucket-policy --bucket {bucket.name}"
-        text = shlex.quote(json.dumps(document))
-        return f"aws s3api put-bucket-policy --bucket {bucket.name} --policy {text}"
-    if decision.gate == "identity" and isinstance(request.principal, Principal):
-        return _identity_fix(world, request.principal, match, statement)
+        whom = {"AWS": caller.role_arn or caller.arn}
+        document = amend.allowing(bucket.policy or "", {**statement, "Principal": whom})
+        return _written(world, "resource", bucket.name, document)
+    role = world.get(Role, caller.role_name or "")
+    if role is not None and decision.gate == "identity":
+        name = f"allow-{request.action.replace(':', '-')}"
+        document = amend.allowing(role.inline_policies.get(name, ""), statement)
+        return _written(world, "identity", f"role/{role.name}/policy/{name}", document)
+    if role is not None and decision.gate == "boundary" and role.boundary_arn is not None:
+        policy = managed_policy(world, role.boundary_arn)
+        if policy is not None and not policy.aws_managed:
+            document = amend.allowing(policy.versions[policy.default_version], statement)
+            return _written(world, "boundary", policy.arn, document)
     return None
 
 
-def _identity_fix(
-    world: World, principal: Principal, match: Match | None, statement: dict[str, Any]
-) -> str | None:
-    role = world.get(Role, principal.role_name or "")
-    if role is None:
-        return None
-    name = f"allow-{statement['Action'].replace(':', '-')}"
-    if match is not None:
-        prefix = f"role/{role.name}/policy/"
-        if not match.origin.startswith(prefix):
-            return f"aws iam detach-role-policy --role-name {role.name} --policy-arn {match.origin}"
-        name = match.origin.removeprefix(prefix)
-    document = _changed(role.inline_policies.get(name, ""), match, statement)
-    if not document["Statement"]:
-        return f"aws iam delete-role-policy --role-name {role.name} --policy-name {name}"
-    return _command(f"aws iam put-role-policy --role-name {role.name} --policy-name", name, document)
-
-
-def _changed(text: str, match: Match | None, statement: dict[str, Any]) -> dict[str, Any]:
-    """The document without the statement that matched, or with `statement` when none did."""
-    document: dict[str, Any] = json.loads(text) if text else {"Version": "2012-10-17", "Statement": []}
-    given = document.get("Statement", [])
-    found = list(given) if isinstance(given, list) else [given]
-    if match is not None:
-        del found[match.index]
-    else:
-        found.append(statement)
-    return {**document, "Statement": found}
-
-
-def _command(start: str, name: str, document: dict[str, Any]) -> str:
-    return f"{start} {name} --policy-document {shlex.quote(json.dumps(document))}"
+def _written(world: World, gate: Gate, origin: str, document: dict[str, Any]) -> str | None:
+    """The command that makes a policy be this document; one without a statement is not kept."""
+    text = shlex.quote(json.dumps(document))
+    empty = not document["Statement"]
+    inline = _INLINE.fullmatch(origin)
+    if gate == "endpoint":
+        # the default policy, which allows everything, is what is left
+        what = "--reset-policy" if empty else f"--policy-document {text}"
+        return f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {origin} {what}"
+    if gate == "resource":
+        name = origin.removeprefix("bucket policy of ")
+        if empty:
+            return f"aws s3api delete-bucket-policy --bucket {name}"
+        return f"aws s3api put-bucket-policy --bucket {name} --policy {text}"
+    if inline is not None:
+        names = f"--role-name {inline[1]} --policy-name {inline[2]}"
+        if empty:
+            return f"aws iam delete-role-policy {names}"
+        return f"aws iam put-role-policy {names} --policy-document {text}"
+    policy = managed_policy(world, origin)
+    if policy is not None and not policy.aws_managed and not empty:
+        return (
+            f"aws iam create-policy-version --policy-arn {origin} --policy-document {text} --set-as-default"
+        )
+    return None

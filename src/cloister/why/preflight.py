@@ -6,20 +6,20 @@ instances among each other, every input and output, every service that the user 
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cloister.jobs import execution_role
+from cloister.jobs.objects import split_uri
 from cloister.services.api import Call
 from cloister.services.sagemaker import checks
-from cloister.vpc import addresses
+from cloister.vpc import addresses, changes, service_network
 from cloister.vpc.flow import Step, Verdict
-from cloister.vpc.interfaces import create_interface
 from cloister.vpc.model import SecurityGroup, Subnet
-from cloister.why.job import Place, why_request_of
+from cloister.why import role
+from cloister.why.job import Place, in_words, stand_in, why_request_of
 from cloister.why.request import session_of, why_request
 from cloister.wire.errors import AwsError
 
@@ -35,46 +35,95 @@ class Finding:
     steps: tuple[Step, ...] = ()
 
 
-def preflight(call: Call, params: Mapping[str, Any], services: Sequence[str] = ()) -> list[Finding]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the World does not know. `keys`: some of the keys below an input's S3Uri, by that; absent: not
+    known. `image_trouble`: why the image cannot be had, "" when it can."""
+
+    keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    image_trouble: str = ""
+
+
+def preflight(
+    call: Call, params: Mapping[str, Any], services: Sequence[str] = (), facts: Facts | None = None
+) -> list[Finding]:
     """`params` are CreateProcessingJob's, already validated against the model. `services` are names as in
-    `sts`, `secretsmanager`, or host names that the container will ask over HTTPS."""
-    return list(_findings(call, dict(params), services))
+    `sts`, `secretsmanager`, actions as in `kms:Decrypt`, or host names that the container will ask over
+    HTTPS."""
+    return list(_findings(call, dict(params), services, facts or Facts()))
 
 
-def _findings(call: Call, params: dict[str, Any], services: Sequence[str]) -> Iterator[Finding]:
+def _findings(call: Call, params: dict[str, Any], services: Sequence[str], facts: Facts) -> Iterator[Finding]:
+    config = (params.get("NetworkConfig") or {}).get("VpcConfig")
     yield from _checked("request", lambda: checks.check_implemented(params), "Cloister does all it asks for.")
     yield from _checked("channels", lambda: checks.check_channels(params), "Names and paths are in order.")
-    config = (params.get("NetworkConfig") or {}).get("VpcConfig")
-    yield from _checked(
-        "role", lambda: checks.check_role(call, params["RoleArn"]), "SageMaker may assume it."
-    )
+    forced = _checked("subnet tag", lambda: checks.check_forced_subnet(params, config), "")
+    yield from (each for each in forced if not each.ok)
+    yield _image(params["AppSpecification"]["ImageUri"], facts)
+    yield (trust := _role(call, params["RoleArn"]))
+    if not trust.ok:  # what its policies allow is no question yet
+        return
     place = Place(region=call.region, account=call.account, now=call.now)
-    if not config:
-        for answer in why_request_of(call.tx, params, place):
-            yield _of_verdict(answer.what, answer.verdict)
-        return
-    yield from _permissions(call, params["RoleArn"])
-    problems = list(_checked("network", lambda: checks.check_network(call, config), ""))
-    yield from (each for each in problems if not each.ok)
-    if not all(each.ok for each in problems):
-        return
-    subnet_id, findings = _subnets(call, params, config["Subnets"])
-    yield from findings
-    if subnet_id is None:
-        return
-    for answer in why_request_of(call.tx, params, place, subnet_id=subnet_id):
+    subnet_id = None
+    if config:
+        unable = role.unable(call.tx, params["RoleArn"])
+        yield _of_step("permissions", unable, "The role may do what a job in a VPC needs.")
+        problems = list(_checked("network", lambda: checks.check_network(call, config), ""))
+        yield from (each for each in problems if not each.ok)
+        if not all(each.ok for each in problems):
+            return
+        subnet_id, findings = _subnets(call, params, config["Subnets"])
+        yield from findings
+        if subnet_id is None:
+            return
+    for answer in why_request_of(call.tx, params, place, subnet_id=subnet_id, keys=facts.keys):
         finding = _of_verdict(answer.what, answer.verdict)
         encrypted = (params.get("NetworkConfig") or {}).get("EnableInterContainerTrafficEncryption")
-        if " to algo-" in answer.what and not finding.ok and not encrypted:
+        if config and " to algo-" in answer.what and not finding.ok and not encrypted:
             finding = _self_reference(call, config["SecurityGroupIds"], finding)
         yield finding
-    isolated = params["NetworkConfig"].get("EnableNetworkIsolation")
+    yield from _empty(params, facts)
+    isolated = (params.get("NetworkConfig") or {}).get("EnableNetworkIsolation")
     for service in services:
         if isolated:
             sentence = "The container has network isolation: it reaches no service."
             yield Finding(ok=False, about=f"service {service}", sentence=sentence)
         else:
             yield _service(call, params, subnet_id, service)
+
+
+def _image(uri: str, facts: Facts) -> Finding:
+    if not facts.image_trouble:
+        return Finding(ok=True, about="image", sentence=f"{uri} can be had.")
+    fix = f"podman pull {shlex.quote(uri)}"
+    return Finding(ok=False, about="image", sentence=facts.image_trouble, fix=fix)
+
+
+def _role(call: Call, arn: str) -> Finding:
+    """The caller may pass it, and SageMaker may assume it."""
+    problem = next(iter(_checked("role", lambda: checks.check_role(call, arn), "SageMaker may assume it.")))
+    untrusted = role.untrusted(call.tx, arn) if not problem.ok else None
+    return _of_step("role", untrusted, "") if untrusted is not None else problem
+
+
+def _of_step(about: str, step: Step | None, otherwise: str) -> Finding:
+    if step is None:
+        return Finding(ok=True, about=about, sentence=otherwise)
+    return Finding(ok=False, about=about, sentence=step.sentence, fix=step.fix, steps=(step,))
+
+
+def _empty(params: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
+    """Inputs without an object: AWS lets no job begin without."""
+    for each in params.get("ProcessingInputs") or ():
+        uri = (each.get("S3Input") or {}).get("S3Uri", "")
+        if uri not in facts.keys:
+            continue
+        about, keys = f"input {each['InputName']}: objects", facts.keys[uri]
+        if each["S3Input"].get("S3DataType") == "ManifestFile":
+            if split_uri(uri)[1] not in keys:
+                yield Finding(ok=False, about=about, sentence=f"There is no manifest {uri}.")
+        elif not keys:
+            yield Finding(ok=False, about=about, sentence=f"There is no object under {uri}: a job needs one.")
 
 
 def _checked(about: str, check: Callable[[], None], sentence: str) -> Iterator[Finding]:
@@ -84,27 +133,6 @@ def _checked(about: str, check: Callable[[], None], sentence: str) -> Iterator[F
         yield Finding(ok=False, about=about, sentence=error.message)
     else:
         yield Finding(ok=True, about=about, sentence=sentence)
-
-
-def _permissions(call: Call, role_arn: str) -> Iterator[Finding]:
-    role = execution_role.assume(call.tx, role_arn)
-    if role is None:
-        return
-    missing = execution_role.missing_permissions(call.tx, session_of(role, call.account))
-    if not missing:
-        yield Finding(ok=True, about="permissions", sentence="The role may do what a job in a VPC needs.")
-        return
-    document = {
-        "Version": "2012-10-17",
-        "Statement": [{"Effect": "Allow", "Action": missing, "Resource": "*"}],
-    }
-    yield Finding(
-        ok=False,
-        about="permissions",
-        sentence=f"The role {role.name} lacks {', '.join(missing)}.",
-        fix=f"aws iam put-role-policy --role-name {role.name} --policy-name sagemaker-vpc "
-        f"--policy-document {shlex.quote(json.dumps(document))}",
-    )
 
 
 def _subnets(
@@ -120,7 +148,8 @@ def _subnets(
     sentence = f"The job needs {need} addresses of one subnet (2 for each of {count} instances); {listed}."
     fix = None
     if chosen is None:
-        fix = f"aws ec2 create-subnet --vpc-id {subnets[0].vpc_id} --cidr-block A-FREE-BLOCK"
+        sentence += " Name a larger one in VpcConfig.Subnets."
+        fix = changes.larger_subnet(call.tx, subnets[0], need)
     findings = [Finding(ok=chosen is not None, about="addresses", sentence=sentence, fix=fix)]
     zones = sorted({subnet.zone for subnet in subnets})
     if len(zones) == 1:
@@ -144,29 +173,32 @@ def _self_reference(call: Call, group_ids: Sequence[str], finding: Finding) -> F
     )
 
 
-def _service(call: Call, params: Mapping[str, Any], subnet_id: str, service: str) -> Finding:
-    prefix = {"sagemaker": "api.sagemaker", "ecr": "api.ecr"}.get(service, service)
-    host = service if "." in service else f"{prefix}.{call.region}.amazonaws.com"
-    role = execution_role.assume(call.tx, params["RoleArn"])
+def _service(call: Call, params: Mapping[str, Any], subnet_id: str | None, service: str) -> Finding:
+    """`service`: "sts", "kms:Decrypt", or a host's name or address, with or without a port."""
+    name, _, operation = service.partition(":")
+    port = f":{operation}" if operation.isdigit() else ""
+    prefix = {"sagemaker": "api.sagemaker", "ecr": "api.ecr"}.get(name, name)
+    host = name if "." in name else f"{prefix}.{call.region}.amazonaws.com"
+    assumed = execution_role.assume(call.tx, params["RoleArn"])
     tx = call.tx.begin()
-    interface = create_interface(
-        tx,
-        subnet_id=subnet_id,
-        group_ids=params["NetworkConfig"]["VpcConfig"]["SecurityGroupIds"],
-        now=call.now,
-        attach=("",),
-    )
+    if subnet_id is None:
+        subnet = service_network.jobs_subnet(tx, region=call.region, now=call.now)
+        subnet_id, groups = subnet.subnet_id, [service_network.job_group(tx, subnet, "job").group_id]
+    else:
+        groups = params["NetworkConfig"]["VpcConfig"]["SecurityGroupIds"]
+    interface = stand_in(tx, subnet_id=subnet_id, group_ids=groups, now=call.now)
     verdict = why_request(
         tx.commit(),
         interface,
         "GET",
-        f"https://{host}/",
-        principal=session_of(role, call.account) if role is not None else None,
+        f"https://{host}{port}/",
+        principal=session_of(assumed, call.account) if assumed is not None else None,
         region=call.region,
         account=call.account,
         now=call.now,
+        action=service if operation and not port else None,
     )
-    return _of_verdict(f"service {service}", verdict)
+    return _of_verdict(f"service {service}", in_words(verdict, [interface]))
 
 
 def _of_verdict(about: str, verdict: Verdict) -> Finding:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from cloister.jobs.model import ProcessingJob
 from cloister.vpc import route_tables, service_network
+from cloister.vpc.flow import Step
 from cloister.vpc.model import NetworkAcl, NetworkInterface, SecurityGroup, Subnet, Vpc, VpcEndpoint
 from cloister.world import World
 
@@ -128,6 +129,7 @@ def receipt(job: ProcessingJob, record: dict[str, Any], *, now: float) -> dict[s
         "reached": record["flows"],
         "refused": record["refused"],
         "requests": record["requests"],
+        "unknown_names": record["unknown_names"],
         "lines_left_out": record["left_out"],
         "connections_may_be_missing": record["gaps"],
         "data": data,
@@ -136,12 +138,12 @@ def receipt(job: ProcessingJob, record: dict[str, Any], *, now: float) -> dict[s
 
 
 def refused(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was refused to a job while it ran, packets before requests: "who", "what" in words, the "gate",
-    "by" which rule, "why", the "fix", how many "times" of which "unit"."""
+    """What was refused to a job while it ran, packets before requests before names: "who", "what" in words,
+    the "gate", "by" which rule, "why", the "fix", how many "times" of which "unit"."""
     found = [
         {
             "who": each["who"],
-            "what": f"{each['who']} to {each['to']} {each['protocol']}"
+            "what": f"{each['who']} to {_place(each['to'], each.get('name'))} {each['protocol']}"
             + (f" port {each['port']}" if each["port"] is not None else ""),
             "gate": each["gate"],
             "by": each["by"],
@@ -152,7 +154,7 @@ def refused(record: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for each in record["refused"]
     ]
-    return found + [
+    found += [
         {
             "who": each["who"],
             "what": f"{each['who']}: {each['action']} {each['example']}",
@@ -166,6 +168,41 @@ def refused(record: dict[str, Any]) -> list[dict[str, Any]]:
         for each in record["requests"]
         if each["outcome"] == "refused"
     ]
+    found += [
+        {
+            "who": each["who"],
+            "what": f"{each['who']}: the name {each['name']}",
+            "gate": each["gate"],
+            "by": each["by"],
+            "why": each["why"],
+            "fix": each["fix"],
+            "times": each["questions"],
+            "unit": "questions",
+        }
+        for each in record["unknown_names"]
+    ]
+    return found
+
+
+def told_of(refusal: Step | None) -> dict[str, Any]:
+    """What a line of a record says of a refusal."""
+    return {
+        "gate": refusal.gate if refusal else None,
+        "by": refusal.origin if refusal else None,
+        "why": refusal.sentence if refusal else "The rules have allowed it since.",
+        "fix": refusal.fix if refusal else None,
+    }
+
+
+def as_refused(flow: dict[str, Any]) -> dict[str, Any]:
+    """A connection that got no further than a gateway, as a line of what was refused."""
+    line = {name: flow.get(name) for name in ("who", "name", "protocol", "port")}
+    counts = {"packets": flow["packets_sent"], "bytes": flow["bytes_sent"]}
+    return {**line, "to": flow["other"], **flow["refusal"], **counts}
+
+
+def _place(address: str, name: str | None) -> str:
+    return f"{name} ({address})" if name else address
 
 
 def sign(body: dict[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:

@@ -284,6 +284,8 @@ def _group_rule(call: Call, group_id: str, rule_id: str, direction: str) -> Para
     return shape
 
 
+#: the number of an ACL's rule "*", as DescribeNetworkAcls has it
+_LAST_RULE = 32767
 #: gate -> member of Explanation that names the resource
 _MEMBERS = {
     "route": "RouteTable",
@@ -307,9 +309,9 @@ def _explanation(call: Call, step: Step) -> Params:
         shape["NetworkInterface"] = component
     if step.gate in ("egress", "ingress"):
         shape["SecurityGroups"] = [component]
-    if step.gate == "acl" and rule.isdigit():
+    if step.gate == "acl" and rule:
         shape["AclRule"] = {
-            "RuleNumber": int(rule),
+            "RuleNumber": int(rule) if rule.isdigit() else _LAST_RULE,
             "Egress": step.direction == "egress",
             "RuleAction": "deny",
         }

@@ -1,0 +1,60 @@
+"""What only a look outside of the World tells of a job that is asked about: its objects, its image."""
+
+from __future__ import annotations
+
+import asyncio
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from typing import Any
+
+from cloister.jobs.images import Images, registry_of
+from cloister.jobs.objects import split_uri
+from cloister.s3.address import encode_path, encode_query
+from cloister.s3.backend import Backend
+from cloister.why.preflight import Facts
+from cloister.wire.errors import AwsError
+
+#: keys of an input that are looked at
+_KEYS = 100
+_LOOK_SECONDS, _CONNECT_SECONDS = 10.0, 3.0
+
+
+async def facts_of(request: Mapping[str, Any], backend: Backend, images: Images) -> Facts:
+    """Of a CreateProcessingJob request that is valid. What cannot be found out is left out."""
+    uris = {
+        (each.get("S3Input") or {}).get("S3Uri", "") for each in request.get("ProcessingInputs") or ()
+    } - {""}
+    listed = await asyncio.gather(*(_keys(backend, uri) for uri in uris))
+    return Facts(
+        keys={uri: keys for uri, keys in zip(uris, listed, strict=True) if keys is not None},
+        image_trouble=await _image_trouble(images, request["AppSpecification"]["ImageUri"]),
+    )
+
+
+async def _keys(backend: Backend, uri: str) -> list[str] | None:
+    bucket, prefix = split_uri(uri)
+    query = encode_query({"list-type": "2", "max-keys": str(_KEYS), "prefix": prefix})
+    try:
+        async with asyncio.timeout(_LOOK_SECONDS):
+            answer = await backend.request("GET", encode_path(bucket), query)
+            async with answer:
+                if answer.status != 200:
+                    return None
+                found = ET.fromstring(await answer.read())
+    except (AwsError, TimeoutError, OSError, ET.ParseError):
+        return None
+    return [key.text or "" for key in found.iterfind("{*}Contents/{*}Key")]
+
+
+async def _image_trouble(images: Images, uri: str) -> str:
+    """An image that is not here is pulled when a job needs it, if its registry is reached at all."""
+    if await asyncio.to_thread(images.local, uri) is not None:
+        return ""
+    host, port = registry_of(uri)
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+        writer.close()
+    except (TimeoutError, OSError):
+        return f"{uri} is not in podman's storage, and its registry {host} is not reached from this host."
+    return ""
