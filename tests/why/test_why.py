@@ -7,7 +7,7 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
-from cloister.iam.model import Principal, Role
+from cloister.iam.model import ManagedPolicy, Principal, Role
 from cloister.jobs.execution_role import VPC_ACTIONS
 from cloister.s3.model import Bucket
 from cloister.services.api import Call, Origin
@@ -488,3 +488,39 @@ def test_a_bucket_is_asked_by_the_name_that_clients_use() -> None:
         _world(Bucket(name="a.b", region=REGION, owner_account=ACCOUNT, created=0)), "GET", "s3://a.b/x"
     )
     assert dotted.steps[0].sentence.startswith(f"s3.{REGION}.amazonaws.com")
+
+
+def test_a_role_that_is_denied_what_a_vpc_needs_gets_the_denial_narrowed_and_no_statement_more() -> None:
+    no_interface = json.dumps(
+        {
+            "Version": "2012-10-17",
+            "Statement": [
+                {
+                    "Effect": "Deny",
+                    "Action": ["ec2:CreateNetworkInterface", "ec2:CreateVpc"],
+                    "Resource": "*",
+                }
+            ],
+        }
+    )
+    role = replace(ROLE, inline_policies={**ROLE.inline_policies, "deny": no_interface})
+    finding = _check(_world(role), _request())["permissions"]
+    assert "statement 1 of role/runner/policy/deny" in finding.sentence
+    assert finding.fix is not None
+    words = shlex.split(finding.fix)
+    assert words[words.index("--policy-name") + 1] == "deny"
+    assert json.loads(words[-1])["Statement"][0]["Action"] == ["ec2:CreateVpc"]
+
+
+def test_a_boundary_that_leaves_out_what_a_vpc_needs_is_what_must_change() -> None:
+    boundary = ManagedPolicy(
+        arn=f"arn:aws:iam::{ACCOUNT}:policy/b",
+        name="b",
+        policy_id="ANPA1",
+        versions={"v1": _allowing("s3:*")},
+        created=0,
+        updated=0,
+    )
+    finding = _check(_world(boundary, replace(ROLE, boundary_arn=boundary.arn)), _request())["permissions"]
+    assert finding.fix is not None
+    assert finding.fix.startswith(f"aws iam create-policy-version --policy-arn {boundary.arn} ")

@@ -7,11 +7,11 @@ import shlex
 from typing import Any
 
 from cloister.iam import collect
-from cloister.iam.decide import Decision
+from cloister.iam.decide import Decision, Request, decide
 from cloister.iam.model import Role, ServicePrincipal
 from cloister.jobs import execution_role
 from cloister.vpc.flow import Step
-from cloister.why import amend
+from cloister.why import amend, permission
 from cloister.why.request import session_of
 from cloister.world import World
 
@@ -20,6 +20,9 @@ _TRUST: dict[str, Any] = {
     "Principal": {"Service": execution_role.SERVICE},
     "Action": "sts:AssumeRole",
 }
+
+#: no statement of the role's own policies is about it
+_SILENT = ("IMPLICIT_DENY", "identity")
 
 
 def untrusted(world: World, arn: str) -> Step | None:
@@ -57,18 +60,32 @@ def _trusting(role: Role, decision: Decision) -> dict[str, Any] | None:
 
 
 def unable(world: World, arn: str) -> Step | None:
-    """What a role may not do that a job in a VPC needs."""
+    """What a role may not do that a job in a VPC needs: all at once that no policy of its own allows; else
+    the first that is denied, or not within its boundary."""
     role = execution_role.assume(world, arn)
-    missing = execution_role.missing_permissions(world, session_of(role, arn.split(":")[4])) if role else []
-    if role is None or not missing:
+    session = session_of(role, arn.split(":")[4]) if role else None
+    missing = execution_role.missing_permissions(world, session) if session is not None else []
+    if role is None or session is None or not missing:
         return None
-    statement = {"Effect": "Allow", "Action": missing, "Resource": "*"}
+    policies = collect.identity_policies(world, session)
+    decisions = [
+        decide(Request(principal=session, action=action, resource="*"), policies) for action in missing
+    ]
+    silent = [each.request.action for each in decisions if (each.reason, each.gate) == _SILENT]
+    sentence = (
+        f"The execution role {arn} is not allowed to perform {', '.join(missing)}, "
+        "which a job in a VPC needs. Allow it on resource *."
+    )
+    if not silent:
+        refusal = permission.refusal(world, decisions[0], endpoint_id=None)
+        because = refusal.sentence.partition(" on resource: * ")[2]
+        return _refused(refusal.gate, refusal.origin, f"{sentence} It is refused {because}", refusal.fix)
+    statement = {"Effect": "Allow", "Action": silent, "Resource": "*"}
     document = amend.allowing(role.inline_policies.get("sagemaker-vpc", ""), statement)
     return _refused(
         "identity policy",
         role.name,
-        f"The execution role {arn} is not allowed to perform {', '.join(missing)}, "
-        "which a job in a VPC needs. Allow it on resource *.",
+        sentence,
         f"aws iam put-role-policy --role-name {role.name} --policy-name sagemaker-vpc "
         f"--policy-document {_quoted(document)}",
     )
