@@ -21,9 +21,6 @@ _TRUST: dict[str, Any] = {
     "Action": "sts:AssumeRole",
 }
 
-#: no statement of the role's own policies is about it
-_SILENT = ("IMPLICIT_DENY", "identity")
-
 
 def untrusted(world: World, arn: str) -> Step | None:
     """Why SageMaker may not assume a role."""
@@ -60,8 +57,8 @@ def _trusting(role: Role, decision: Decision) -> dict[str, Any] | None:
 
 
 def unable(world: World, arn: str) -> Step | None:
-    """What a role may not do that a job in a VPC needs: all at once that no policy of its own allows; else
-    the first that is denied, or not within its boundary."""
+    """What a role may not do that a job in a VPC needs. What no policy allows is told at once, with one
+    change; of what is denied the first."""
     role = execution_role.assume(world, arn)
     session = session_of(role, arn.split(":")[4]) if role else None
     missing = execution_role.missing_permissions(world, session) if session is not None else []
@@ -71,24 +68,24 @@ def unable(world: World, arn: str) -> Step | None:
     decisions = [
         decide(Request(principal=session, action=action, resource="*"), policies) for action in missing
     ]
-    silent = [each.request.action for each in decisions if (each.reason, each.gate) == _SILENT]
     sentence = (
         f"The execution role {arn} is not allowed to perform {', '.join(missing)}, "
         "which a job in a VPC needs. Allow it on resource *."
     )
-    if not silent:
-        refusal = permission.refusal(world, decisions[0], endpoint_id=None)
-        because = refusal.sentence.partition(" on resource: * ")[2]
-        return _refused(refusal.gate, refusal.origin, f"{sentence} It is refused {because}", refusal.fix)
-    statement = {"Effect": "Allow", "Action": silent, "Resource": "*"}
-    document = amend.allowing(role.inline_policies.get("sagemaker-vpc", ""), statement)
-    return _refused(
-        "identity policy",
-        role.name,
-        sentence,
-        f"aws iam put-role-policy --role-name {role.name} --policy-name sagemaker-vpc "
-        f"--policy-document {_quoted(document)}",
-    )
+    first = min(decisions, key=lambda each: each.reason == "EXPLICIT_DENY")
+    refusal = permission.refusal(world, first, endpoint_id=None)
+    if first.gate != "identity" or first.reason == "EXPLICIT_DENY":
+        sentence += f" It is refused {refusal.sentence.partition(' on resource: * ')[2]}."
+    fix = refusal.fix
+    if first.reason == "IMPLICIT_DENY":
+        silent = [
+            each.request.action
+            for each in decisions
+            if (each.reason, each.gate) == (first.reason, first.gate)
+        ]
+        statement = {"Effect": "Allow", "Action": silent, "Resource": "*"}
+        fix = permission.of_role(world, session, first.gate, statement)
+    return _refused(refusal.gate, refusal.origin, sentence, fix)
 
 
 def _refused(gate: str, origin: str, sentence: str, fix: str | None) -> Step:
