@@ -374,6 +374,21 @@ def test_an_explanation_is_wrapped_for_a_terminal_and_its_commands_are_not(state
     assert json.loads(run(*question, "--json", state=state).output) == WHY
 
 
+def test_a_name_that_a_container_made_up_does_not_command_the_terminal(state: Path) -> None:
+    evil = {
+        "what": "algo-1: the name \x1b[2Jx\n",
+        "why": "\x07",
+        "fix": None,
+        "times": 1,
+        "unit": "questions",
+    }
+    ended = {"job": "etl", "status": "Failed", "failure_reason": "\x1b]0;x", "ended": True}
+    ANSWERS["/why"] = (200, {**ended, "refused": [evil], "answers": []})
+    shown = run("why", "etl", state=state).output
+    assert "\\x1b[2Jx\\n (1 question)" in shown
+    assert not {"\x1b", "\x07"} & set(shown)
+
+
 def in_terminal(*arguments: str, state: Path) -> str:
     """What a command writes to a terminal of 80 columns, without colours."""
     master, slave = pty.openpty()

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
-from cloister.iam.model import Principal, Role
+from cloister.iam.model import ManagedPolicy, Principal, Role
 from cloister.jobs.execution_role import VPC_ACTIONS
 from cloister.s3.model import Bucket
 from cloister.services.api import Call, Origin
@@ -488,3 +488,80 @@ def test_a_bucket_is_asked_by_the_name_that_clients_use() -> None:
         _world(Bucket(name="a.b", region=REGION, owner_account=ACCOUNT, created=0)), "GET", "s3://a.b/x"
     )
     assert dotted.steps[0].sentence.startswith(f"s3.{REGION}.amazonaws.com")
+
+
+def test_a_role_that_is_denied_what_a_vpc_needs_gets_the_denial_narrowed_and_no_statement_more() -> None:
+    no_interface = json.dumps(
+        {
+            "Version": "2012-10-17",
+            "Statement": [
+                {
+                    "Effect": "Deny",
+                    "Action": ["ec2:CreateNetworkInterface", "ec2:CreateVpc"],
+                    "Resource": "*",
+                }
+            ],
+        }
+    )
+    role = replace(ROLE, inline_policies={**ROLE.inline_policies, "deny": no_interface})
+    finding = _check(_world(role), _request())["permissions"]
+    assert "statement 1 of role/runner/policy/deny" in finding.sentence
+    assert finding.fix is not None
+    words = shlex.split(finding.fix)
+    assert words[words.index("--policy-name") + 1] == "deny"
+    assert json.loads(words[-1])["Statement"][0]["Action"] == ["ec2:CreateVpc"]
+
+
+def test_a_boundary_that_leaves_out_what_a_vpc_needs_is_what_must_change() -> None:
+    boundary = ManagedPolicy(
+        arn=f"arn:aws:iam::{ACCOUNT}:policy/b",
+        name="b",
+        policy_id="ANPA1",
+        versions={"v1": _allowing("s3:*")},
+        created=0,
+        updated=0,
+    )
+    finding = _check(_world(boundary, replace(ROLE, boundary_arn=boundary.arn)), _request())["permissions"]
+    assert finding.fix is not None
+    assert finding.fix.startswith(f"aws iam create-policy-version --policy-arn {boundary.arn} ")
+
+
+def test_a_policy_that_has_all_the_versions_it_may_have_loses_its_oldest() -> None:
+    versions = {f"v{number}": _allowing("s3:*") for number in (3, 4, 5, 6, 7)}
+    boundary = ManagedPolicy(
+        arn=f"arn:aws:iam::{ACCOUNT}:policy/b",
+        name="b",
+        policy_id="ANPA1",
+        versions=versions,
+        default_version="v3",
+        created=0,
+        updated=0,
+    )
+    finding = _check(_world(boundary, replace(ROLE, boundary_arn=boundary.arn)), _request())["permissions"]
+    assert boundary.arn in finding.sentence
+    remove, make = (finding.fix or "").split(" && ")
+    assert remove == f"aws iam delete-policy-version --policy-arn {boundary.arn} --version-id v4"
+    # all that is missing, with one statement
+    words = shlex.split(make)
+    document = json.loads(words[words.index("--policy-document") + 1])
+    assert document["Statement"][-1]["Action"] == list(VPC_ACTIONS)
+
+
+def test_a_rule_of_some_ports_between_the_instances_is_told_with_its_ports() -> None:
+    https = GroupRule(
+        rule_id="sgr-3", egress=False, protocol="tcp", from_port=443, to_port=443, group_id="sg-1"
+    )
+    finding = _check(_world(replace(GROUP, rules=(GROUP.rules[0], https))), _request())["algo-1 to algo-2"]
+    assert finding.ok
+    assert finding.sentence == "Ingress rule sgr-3 of sg-1 allows it on port 443 from sg-1."
+
+
+def test_the_subnet_that_a_tag_chooses_is_the_one_that_is_checked() -> None:
+    other = Subnet(
+        subnet_id="subnet-2", vpc_id="vpc-1", cidr="10.0.9.0/28", zone="us-east-1b", zone_id="use1-az2"
+    )
+    request = _request(Subnets=["subnet-1", "subnet-2"])
+    request["Tags"] = [{"Key": "cloister:subnet", "Value": "subnet-2"}]
+    finding = _check(_world(other), request)["addresses"]
+    assert "subnet-2 in us-east-1b has 11 free" in finding.sentence
+    assert "subnet-1" not in finding.sentence

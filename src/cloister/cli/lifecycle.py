@@ -213,8 +213,8 @@ def status(state: Path, /, as_json: bool) -> None:
     if found["problem"]:
         click.echo(f"PROBLEM    {found['problem']}")
     for job in found["jobs"]:
-        where = f"  {job['subnet']}" if job["subnet"] else ""
-        click.echo(f"job        {job['name']:40} {job['status']:11} {job['phase']}{where}")
+        phase = f" ({job['phase']})" if job["phase"] != job["status"] else ""
+        click.echo(f"job        {job['name']:30} {job['status'] + phase:11} {job['subnet'] or ''}".rstrip())
 
 
 @click.command()

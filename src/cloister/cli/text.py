@@ -12,6 +12,7 @@ import click
 def say(text: str, first: str = "", rest: int | None = None) -> None:
     """A sentence after `first`; in a terminal its further lines are indented by `rest`, as far as `first`
     reaches by default."""
+    text = printable(text)
     if not sys.stdout.isatty():
         click.echo(first + text)
         return
@@ -33,6 +34,11 @@ def tell_command(label: str, command: str, indent: int) -> None:
         click.echo(shown)
     else:
         click.echo(" " * indent + f"{label}: {shown}")
+
+
+def printable(text: str) -> str:
+    """Keys and names are whatever a container made them: none of them shall move a terminal's cursor."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def mark(good: bool) -> str:

@@ -7,8 +7,11 @@ One `run` is one transaction: all of its commands take effect at once, or none d
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
+import os
+import socket
 import struct
 import threading
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 from cloister.kernel.netlink import Netlink, attributes
 
 SONAME = "libnftables.so.1"
+_NETLINK_NETFILTER = 12
 
 _NFT_CTX_DEFAULT = 0
 _NFT_CTX_OUTPUT_JSON = 1 << 4
@@ -23,6 +27,12 @@ _NFT_CTX_OUTPUT_JSON = 1 << 4
 # libnftables keeps process-wide state (its scanner, a cache of interface names): one command at a time.
 _lock = threading.Lock()
 _library: ctypes.CDLL | None = None
+
+# libnftables waits for its socket with select(2), which knows descriptors below 1024 only: with another the
+# C library ends the process. So numbers are held for it, from when there are few others.
+_SELECT = 1024
+_HELD = 160
+_held: list[int] = []
 
 
 class NftError(RuntimeError):
@@ -52,13 +62,56 @@ def library() -> ctypes.CDLL:
     return _library
 
 
+def _hold() -> None:
+    """Hold the lowest numbers that are free, as far as `select` knows them."""
+    while len(_held) < _HELD:
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        if null >= _SELECT:
+            os.close(null)
+            return
+        _held.append(null)
+
+
+def _new_context(lib: ctypes.CDLL) -> int | None:
+    """A context whose socket has a number that `select` knows, as long as one can be had."""
+    _hold()
+    while True:
+        number = _held.pop() if _held else None
+        if number is not None:
+            os.close(number)
+        context: int | None = lib.nft_ctx_new(_NFT_CTX_DEFAULT)
+        # Taken is the lowest number: this one, a lower one, or, if another thread was quicker, any.
+        if number is None or not context or _is_free(number) or _is_nftables(number):
+            _hold()
+            return context
+        lib.nft_ctx_free(context)
+
+
+def _is_free(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return True
+    return False
+
+
+def _is_nftables(number: int) -> bool:
+    with contextlib.suppress(OSError):
+        found = socket.socket(fileno=number)
+        try:
+            return found.family == socket.AF_NETLINK and found.proto == _NETLINK_NETFILTER
+        finally:
+            found.detach()
+    return False
+
+
 class Nft:
     """A libnftables context, bound to the network namespace of the thread that makes it."""
 
     def __init__(self) -> None:
         self._lib = library()
         with _lock:
-            self._context = self._lib.nft_ctx_new(_NFT_CTX_DEFAULT)
+            self._context = _new_context(self._lib)
             if not self._context:
                 raise NftError("libnftables cannot open its netlink socket here")
             self._lib.nft_ctx_buffer_output(self._context)
@@ -91,6 +144,7 @@ class Nft:
             context, self._context = self._context, None
             if context:
                 self._lib.nft_ctx_free(context)
+                _hold()
 
     def __del__(self) -> None:
         # Not `close`: the collector may run while this thread holds the lock.
@@ -102,7 +156,7 @@ class Generation:
     """How often the ruleset of a network namespace was changed by anybody; of the thread's that makes it."""
 
     def __init__(self) -> None:
-        self._netlink = Netlink(12)  # NETLINK_NETFILTER
+        self._netlink = Netlink(_NETLINK_NETFILTER)
 
     def read(self) -> int:
         head = struct.pack("=BBH", 0, 0, 0)

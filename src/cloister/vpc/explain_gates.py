@@ -127,7 +127,13 @@ def admitted(
         return None
     gate, way = ("egress", "to") if egress else ("ingress", "from")
     whom = match.member_of or match.rule.prefix_list_id or match.rule.cidr
-    sentence = f"{gate.capitalize()} rule {match.rule.rule_id} of {match.group_id} allows it {way} {whom}."
+    ports = ""
+    if flow.port is None and match.rule.from_port is not None and flow.protocol in ("tcp", "udp"):
+        low, high = match.rule.from_port, match.rule.to_port
+        if (low, high) != (0, 65535):  # of some ports that is all that can be said
+            ports = f" on port {low}" if low == high else f" on ports {low} to {high}"
+    rule = f"{gate.capitalize()} rule {match.rule.rule_id} of {match.group_id}"
+    sentence = f"{rule} allows it{ports} {way} {whom}."
     return allowed(gate, match.origin, sentence)
 
 

@@ -19,6 +19,8 @@ from cloister.world import World
 
 #: where an inline policy of a role hangs, as `iam/collect.py` names it
 _INLINE = re.compile(r"role/([^/]+)/policy/(.+)")
+#: AWS's quota: versions of a managed policy
+_MOST_VERSIONS = 5
 _NAMES: dict[Gate, str] = {
     "endpoint": "endpoint policy",
     "trust": "trust policy",
@@ -57,13 +59,13 @@ def refusal(world: World, decision: Decision, *, endpoint_id: str | None, object
         condition = amend.condition_of(text, match.index) if text else ""
         if condition:
             sentence += f", whose condition is {condition}"
-    elif silent := _silent(decision, endpoint_id):
+    elif silent := _silent(world, decision, endpoint_id):
         sentence += f": {silent} has no such statement"
     fix = _fix(world, decision, match, endpoint_id, objects)
     return _step(decision, decision.gate, match, False, sentence, fix)
 
 
-def _silent(decision: Decision, endpoint_id: str | None) -> str:
+def _silent(world: World, decision: Decision, endpoint_id: str | None) -> str:
     """Whose policies have no statement that allows."""
     who = decision.request.principal
     match decision.gate:
@@ -71,7 +73,9 @@ def _silent(decision: Decision, endpoint_id: str | None) -> str:
             return endpoint_id or ""
         case "resource" if decision.request.action.startswith("s3:"):
             return f"bucket {decision.request.resource.removeprefix('arn:aws:s3:::').partition('/')[0]}"
-        case "identity" | "boundary" if isinstance(who, Principal) and who.role_name:
+        case "boundary" if isinstance(who, Principal) and (role := world.get(Role, who.role_name or "")):
+            return role.boundary_arn or ""
+        case "identity" if isinstance(who, Principal) and who.role_name:
             return f"role {who.role_name}"
     return ""
 
@@ -144,12 +148,18 @@ def _fix(
         whom = {"AWS": caller.role_arn or caller.arn}
         document = amend.allowing(bucket.policy or "", {**statement, "Principal": whom})
         return _written(world, "resource", bucket.name, document)
+    return of_role(world, caller, decision.gate, statement)
+
+
+def of_role(world: World, caller: Principal, gate: Gate, statement: dict[str, Any]) -> str | None:
+    """The command that adds a statement to a role's own policies, or to its boundary."""
     role = world.get(Role, caller.role_name or "")
-    if role is not None and decision.gate == "identity":
-        name = f"allow-{request.action.replace(':', '-')}"
+    if role is not None and gate == "identity":
+        action = statement["Action"]
+        name = f"allow-{action.replace(':', '-')}" if isinstance(action, str) else "sagemaker-vpc"
         document = amend.allowing(role.inline_policies.get(name, ""), statement)
         return _written(world, "identity", f"role/{role.name}/policy/{name}", document)
-    if role is not None and decision.gate == "boundary" and role.boundary_arn is not None:
+    if role is not None and gate == "boundary" and role.boundary_arn is not None:
         policy = managed_policy(world, role.boundary_arn)
         if policy is not None and not policy.aws_managed:
             document = amend.allowing(policy.versions[policy.default_version], statement)
@@ -178,7 +188,10 @@ def _written(world: World, gate: Gate, origin: str, document: dict[str, Any]) ->
         return f"aws iam put-role-policy {names} --policy-document {text}"
     policy = managed_policy(world, origin)
     if policy is not None and not policy.aws_managed and not empty:
-        return (
-            f"aws iam create-policy-version --policy-arn {origin} --policy-document {text} --set-as-default"
-        )
+        make_room = ""
+        if len(policy.versions) >= _MOST_VERSIONS:
+            oldest = min(policy.versions.keys() - {policy.default_version}, key=lambda one: int(one[1:]))
+            make_room = f"aws iam delete-policy-version --policy-arn {origin} --version-id {oldest} && "
+        make = f"aws iam create-policy-version --policy-arn {origin} --policy-document {text}"
+        return f"{make_room}{make} --set-as-default"
     return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloister.jobs import execution_role
+from cloister.jobs.model import SUBNET_TAG
 from cloister.jobs.objects import split_uri
 from cloister.services.api import Call
 from cloister.services.sagemaker import checks
@@ -72,7 +73,8 @@ def _findings(call: Call, params: dict[str, Any], services: Sequence[str], facts
         yield from (each for each in problems if not each.ok)
         if not all(each.ok for each in problems):
             return
-        subnet_id, findings = _subnets(call, params, config["Subnets"])
+        forced_to = [tag["Value"] for tag in params.get("Tags") or () if tag["Key"] == SUBNET_TAG]
+        subnet_id, findings = _subnets(call, params, forced_to[-1:] or config["Subnets"])
         yield from findings
         if subnet_id is None:
             return

@@ -7,11 +7,11 @@ import shlex
 from typing import Any
 
 from cloister.iam import collect
-from cloister.iam.decide import Decision
+from cloister.iam.decide import Decision, Request, decide
 from cloister.iam.model import Role, ServicePrincipal
 from cloister.jobs import execution_role
 from cloister.vpc.flow import Step
-from cloister.why import amend
+from cloister.why import amend, permission
 from cloister.why.request import session_of
 from cloister.world import World
 
@@ -57,21 +57,35 @@ def _trusting(role: Role, decision: Decision) -> dict[str, Any] | None:
 
 
 def unable(world: World, arn: str) -> Step | None:
-    """What a role may not do that a job in a VPC needs."""
+    """What a role may not do that a job in a VPC needs. What no policy allows is told at once, with one
+    change; of what is denied the first."""
     role = execution_role.assume(world, arn)
-    missing = execution_role.missing_permissions(world, session_of(role, arn.split(":")[4])) if role else []
-    if role is None or not missing:
+    session = session_of(role, arn.split(":")[4]) if role else None
+    missing = execution_role.missing_permissions(world, session) if session is not None else []
+    if role is None or session is None or not missing:
         return None
-    statement = {"Effect": "Allow", "Action": missing, "Resource": "*"}
-    document = amend.allowing(role.inline_policies.get("sagemaker-vpc", ""), statement)
-    return _refused(
-        "identity policy",
-        role.name,
+    policies = collect.identity_policies(world, session)
+    decisions = [
+        decide(Request(principal=session, action=action, resource="*"), policies) for action in missing
+    ]
+    sentence = (
         f"The execution role {arn} is not allowed to perform {', '.join(missing)}, "
-        "which a job in a VPC needs. Allow it on resource *.",
-        f"aws iam put-role-policy --role-name {role.name} --policy-name sagemaker-vpc "
-        f"--policy-document {_quoted(document)}",
+        "which a job in a VPC needs. Allow it on resource *."
     )
+    first = min(decisions, key=lambda each: each.reason == "EXPLICIT_DENY")
+    refusal = permission.refusal(world, first, endpoint_id=None)
+    if first.gate != "identity" or first.reason == "EXPLICIT_DENY":
+        sentence += f" It is refused {refusal.sentence.partition(' on resource: * ')[2]}."
+    fix = refusal.fix
+    if first.reason == "IMPLICIT_DENY":
+        silent = [
+            each.request.action
+            for each in decisions
+            if (each.reason, each.gate) == (first.reason, first.gate)
+        ]
+        statement = {"Effect": "Allow", "Action": silent, "Resource": "*"}
+        fix = permission.of_role(world, session, first.gate, statement)
+    return _refused(refusal.gate, refusal.origin, sentence, fix)
 
 
 def _refused(gate: str, origin: str, sentence: str, fix: str | None) -> Step:
