@@ -505,8 +505,10 @@ def _refusal(message: str) -> ContainerError:
 def _read_line(fd: int, seconds: float) -> bytes:
     """One line from a pipe; what there was when its other end is closed or the time is up."""
     data, deadline = b"", time.monotonic() + seconds
+    poll = select.poll()  # not select(), which takes no number above 1,023
+    poll.register(fd, select.POLLIN)
     while not data.endswith(b"\n"):
-        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
         chunk = os.read(fd, 65_536) if ready else b""
         if not chunk:
             break
