@@ -245,7 +245,11 @@ async def test_one_address_leaves_connections_to_the_resolver_for_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resolver, "_OF_ONE", 2)
-    names = resolver._Names("vpc-1", _answer, lambda *_: None, lambda *_: None)
+
+    def nobody(*_: object) -> None:
+        return None
+
+    names = resolver._Names("vpc-1", _answer, nobody, nobody, nobody)
     served, listening = resolver._Resolver(names), socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     await served.start([listening])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cloister import facts
 from cloister.jobs import hostimage
 from cloister.jobs.images import ImageNotFound, Images, candidates, is_in_a_registry, storages
 
@@ -107,6 +108,7 @@ async def test_an_image_is_taken_from_no_file_folder_or_engine_of_the_host(tmp_p
     with pytest.raises(ImageNotFound, match="no name of an image in a registry"):
         await images.resolve(uri)
     assert not (tmp_path / "called").exists()
+    assert "no name of an image in a registry" in await facts._image_trouble(images, uri)
 
 
 @pytest.mark.parametrize(
