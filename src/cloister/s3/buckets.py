@@ -66,10 +66,11 @@ def parse_xml(body: bytes) -> ElementTree.Element:
         "MalformedXML",
         "The XML you provided was not well-formed or did not validate against our published schema",
     )
-    if b"<!" in body.replace(b"<![CDATA[", b"").replace(b"<!--", b""):
-        raise malformed
     try:
-        root = ElementTree.fromstring(body)
+        text = body.decode()  # in another encoding, as in those with zeros, a DTD would not be seen here
+        if "\0" in text or "<!" in text.replace("<![CDATA[", "").replace("<!--", ""):
+            raise malformed
+        root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError):
         raise malformed from None
     for element in root.iter():
@@ -82,7 +83,7 @@ def parse_xml(body: bytes) -> ElementTree.Element:
 
 def list_buckets(ask: Ask) -> Answer:
     limit = ask.query.get("max-buckets", "10000")
-    if not limit.isdigit() or not 1 <= int(limit) <= 10000:
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 5 and 1 <= int(limit) <= 10000):
         raise AwsError(
             "InvalidArgument", "Argument max-buckets must be an integer between 1 and 10000",
             ArgumentName="max-buckets", ArgumentValue=limit[:50],
