@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import struct
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloister import dns as resolver
 from cloister import forwarding
 from cloister.dns import reply
 from cloister.s3.model import Bucket
@@ -236,3 +239,32 @@ def test_names_that_point_to_names_without_end_are_not_read(monkeypatch: pytest.
 def test_a_name_that_is_too_long_to_be_one_is_no_query(labels: int, answered: bool) -> None:
     packet = struct.pack("!6H", 1, 0x0100, 1, 0, 0, 0) + b"\1a" * labels + b"\0" + b"\0\1\0\1"
     assert (reply(packet, _answer) is not None) is answered
+
+
+async def test_one_address_leaves_connections_to_the_resolver_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolver, "_OF_ONE", 2)
+
+    def nobody(*_: object) -> None:
+        return None
+
+    names = resolver._Names("vpc-1", _answer, nobody, nobody, nobody)
+    served, listening = resolver._Resolver(names), socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    await served.start([listening])
+    query = dnslib.DNSRecord.question("s3.us-east-1.amazonaws.com").pack()
+
+    async def connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
+
+    silent = [await connect("127.0.0.2") for _ in range(2)]
+    with pytest.raises(ConnectionResetError):
+        await (await connect("127.0.0.2"))[0].read(1)
+    reader, writer = await connect("127.0.0.3")
+    writer.write(struct.pack("!H", len(query)) + query)
+    (size,) = struct.unpack("!H", await asyncio.wait_for(reader.readexactly(2), 5))
+    assert len(dnslib.DNSRecord.parse(await reader.readexactly(size)).rr) == 4
+    for each in (*(one for _, one in silent), writer):
+        each.close()
+    await served.close()

@@ -18,6 +18,8 @@ from cloister.engine import Engine
 from cloister.fabric import Fabric
 from cloister.forwarding import MOST_UDP, room
 from cloister.kernel.netns import Namespaces
+from cloister.listening import Listening
+from cloister.room import Room
 from cloister.servers import Close, Servers
 from cloister.vpc import addresses as ip
 from cloister.vpc import dns
@@ -28,6 +30,7 @@ PORT = 53
 _PLAIN_UDP = 512
 _MOST_TCP = 4096
 _CONNECTIONS = 64  # per VPC, at once
+_OF_ONE = 8  # of them from one address
 _IDLE = 10.0  # seconds
 _NOTIMP = 4
 #: bytes of a query, of which a name has 255 at most: the rest is for EDNS
@@ -165,12 +168,14 @@ class _Resolver:
 
     async def start(self, sockets: list[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
+        room = Room(_CONNECTIONS, _OF_ONE)
         for one in sockets:
             if one.type == socket.SOCK_DGRAM:
                 transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(self._names), sock=one)
                 self._udp.append(transport)
             else:
-                self._tcp.append(await asyncio.start_server(self._serve, sock=one, limit=_MOST_TCP))
+                listening = Listening(one, room)
+                self._tcp.append(await asyncio.start_server(self._serve, sock=listening, limit=_MOST_TCP))
 
     async def close(self) -> None:
         for transport in self._udp:
@@ -181,9 +186,6 @@ class _Resolver:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= _CONNECTIONS:
-            writer.transport.abort()
-            return
         self._connections.add(writer)
         source = str((writer.get_extra_info("peername") or ("",))[0])
         try:

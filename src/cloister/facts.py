@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from typing import Any
 
-from cloister.jobs.images import Images, registry_of
+from cloister.jobs.images import Images, is_in_a_registry, registry_of
 from cloister.jobs.objects import split_uri
 from cloister.s3.address import encode_path, encode_query
 from cloister.s3.backend import Backend
@@ -50,6 +50,8 @@ async def _image_trouble(images: Images, uri: str) -> str:
     """An image that is not here is pulled when a job needs it, if its registry is reached at all."""
     if await asyncio.to_thread(images.local, uri) is not None:
         return ""
+    if not is_in_a_registry(uri):
+        return f"{uri} is not in podman's storage, and no name of an image in a registry."
     host, port = registry_of(uri)
     try:
         async with asyncio.timeout(_CONNECT_SECONDS):

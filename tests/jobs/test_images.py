@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cloister import facts
 from cloister.jobs import hostimage
-from cloister.jobs.images import Images, candidates, storages
+from cloister.jobs.images import ImageNotFound, Images, candidates, is_in_a_registry, storages
 
 ECR = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
 
@@ -83,6 +84,42 @@ def test_the_host_image_holds_no_secret_and_no_account_of_the_host(tmp_path: Pat
     assert (layer / "root").stat().st_mode & 0o7777 == 0o700
     assert not list((layer / "root").iterdir())
     assert not list((layer / "home").iterdir())
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *(
+            "docker-archive:/var/lib/x.tar",
+            "dir:/var/lib/x",
+            "dir:123/x",
+            "oci-archive:x.tar",
+            "oci:x",
+            "sif:x",
+        ),
+        *("docker-daemon:app", "docker-daemon:app:latest", "containers-storage:app", "docker://host/app"),
+        *("--authfile=/etc/shadow", "-v", "", "a b", "a\n", "../x", "/x", "A/B:c/d", "x@sha256:12"),
+    ],
+)
+async def test_an_image_is_taken_from_no_file_folder_or_engine_of_the_host(tmp_path: Path, uri: str) -> None:
+    (tmp_path / "podman").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
+    (tmp_path / "podman").chmod(0o755)
+    images = Images(tmp_path / "cache", rootless=False, environ={"PATH": str(tmp_path)})
+    with pytest.raises(ImageNotFound, match="no name of an image in a registry"):
+        await images.resolve(uri)
+    assert not (tmp_path / "called").exists()
+    assert "no name of an image in a registry" in await facts._image_trouble(images, uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("alpine", "alpine:3.19", "library/alpine", "localhost:5000/a/b_c:V1", "quay.io/x/y-z"),
+        *("123456789012.dkr.ecr.us-east-1.amazonaws.com/team/app:latest", f"host/app@sha256:{'a' * 64}"),
+    ],
+)
+def test_an_image_of_a_registry_is_one(uri: str) -> None:
+    assert is_in_a_registry(uri)
 
 
 def test_jobs_that_want_the_host_image_at_once_find_it_whole(tmp_path: Path) -> None:

@@ -72,6 +72,22 @@ def test_a_simulation_asks_each_action_on_each_resource(call: Call) -> None:
     assert not answer["IsTruncated"]
 
 
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"ContextEntries": [{"ContextKeyValues": ["a"]}]}, "no ContextKeyName"),
+        (
+            {"ActionNames": ["s3:GetObject"] * 101, "ResourceArns": ["arn:aws:s3:::a"] * 100},
+            "101 actions on 100",
+        ),
+    ],
+)
+def test_what_cannot_be_simulated_is_invalid_input(call: Call, params: dict[str, Any], said: str) -> None:
+    with pytest.raises(AwsError, match=said) as error:
+        simulate(call, **params)
+    assert error.value.code == "InvalidInput"
+
+
 def test_the_root_that_asks_is_not_the_one_asked_about(call: Call) -> None:
     assert simulate(call) == ["implicitDeny"]
 

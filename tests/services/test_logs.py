@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,40 @@ def test_an_answer_holds_one_mebibyte_at_most(logs: Logs) -> None:
     assert len(logs.get(startFromHead=True)[0]) == 4
 
 
-@pytest.mark.parametrize("token", ["x", "f/1", "f/" + "x" * 56, "g/" + "0" * 56])
+@pytest.mark.parametrize(
+    "token", ["x", "f/1", "f/" + "x" * 56, "g/" + "0" * 56, "f/" + "9" * 56, "b/" + "9" * 56]
+)
 def test_a_forged_token_is_refused(logs: Logs, token: str) -> None:
     error = logs.refused("GetLogEvents", logStreamName="s", nextToken=token)
     assert error.code == "InvalidParameterException"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *(
+            "{}",
+            "null",
+            "[]",
+            "1",
+            '"a"',
+            "[1]",
+            '["a", "b"]',
+            "[null, null]",
+            "[true, true]",
+            "[1.5, 1]",
+            "[",
+        ),
+        *("[1e999, 1]", f"[1, {1 << 63}]", "[-1, -1]", '[-1, "a"]', "[" * 100_000, '["a", 1]', "[[1], [2]]"),
+    ],
+)
+def test_a_token_that_was_never_given_is_refused_and_no_defect(logs: Logs, written: str) -> None:
+    token = base64.urlsafe_b64encode(written.encode()).decode()
+    for name in ("DescribeLogGroups", "DescribeLogStreams", "FilterLogEvents"):
+        given = {} if name == "DescribeLogGroups" else {"logGroupName": "g"}
+        with pytest.raises(AwsError) as error:
+            invoke(logs.call, "logs", name, **given, nextToken=token)
+        assert error.value.code == "InvalidParameterException", (name, written)
 
 
 @given(

@@ -26,6 +26,20 @@ from cloister.jobs.hostimage import HostBind
 _ECR = re.compile(
     r"(?P<registry>\d{12}\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.(amazonaws\.com(\.cn)?|on\.aws))/(?P<rest>.+)"
 )
+#: what podman pulls from a registry: [HOST[:PORT]/]NAME[/NAME…][:TAG][@DIGEST]
+_PART = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
+_REFERENCE = re.compile(
+    rf"(?:[A-Za-z0-9][A-Za-z0-9.-]*(?::\d{{1,5}})?/)?{_PART}(?:/{_PART})*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[a-z0-9+._-]+:[0-9a-fA-F]{32,})?"
+)
+#: with one of these before a colon podman takes an image from a file, a folder or another engine of this
+#: host, and tags it as the archive says (containers-transports(5))
+_TRANSPORTS = frozenset(
+    {
+        *("atomic", "containers-storage", "dir", "docker", "docker-archive", "docker-daemon", "oci"),
+        *("oci-archive", "ostree", "sif", "tarball"),
+    }
+)
 _PULL_SECONDS = 600.0
 _HOST_SECONDS = 60.0
 
@@ -98,6 +112,11 @@ def registry_of(uri: str) -> tuple[str, int]:
         return "registry-1.docker.io", 443
     host, _, port = first.partition(":")
     return host, int(port) if port.isdigit() else 443
+
+
+def is_in_a_registry(uri: str) -> bool:
+    """Whether podman looks for this in a registry, and nowhere on this host."""
+    return _REFERENCE.fullmatch(uri) is not None and uri.partition(":")[0] not in _TRANSPORTS
 
 
 def storages(environ: dict[str, str], *, rootless: bool) -> tuple[Storage, ...]:
@@ -229,6 +248,10 @@ class Images:
         image = await asyncio.to_thread(self.local, uri)
         if image is not None:
             return image
+        if not is_in_a_registry(uri):
+            raise ImageNotFound(
+                uri, "It is in no local storage, and this is no name of an image in a registry."
+            )
         cause = await self._pull(uri)
         image = await asyncio.to_thread(self.local, uri)
         if image is None:
@@ -285,7 +308,7 @@ class Images:
             }
         try:
             process = await asyncio.create_subprocess_exec(
-                "podman", "pull", "--quiet", uri,
+                "podman", "pull", "--quiet", "--", uri,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE, env=environ,
             )  # fmt: skip

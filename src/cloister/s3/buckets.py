@@ -69,10 +69,11 @@ def _malformed() -> AwsError:
 
 def parse_xml(body: bytes) -> ElementTree.Element:
     """The body's root, tags without their namespace. Raises AwsError MalformedXML; no DTD is accepted."""
-    if b"<!" in body.replace(b"<![CDATA[", b"").replace(b"<!--", b""):
-        raise _malformed()
     try:
-        root = ElementTree.fromstring(body)
+        text = body.decode()  # in another encoding, as in those with zeros, a DTD would not be seen here
+        if "\0" in text or "<!" in text.replace("<![CDATA[", "").replace("<!--", ""):
+            raise _malformed()
+        root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError):
         raise _malformed() from None
     for element in root.iter():
@@ -85,7 +86,7 @@ def parse_xml(body: bytes) -> ElementTree.Element:
 
 def list_buckets(ask: Ask) -> Answer:
     limit = ask.query.get("max-buckets", "10000")
-    if not limit.isdigit() or not 1 <= int(limit) <= 10000:
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 5 and 1 <= int(limit) <= 10000):
         raise AwsError(
             "InvalidArgument", "Argument max-buckets must be an integer between 1 and 10000",
             ArgumentName="max-buckets", ArgumentValue=limit[:50],

@@ -347,7 +347,7 @@ class Door:
             for name, value in asked.headers.items():
                 checks.expect(name, value)
             length = asked.headers.get("content-length", "")
-            made = PlainDecoder(None, checks, int(length) if length.isdigit() else None)
+            made = PlainDecoder(None, checks, int(length) if length.isascii() and length.isdigit() else None)
         if made.unchecked and asked.operation.name in _STREAMED:
             raise _not_implemented(next(iter(made.unchecked)))
         return made

@@ -109,13 +109,23 @@ def _token(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
 
 
-def _untoken(token: str | None) -> Any:
+def _untoken(token: str | None, *kinds: type) -> Any:
+    """What `_token` was given, of these kinds; None of no token. Anybody can write a token."""
     if token is None:
         return None
     try:
-        return json.loads(base64.urlsafe_b64decode(token.encode()))
-    except ValueError:
-        raise _invalid("The specified nextToken is invalid.") from None
+        parts = json.loads(base64.urlsafe_b64decode(token.encode()))
+    except (ValueError, RecursionError):
+        parts = None
+    if not isinstance(parts, list) or [type(part) for part in parts] != list(kinds):
+        raise _invalid("The specified nextToken is invalid.")
+    return [_position(part) if isinstance(part, int) else part for part in parts]
+
+
+def _position(number: int) -> int:
+    if not 0 <= number < 1 << 63:  # the store's numbers are
+        raise _invalid("The specified nextToken is invalid.")
+    return number
 
 
 def _present(**members: Any) -> Params:
@@ -172,13 +182,13 @@ def describe_log_groups(call: Call, params: Params) -> Params:
         and (names is None or group.name in names)
         and (log_class is None or group.log_class == log_class)
     ]
-    after = _untoken(params.get("nextToken"))
-    rest = [group for group in found if after is None or group.name > after]
+    after = _untoken(params.get("nextToken"), str)
+    rest = [group for group in found if after is None or group.name > after[0]]
     limit = params.get("limit", 50)
     page = rest[:limit]
     return _present(
         logGroups=[_show_group(call, group) for group in page],
-        nextToken=_token(page[-1].name) if len(rest) > limit else None,
+        nextToken=_token([page[-1].name]) if len(rest) > limit else None,
     )
 
 
@@ -304,7 +314,7 @@ def describe_log_streams(call: Call, params: Params) -> Params:
         return (stream.last_event or 0 if by_time else 0, stream.name)
 
     streams.sort(key=order, reverse=descending)
-    after = _untoken(params.get("nextToken"))
+    after = _untoken(params.get("nextToken"), int, str)
     if after is not None:
         place = tuple(after)
         streams = [s for s in streams if (order(s) < place if descending else order(s) > place)]
@@ -376,7 +386,7 @@ def _place(token: str) -> Place:
     digits = token[2:]
     if token[:2] not in ("f/", "b/") or len(digits) != 56 or not (digits.isascii() and digits.isdigit()):
         raise _invalid("The specified nextToken is invalid.")
-    return (int(digits[:20]), int(digits[20:]))
+    return (_position(int(digits[:20])), _position(int(digits[20:])))
 
 
 @operation("logs", "GetLogEvents", resources=_stream_arn)
@@ -415,11 +425,7 @@ def filter_log_events(call: Call, params: Params) -> Params:
         raise _invalid("Only one of logStreamNames and logStreamNamePrefix may be specified")
     if params.get("startFromHead") is False:
         raise _invalid("Cloister does not implement startFromHead=false of FilterLogEvents yet")
-    after = _untoken(params.get("nextToken"))
-    if after is not None and not (
-        isinstance(after, list) and len(after) == 2 and all(isinstance(part, int) for part in after)
-    ):
-        raise _invalid("The specified nextToken is invalid.")
+    after = _untoken(params.get("nextToken"), int, int)
     with _aws_errors():
         match: Callable[[str], bool] = compile_pattern(params.get("filterPattern"))
         store, group = _store(call), _group_name(call, params)

@@ -12,6 +12,8 @@ from cloister.services.api import Call, Params, operation
 from cloister.services.iam import common
 from cloister.wire.errors import AwsError
 
+#: decisions of one call: everybody waits for them, some 0.05 ms each
+MOST_RESULTS = 2_000
 _DECISIONS = {"ALLOW": "allowed", "EXPLICIT_DENY": "explicitDeny", "IMPLICIT_DENY": "implicitDeny"}
 
 
@@ -78,7 +80,14 @@ def _simulate(
         else (),
     )
     owner = params.get("ResourceOwner", "").rpartition("::")[2].partition(":")[0] or None
-    context = {entry["ContextKeyName"]: _value(entry) for entry in params.get("ContextEntries", [])}
+    context = {_key(entry): _value(entry) for entry in params.get("ContextEntries", [])}
+    actions, resources = params["ActionNames"], params.get("ResourceArns") or ["*"]
+    if len(actions) * len(resources) > MOST_RESULTS:
+        raise AwsError(
+            "InvalidInput",
+            f"{len(actions)} actions on {len(resources)} resources are more than the {MOST_RESULTS} that are "
+            "simulated at once.",
+        )
     results = [
         _result(
             decide(
@@ -93,11 +102,17 @@ def _simulate(
             ),
             policies,
         )
-        for action in params["ActionNames"]
-        for resource in params.get("ResourceArns") or ["*"]
+        for action in actions
+        for resource in resources
     ]
     numbered = list(enumerate(results))
     return common.page(params, numbered, "EvaluationResults", lambda r: f"{r[0]:06}", lambda r: r[1])
+
+
+def _key(entry: dict[str, Any]) -> str:
+    if "ContextKeyName" not in entry:
+        raise AwsError("InvalidInput", f"A context entry has no ContextKeyName: {str(entry)[:200]}")
+    return str(entry["ContextKeyName"])
 
 
 def _value(entry: dict[str, Any]) -> Any:
