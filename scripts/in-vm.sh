@@ -72,7 +72,7 @@ exec switch_root /new /bin/bash -c '
   mount -t devpts pts /dev/pts
   mount -t cgroup2 cgroup /sys/fs/cgroup
   ip link set lo up
-  export CLOISTER_TEST_PATIENCE=10 PYTEST_TIMEOUT=1200  # tests wait for what has to come
+  export CLOISTER_TEST_PATIENCE=5 PYTEST_TIMEOUT=1200  # tests wait for what has to come
   export HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   cd "$PWD"
   if [ -n "${VM_USER:-}" ]; then
