@@ -59,7 +59,7 @@ for peer in peers:
             said[peer] = type(error).__name__
             time.sleep(0.25)
 json.dump(said, open(f"/opt/ml/processing/out/{own}.json", "w"))
-time.sleep(2 if peers else 0)
+time.sleep(2 * patience if peers else 0)
 if not all(said[peer].startswith(peer) for peer in peers):
     sys.exit(3)
 end = time.monotonic() + 4 * patience
