@@ -70,6 +70,7 @@ exec switch_root /new /bin/bash -c '
   mkdir -p /dev/shm /dev/pts
   mount -t tmpfs memory /dev/shm
   mount -t devpts pts /dev/pts
+  modprobe tun && chmod 666 /dev/net/tun  # as udev does
   mount -t cgroup2 cgroup /sys/fs/cgroup
   ip link set lo up
   export CLOISTER_TEST_PATIENCE=5 PYTEST_TIMEOUT=1200  # tests wait for what has to come
