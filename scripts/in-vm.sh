@@ -6,7 +6,7 @@
 #     scripts/in-vm.sh .venv/bin/python -m pytest …
 #
 # Emulated, and so some ten times slower; VM_ACCEL=kvm where there is KVM. Its exit code is the command's.
-# VM_APPEND: more of the kernel's command line.
+# It is ended after VM_SECONDS (an hour).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || { sed -n '2,10s/^# \?//p' "$0" >&2; exit 2; }
@@ -70,9 +70,10 @@ exec switch_root /new /bin/bash -c '
   mkdir -p /dev/shm /dev/pts
   mount -t tmpfs memory /dev/shm
   mount -t devpts pts /dev/pts
+  modprobe tun && chmod 666 /dev/net/tun  # as udev does
   mount -t cgroup2 cgroup /sys/fs/cgroup
   ip link set lo up
-  export CLOISTER_TEST_PATIENCE=10 PYTEST_TIMEOUT=1200  # tests wait for what has to come
+  export CLOISTER_TEST_PATIENCE=5 PYTEST_TIMEOUT=1200  # tests wait for what has to come
   export HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   cd "$PWD"
   if [ -n "${VM_USER:-}" ]; then
@@ -81,7 +82,7 @@ exec switch_root /new /bin/bash -c '
       usermod --add-subuids 600000-665535 --add-subgids 600000-665535 cloister-test
     each=$PWD
     while [ "\$each" != / ]; do chmod o+x "\$each"; each=\$(dirname "\$each"); done
-    chown cloister-test: "$PWD"
+    find "$PWD" \\( -name .venv -o -name .git \\) -prune -o -type d -exec chown cloister-test: {} +
     su - -w CLOISTER_TEST_PATIENCE,PYTEST_TIMEOUT cloister-test -c "cd $PWD && bash /run/command" </dev/null
   else
     bash /run/command </dev/null
@@ -97,11 +98,14 @@ chmod +x "$root/init"
 "$virtiofsd" --socket-path="$work/fs" -o source=/ -o sandbox=chroot -o cache=always >"$work/virtiofsd.log" 2>&1 &
 daemon=$!
 for _ in $(seq 100); do [ -S "$work/fs" ] && break; sleep 0.05; done
-qemu-system-x86_64 -nodefaults -no-reboot -display none -accel "${VM_ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 3G \
+timeout --foreground "${VM_SECONDS:-3600}" \
+  qemu-system-x86_64 -nodefaults -no-reboot -display none -accel "${VM_ACCEL:-tcg,thread=multi}" -cpu max \
+  -smp 2 -m 3G \
   -object memory-backend-memfd,id=memory,size=3G,share=on -numa node,memdev=memory \
   -chardev socket,id=fs,path="$work/fs" -device vhost-user-fs-pci,chardev=fs,tag=host \
   -drive if=virtio,format=raw,cache=unsafe,file="$work/disk" \
   -serial stdio -serial file:"$work/status" \
-  -kernel "$kernel" -initrd "$work/initramfs" -append "console=ttyS0 loglevel=2 panic=-1 ${VM_APPEND:-}" </dev/null
+  -kernel "$kernel" -initrd "$work/initramfs" -append "console=ttyS0 loglevel=2 panic=-1" </dev/null ||
+  echo "the emulated machine did not come to its end" >&2
 status=$(tr -dc 0-9 <"$work/status")
 exit "${status:-125}"

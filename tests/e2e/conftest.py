@@ -19,6 +19,7 @@ from typing import Any
 
 import botocore.exceptions
 import pytest
+from tests.patience import PATIENCE
 
 from cloister.cli.lifecycle import environment
 from cloister.cli.paths import Running, read_running
@@ -27,9 +28,6 @@ from cloister.kernel.cgroups import parent_name
 
 #: where most jobs of these tests have their input and their output
 IN, OUT = "/opt/ml/processing/in", "/opt/ml/processing/out"
-
-#: so many times longer than elsewhere what has to come may take, as in an emulated machine (scripts/in-vm.sh)
-PATIENCE = float(os.environ.get("CLOISTER_TEST_PATIENCE", "1"))
 
 
 def fresh(what: str) -> str:

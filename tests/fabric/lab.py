@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE
+
 from cloister.engine import Engine
 from cloister.fabric import Fabric
 from cloister.ids import resource_id
@@ -39,7 +41,7 @@ from cloister.vpc.model import (
 )
 
 ANYWHERE = GroupRule(rule_id="sgr-all", egress=True, protocol="-1", cidr="0.0.0.0/0")
-QUIET = 0.4  # seconds without an answer that mean: dropped
+QUIET = 0.4 * PATIENCE  # seconds without an answer that mean: dropped
 
 
 class Lab:
@@ -109,7 +111,7 @@ class Lab:
         await self.settle()
 
     async def settle(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * PATIENCE):
             await self.fabric.settled()
 
     # ---- packets
@@ -159,7 +161,7 @@ def in_world(test: Callable[[Lab], Awaitable[None]]) -> Callable[[], None]:
             [*command, test.__module__, test.__name__],
             capture_output=True,
             text=True,
-            timeout=3600 if os.environ.get("CLOISTER_FUZZ") else 100,
+            timeout=3600 if os.environ.get("CLOISTER_FUZZ") else 100 * PATIENCE,
             env=environment,
         )
         assert done.returncode == 0, done.stdout + done.stderr

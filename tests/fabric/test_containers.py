@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloister.jobs import bundle, containers, rootfs
 from cloister.jobs.bundle import Limits
@@ -94,7 +95,8 @@ class Lab:
         options = [word for change in changes for word in ("-c", change)]
         subprocess.run(
             ["podman", "import", "-q", *options, tar, f"{name}:latest"],
-            check=True, env=self.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60,
+            check=True, env=self.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            timeout=60 * PATIENCE,
         )  # fmt: skip
 
     async def host(self) -> Image:
@@ -113,7 +115,7 @@ class Lab:
     async def run(self, image: Image, *entrypoint: str, **more: Any) -> tuple[Exit, str]:
         spec = self.spec(image, *entrypoint, **more)
         await self.containers.start(spec)
-        ended = await asyncio.wait_for(self.containers.wait(spec.id), 60)
+        ended = await asyncio.wait_for(self.containers.wait(spec.id), 60 * PATIENCE)
         text = "\n".join(line.text for line in await self.lines(spec.id))
         await self.containers.remove(spec.id)
         return ended, text
@@ -125,7 +127,7 @@ class Lab:
         return found
 
     async def until_it_says(self, container: str, text: str) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(30 * PATIENCE):
             async for lines, _ in self.containers.follow_log(container):
                 if any(text in line.text for line in lines):
                     return
@@ -137,7 +139,7 @@ def in_world(test: Callable[[Lab], Awaitable[None]]) -> Callable[[], None]:
     def outside() -> None:
         command = [sys.executable, "-m", "cloister.kernel.holder", "--exec", sys.executable, __file__]
         done = subprocess.run(
-            [*command, test.__name__], capture_output=True, text=True, timeout=110,
+            [*command, test.__name__], capture_output=True, text=True, timeout=110 * PATIENCE,
             env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

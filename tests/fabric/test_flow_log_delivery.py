@@ -15,6 +15,7 @@ from unittest.mock import patch
 import pytest
 from tests.fabric.lab import ANYWHERE, Lab, in_world, rule
 from tests.fabric.test_flow_log_packets import MAY_LOG, TRUST
+from tests.patience import PATIENCE
 
 from cloister import flowlog
 from cloister.flow_delivery import ACCESS_ERROR, UNKNOWN_ERROR, with_delivery
@@ -148,7 +149,7 @@ async def test_while_the_store_is_down_nothing_is_lost_and_then_nothing_is_there
         # it is killed: nobody listens, until it was started again
         os.kill(pid, signal.SIGKILL)
         assert await here.minute(300) == UNKNOWN_ERROR
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(60 * PATIENCE):
             while await here.deliver(360) is not None:
                 await asyncio.sleep(0.3)
         assert await here.told() == {1: 1, 2: 2, 3: 3, 4: 4, 5: 5}

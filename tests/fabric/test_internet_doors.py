@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from tests.fabric.lab import ANYWHERE, Lab, in_world
+from tests.patience import PATIENCE
 
 from cloister.ids import resource_id
 from cloister.internet import InternetDoors
@@ -40,7 +41,7 @@ async def test_the_doors_follow_the_namespace_that_is_there(lab: Lab) -> None:
             return await asyncio.to_thread(lab.connects, interface, "203.0.113.9", 443)
 
         async def opens() -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(10 * PATIENCE):
                 while not await is_open():
                     await asyncio.sleep(0.05)
 

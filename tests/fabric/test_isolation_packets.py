@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 from tests.fabric.lab import ANYWHERE, QUIET, Lab, in_world, rule
+from tests.patience import PATIENCE
 
 from cloister.jobs.tunnel import Spec, ready_path
 from cloister.kernel import xfrm
@@ -142,7 +143,7 @@ def _tunnel(
 def _exchange(lab: Lab, source: NetworkInterface, target: NetworkInterface, data: bytes) -> bool:
     """Send `data` over TCP, and have it back."""
     listener = lab.listen(target.interface_id, _address(target), 7000)
-    listener.settimeout(2)
+    listener.settimeout(2 * PATIENCE)
 
     def echo() -> None:
         with contextlib.suppress(OSError):
@@ -156,7 +157,7 @@ def _exchange(lab: Lab, source: NetworkInterface, target: NetworkInterface, data
     thread = threading.Thread(target=echo)
     thread.start()
     client = lab.socket(source.interface_id)
-    client.settimeout(1.5)
+    client.settimeout(1.5 * PATIENCE)
     received = b""
     try:
         client.connect((_address(target), 7000))
@@ -261,7 +262,7 @@ class _Two:
     def datagram(self, size: int) -> bool:
         receiver = self.lab.socket(self.two.interface_id, socket.SOCK_DGRAM)
         receiver.bind((_address(self.two), 7001))
-        receiver.settimeout(3)
+        receiver.settimeout(3 * PATIENCE)
         data = b"secret" + bytes(size - 6)
         try:
             self.lab.socket(self.one.interface_id, socket.SOCK_DGRAM).sendto(data, (_address(self.two), 7001))

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from tests.jobs.worlds import documents, request, role, s3_input
+from tests.patience import PATIENCE
 
 from cloister.credentials import Credentials
 from cloister.engine import Engine
@@ -167,7 +168,7 @@ def inside(scenario: Scenario) -> Callable[[], None]:
             ],
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=100 * PATIENCE,
             check=False,
             cwd=Path(__file__).parents[2],
             env={**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parents[2]}/src"},
@@ -315,7 +316,9 @@ async def test_a_daemon_killed_at_random_moments_is_followed_by_one_that_complet
         await asyncio.sleep(chance.uniform(0.3, 1.2))
         daemon.kill()
         daemon.wait()
-    done = subprocess.run([sys.executable, __file__, "serve", str(house.state)], timeout=40, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, "serve", str(house.state)], timeout=40 * PATIENCE, check=False
+    )
     assert done.returncode == 0
     following = House(house.state)
     await following.start()
@@ -341,7 +344,7 @@ async def _main(name: str, folder: Path) -> None:
     house.seed()
     await house.start()
     try:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(90 * PATIENCE):
             await SCENARIOS[name](house)
     finally:
         await house.stop()

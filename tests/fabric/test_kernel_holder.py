@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloister.kernel import holder
 
@@ -24,7 +25,7 @@ def state(tmp_path: Path) -> Iterator[Path]:
 
 
 def wait_until(happened: object, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not happened():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 
 from cloister.kernel.dump import counters
 from cloister.kernel.netns import Namespaces
@@ -79,7 +80,7 @@ def world(*more: Part) -> dict[tuple[str, ...], Part]:
 def connect(reconciler: Reconciler, name: str, where: tuple[str, int], source: str | None = None) -> str:
     """What happens to a TCP connection from inside a namespace."""
     with reconciler.namespaces.socket(name, socket.AF_INET, socket.SOCK_STREAM) as client:
-        client.settimeout(0.5)
+        client.settimeout(0.5 * PATIENCE)
         if source:
             client.bind((source, 0))
         try:
@@ -97,7 +98,7 @@ def server(reconciler: Reconciler) -> Iterator[None]:
     with reconciler.namespaces.socket("b", socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind(("0.0.0.0", 80))
         listener.listen()
-        listener.settimeout(10)
+        listener.settimeout(10 * PATIENCE)
 
         def serve() -> None:
             while True:
@@ -166,7 +167,7 @@ def test_a_marked_packet_takes_the_route_table_of_its_mark(reconciler: Reconcile
         listener.bind(("0.0.0.0", 443))
         listener.listen()
         with reconciler.namespaces.socket("a", socket.AF_INET, socket.SOCK_STREAM) as client:
-            client.settimeout(1)
+            client.settimeout(PATIENCE)
             # Answers come from the prefix, which the source check of this test does not know: allow by state.
             reconciler.apply(world(*parts, state_first()), [key(state_first())])
             client.connect(("52.217.1.2", 443))
@@ -201,7 +202,7 @@ def test_the_next_owner_of_an_address_inherits_no_connection(reconciler: Reconci
     bystander = reconciler.namespaces.socket("a", socket.AF_INET, socket.SOCK_DGRAM)
     with client, first, bystander:
         for each, address in ((client, (A, 5000)), (first, (B, 7000)), (bystander, (A, 5001))):
-            each.settimeout(0.5)
+            each.settimeout(0.5 * PATIENCE)
             each.bind(address)
         client.sendto(b"hello", (B, 7000))
         first.sendto(b"yes?", first.recvfrom(10)[1])
@@ -220,7 +221,7 @@ def test_the_next_owner_of_an_address_inherits_no_connection(reconciler: Reconci
         else:
             reconciler.apply(after, before.keys() ^ after.keys() | {key(forward)})
         with reconciler.namespaces.socket("c", socket.AF_INET, socket.SOCK_DGRAM) as second:
-            second.settimeout(0.5)
+            second.settimeout(0.5 * PATIENCE)
             second.bind((B, 7000))
             client.sendto(b"hello", (B, 7000))
             with pytest.raises(TimeoutError):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from tests.fabric.lab import ANYWHERE, Lab, in_world, rule
+from tests.patience import PATIENCE
 
 from cloister.ids import resource_id
 from cloister.vpc.model import AclEntry, NetworkAcl, Subnet
@@ -86,7 +87,7 @@ async def test_a_denying_entry_stops_a_connection_that_is_established(lab: Lab) 
     connection = lab.socket(client.interface_id)
     connection.connect((server.addresses[0].address, 5000))
     served, _ = listener.accept()
-    served.settimeout(1)
+    served.settimeout(PATIENCE)
     connection.send(b"before")
     assert served.recv(10) == b"before"
     # a security group forgets nothing of a connection it tracks, an ACL tracks none

@@ -10,6 +10,7 @@ from dataclasses import replace
 import dnslib
 import pytest
 from tests.fabric.lab import ANYWHERE, Lab, in_world, rule
+from tests.patience import PATIENCE
 
 from cloister.dns import Resolvers
 from cloister.forwarding import Forwarder
@@ -113,7 +114,7 @@ async def test_a_name_is_asked_of_the_customers_server_as_the_groups_allow(lab: 
         vpc = lab.engine.world.get(Vpc, interface.vpc_id)
         assert vpc is not None
         client = lab.socket(interface.interface_id, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
-        client.settimeout(8)
+        client.settimeout(8 * PATIENCE)
         packet = bytes(dnslib.DNSRecord.question(name, qtype).pack())
 
         def talk() -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import dnslib
 import pytest
 from tests.fabric.lab import ANYWHERE, Lab, in_world, rule
+from tests.patience import PATIENCE
 
 from cloister.dns import Resolvers
 from cloister.fabric import Fabric
@@ -168,7 +169,7 @@ async def test_the_resolver_answers_every_interface_and_the_routers_other_ports_
     job = await lab.interface(subnet, await lab.group(vpc))  # no rules: DNS needs none
     mute = await lab.interface(deaf_subnet, await lab.group(deaf, ANYWHERE))
     lab.listen(vpc, "0.0.0.0", 80)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.2 * PATIENCE)
     for address in ("10.0.0.2", "169.254.169.253"):
         for tcp in (False, True):
             answer = await asyncio.to_thread(_ask, lab, job, address, "S3.us-EAST-1.amazonaws.com", tcp)
@@ -248,7 +249,7 @@ async def test_a_tracked_connection_survives_its_rule_and_an_untracked_one_does_
         connection = lab.socket(client.interface_id)
         connection.connect((server.addresses[0].address, 5000))
         served, _ = listener.accept()
-        served.settimeout(1)
+        served.settimeout(PATIENCE)
         connection.send(b"before")
         assert served.recv(10) == b"before"
         # another rule in its place: the flow was let in by one that is gone

@@ -17,6 +17,7 @@ from pathlib import Path
 import dnslib
 import pytest
 from tests.fabric.lab import ANYWHERE, Lab, in_world
+from tests.patience import PATIENCE
 
 from cloister import host_names
 from cloister.dns import Resolvers
@@ -47,7 +48,7 @@ HOST, ROUTER, SOMEBODY = "192.0.2.2", "192.0.2.1", "11.22.33.44"
 
 
 def _ip(text: str) -> None:
-    subprocess.run(["ip", *text.split()], check=True, timeout=10)
+    subprocess.run(["ip", *text.split()], check=True, timeout=10 * PATIENCE)
 
 
 def _leave_the_host(lab: Lab) -> None:
@@ -76,7 +77,7 @@ def _leave_the_host(lab: Lab) -> None:
         f"addr add {SOMEBODY}/32 dev lo",
         "link set in up",
     ):
-        subprocess.run([*inside, *command.split()], check=True, timeout=10)
+        subprocess.run([*inside, *command.split()], check=True, timeout=10 * PATIENCE)
 
 
 def _wait_in(pid: int, other: int) -> None:
@@ -101,7 +102,7 @@ async def _way_out(lab: Lab) -> AsyncIterator[WayOut]:
 
 
 async def _until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(15 * PATIENCE):
         while not true():
             await asyncio.sleep(0.02)
 
@@ -158,7 +159,7 @@ async def test_what_leaves_a_vpc_reaches_the_internet_and_never_the_host(lab: La
         _ip("addr add 11.9.9.9/32 dev lo")
         on_new = socket.create_server(("11.9.9.9", 443))
         lab.open.append(on_new)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(10 * PATIENCE):
             while "11.9.9.9" not in str(
                 lab.reconciler.query(INTERNET, "list set ip cloister host_addresses")
             ):
@@ -225,11 +226,11 @@ async def test_names_of_the_internet_resolve_where_the_internet_is_reached(lab: 
             vpc = lab.engine.world.get(Vpc, interface.vpc_id)
             assert vpc is not None
             client = lab.socket(interface.interface_id, socket.SOCK_DGRAM)
-            client.settimeout(5)
+            client.settimeout(5 * PATIENCE)
             query = dnslib.DNSRecord.question(name)
             client.sendto(bytes(query.pack()), (ip.resolver_address(vpc), 53))
             if found:
-                server.settimeout(5)
+                server.settimeout(5 * PATIENCE)
                 packet, place = await asyncio.to_thread(server.recvfrom, 512)
                 said = dnslib.DNSRecord.parse(packet).reply()
                 for address in found:

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import pytest
 from tests.fabric.lab import ANYWHERE, Lab, in_world, rule
+from tests.patience import PATIENCE
 
 from cloister import witness as witness_module
 from cloister.jobs.lifecycle import JobState
@@ -38,7 +39,7 @@ async def _pair(lab: Lab) -> tuple[NetworkInterface, NetworkInterface, Processin
 
 
 async def _listening(witness: Witness) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(10 * PATIENCE):
         while not witness._listeners:
             await asyncio.sleep(0.01)
 
