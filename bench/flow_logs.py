@@ -78,7 +78,7 @@ def _reading(namespaces: Namespaces, pair: Pair) -> measure.Row:
     time.sleep(0.3)
     counts = namespaces.call(pair.vpc, Counts)
     began = resource.getrusage(resource.RUSAGE_SELF)
-    _dump(counts, "a")
+    _dump(counts, "a", lambda port: None)
     ended = resource.getrusage(resource.RUSAGE_SELF)
     counts.close()
     spent = ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
