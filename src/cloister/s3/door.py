@@ -16,7 +16,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from xml.sax.saxutils import escape
@@ -73,6 +73,8 @@ class _Asked:
     origin: Origin
     context: dict[str, Any]
     world: World
+    #: condition keys of the tags of the object that a need is about, where they were looked up
+    tags: dict[actions.Need, dict[str, Any]] = field(default_factory=dict)
 
 
 class Door:
@@ -204,13 +206,14 @@ class Door:
             asked.world,
             asked.principal,
             need,
-            asked.context,
+            asked.context | asked.tags.get(need, {}),
             endpoint_id=asked.origin.endpoint_id,
             account=self._account,
         )
 
     async def _look_up_tags(self, asked: _Asked) -> None:
-        """The condition keys of an object's tags, if a policy asks for them: only the store knows them."""
+        """The condition keys of an object's tags, if a policy asks for them: only the store knows them. Each
+        need has its own: a copy is of one object over another."""
         asks = partial(
             asks_for_tags, asked.world, asked.principal,
             endpoint_id=asked.origin.endpoint_id, account=self._account,
@@ -222,10 +225,10 @@ class Door:
             if self._can_be(key):
                 path = self._path(need.bucket, key)
                 async with await self._backend.request("GET", path, "tagging=") as answer:
-                    if answer.status == 200:
-                        found = buckets.parse_tags(await answer.read())
-                        asked.context.update({f"s3:ExistingObjectTag/{k}": v for k, v in found.items()})
-                asked.context[TAGS_KNOWN] = True
+                    found = buckets.parse_tags(await answer.read()) if answer.status == 200 else {}
+                if answer.status in (200, 404):  # else it is not known which there are, and nothing passes
+                    told = {f"s3:ExistingObjectTag/{tag}": value for tag, value in found.items()}
+                    asked.tags[need] = {**told, TAGS_KNOWN: True}
 
     def _authorize(self, asked: _Asked) -> None:
         for need in asked.operation.needs:
