@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import quote_plus, unquote_plus
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -71,12 +71,11 @@ def answer(
         return quote_plus(value, safe="/") if url else text(value)
 
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-    decode = unquote_plus if listed.findtext("EncodingType") == "url" else str
-    rows: list[tuple[str, str]] = []
-    for each in listed.findall("Contents"):
-        key = names.key(decode(each.findtext("Key") or ""))
-        if key is not None and key.startswith(prefix):
-            rows.append((key, _object(operation, query, each, said(key), owner)))
+    rows = [
+        (key, _object(operation, query, each, said(key), owner))
+        for key, each in objects(listed, prefix, names)
+    ]
+    decode = _decoding(listed)
     for each in listed.findall("CommonPrefixes"):
         common = names.prefix(decode(each.findtext("Prefix") or ""))
         # SeaweedFS, asked to start inside of a common prefix, tells those below it too.
@@ -112,6 +111,21 @@ def answer(
         f"<MaxKeys>{_limit(query)}</MaxKeys><IsTruncated>{str(truncated).lower()}</IsTruncated>{more}"
         f"{''.join(row for _, row in rows)}</{root}>"
     ).encode()
+
+
+def objects(
+    listed: ElementTree.Element, prefix: str, names: Names
+) -> Iterator[tuple[str, ElementTree.Element]]:
+    """The keys that begin with `prefix` in a listing of the store's, each with what it says of the object."""
+    decode = _decoding(listed)
+    for each in listed.findall("Contents"):
+        key = names.key(decode(each.findtext("Key") or ""))
+        if key is not None and key.startswith(prefix):
+            yield key, each
+
+
+def _decoding(listed: ElementTree.Element) -> Callable[[str], str]:
+    return unquote_plus if listed.findtext("EncodingType") == "url" else str
 
 
 def _object(operation: str, query: Mapping[str, str], each: ElementTree.Element, key: str, owner: str) -> str:
