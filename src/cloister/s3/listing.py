@@ -14,13 +14,12 @@ from urllib.parse import quote_plus, unquote_plus
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from cloister.s3.buckets import parse_xml
+from cloister.s3.buckets import XMLNS, parse_xml
 from cloister.s3.names import Names
 from cloister.wire.errors import AwsError
 
 OPERATIONS = frozenset({"ListObjects", "ListObjectsV2", "ListObjectVersions"})
 MOST = 1000
-_XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 #: the request's parameter that says after which key, and the answer's members for it and for the next page
 _AFTER = {
     "ListObjects": ("marker", "Marker", "NextMarker"),
@@ -106,7 +105,7 @@ def answer(
         more += "<EncodingType>url</EncodingType>"
     root = _ROOTS.get(operation, "ListBucketResult")
     return (
-        f'<?xml version="1.0" encoding="UTF-8"?>\n<{root} {_XMLNS}>'
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<{root} {XMLNS}>'
         f"<Name>{escape(listed.findtext('Name') or '')}</Name><Prefix>{said(prefix)}</Prefix>"
         f"<MaxKeys>{_limit(query)}</MaxKeys><IsTruncated>{str(truncated).lower()}</IsTruncated>{more}"
         f"{''.join(row for _, row in rows)}</{root}>"
@@ -185,7 +184,7 @@ _BARE_ETAG = re.compile(r"<ETag>(?!&#34;|&quot;|\")([^<]*)</ETag>")
 def asked_for_uploads(query: Mapping[str, str], names: Names) -> dict[str, str]:
     """The query of ListMultipartUploads for the store. SeaweedFS is asked for all: its order is its own."""
     if not names.in_order:
-        return {name: value for name, value in query.items() if name != "x-id"}
+        return dict(query)
     prefix = names.stored_prefix(query.get("prefix", ""))
     return {"uploads": "", "max-uploads": "10000", **({"prefix": prefix} if prefix else {})}
 
@@ -238,7 +237,7 @@ def uploads(query: Mapping[str, str], body: bytes, names: Names, owner: str) -> 
         f"<NextKeyMarker>{said(last[0])}</NextKeyMarker><NextUploadIdMarker>{last[1]}</NextUploadIdMarker>"
     )
     return (
-        f'<?xml version="1.0" encoding="UTF-8"?>\n<ListMultipartUploadsResult {_XMLNS}>'
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<ListMultipartUploadsResult {XMLNS}>'
         f"<Bucket>{escape(parse_xml(body).findtext('Bucket') or '')}</Bucket>"
         f"<KeyMarker>{said(marker)}</KeyMarker>"
         f"<UploadIdMarker>{escape(upload_marker)}</UploadIdMarker>{following if truncated else ''}"
