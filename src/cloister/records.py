@@ -12,7 +12,6 @@ from typing import Any
 
 from cloister.iam.decide import Decision
 from cloister.kernel.conntrack import Connection
-from cloister.vpc import changes
 from cloister.vpc.dhcp import private_domain
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Verdict
@@ -127,7 +126,7 @@ def _add_unknown(record: Record, world: World, who: Who, name: str) -> None:
     subnet = world.get(Subnet, who.interface.subnet_id)
     if vpc is None or subnet is None:
         return
-    region = changes.region_of(subnet)
+    region = subnet.region
     bare = name.removesuffix(f".{private_domain(region)}")
     if bare != name and f"{who.name} {bare}" in record.unknown:
         return
@@ -204,7 +203,7 @@ def _explain(record: Record, world: World, who: Who, address: str, protocol: str
         return found
     at = steps.index(refusal)
     if all(step.becomes is None for step in steps[:at]):
-        steps[at] = towards(world, who.interface, refusal, known, changes.region_of(subnet))
+        steps[at] = towards(world, who.interface, refusal, known, subnet.region)
     return replace(found, steps=tuple(steps))
 
 
