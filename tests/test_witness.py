@@ -19,12 +19,13 @@ from cloister.jobs.lifecycle import JobState
 from cloister.jobs.model import Instance, ProcessingJob
 from cloister.kernel.conntrack import Connection
 from cloister.kernel.netns import Namespaces
+from cloister.records import LIMIT
 from cloister.services.api import Origin
 from cloister.store import Store
 from cloister.vpc import addresses, nat_gateways
 from cloister.vpc.model import GroupRule, Route, RouteTable, RouteTableAssociation, SecurityGroup, Subnet
 from cloister.why.receipt import refused
-from cloister.witness import LIMIT, Witness, signing_key
+from cloister.witness import Witness, signing_key
 from cloister.world import Transaction
 
 

@@ -137,7 +137,6 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         account=options.account,
         observe=witness.decided,
     )
-    stack.push_async_callback(door.close)
     doors = EndpointDoors(engine, fabric, namespaces, door, authority)
     await doors.start()
     stack.push_async_callback(doors.stop)

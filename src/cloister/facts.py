@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from typing import Any
 
+import aiohttp
+
 from cloister.jobs.images import Images, is_in_a_registry, registry_of
 from cloister.jobs.objects import split_uri
+from cloister.s3 import listing
 from cloister.s3.address import encode_path, encode_query
 from cloister.s3.backend import Backend
+from cloister.s3.buckets import parse_xml
 from cloister.why.preflight import Facts
 from cloister.wire.errors import AwsError
 
@@ -33,17 +36,17 @@ async def facts_of(request: Mapping[str, Any], backend: Backend, images: Images)
 
 async def _keys(backend: Backend, uri: str) -> list[str] | None:
     bucket, prefix = split_uri(uri)
-    query = encode_query({"list-type": "2", "max-keys": str(_KEYS), "prefix": prefix})
+    query = listing.asked("ListObjectsV2", {"prefix": prefix, "max-keys": str(_KEYS)}, backend.names)
     try:
         async with asyncio.timeout(_LOOK_SECONDS):
-            answer = await backend.request("GET", encode_path(bucket), query)
+            answer = await backend.request("GET", encode_path(bucket), encode_query(query))
             async with answer:
                 if answer.status != 200:
                     return None
-                found = ET.fromstring(await answer.read())
-    except (AwsError, TimeoutError, OSError, ET.ParseError):
+                listed = parse_xml(await answer.read())
+    except (AwsError, TimeoutError, OSError, aiohttp.ClientError):
         return None
-    return [key.text or "" for key in found.iterfind("{*}Contents/{*}Key")]
+    return [key for key, _ in listing.objects(listed, prefix, backend.names)]
 
 
 async def _image_trouble(images: Images, uri: str) -> str:

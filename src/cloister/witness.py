@@ -4,10 +4,9 @@ Three sources: the connections that the VPC's router tracked (read every few sec
 interfaces go; the kernel tells of those that end in between, with their final counts), the packets that it
 refused (`vpc/refusals.py`), and the decisions of policies at the doors. What is whose is told by the
 interface that it comes from; at a door of the internet, where that is not to be seen, by the keys that a
-request is signed with. Aggregated, so a job's record stays small; beyond `LIMIT` lines of one kind only their
-number is kept. Rules are looked up when a line is first seen: later changes do not alter it. Of a killed
-daemon's last seconds the kernel still knows most connections and the refusals, not the decisions. Where
-connections may be missing, `gaps` says why.
+request is signed with. Aggregated, so a job's record stays small (`records.py`). Of a killed daemon's last
+seconds the kernel still knows most connections and the refusals, not the decisions. Where connections may be
+missing, `gaps` says why.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,21 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from cloister import refused_packets
+from cloister import records, refused_packets
 from cloister.engine import Engine
 from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
 from cloister.jobs.model import Instance, ProcessingJob, agent_of
 from cloister.kernel.conntrack import Connection, Endings
 from cloister.kernel.netns import Namespaces
+from cloister.records import Record, Who
 from cloister.services.api import Origin
 from cloister.vpc import addresses as ip
-from cloister.vpc import changes, middleboxes
-from cloister.vpc.dhcp import private_domain
-from cloister.vpc.explain import explain
-from cloister.vpc.flow import Flow, Step, Verdict
-from cloister.vpc.model import NetworkInterface, Subnet, Vpc
-from cloister.why import permission
+from cloister.vpc import middleboxes
+from cloister.vpc.flow import Step
+from cloister.vpc.model import NetworkInterface
 from cloister.why.job import objects_like
-from cloister.why.receipt import as_refused, network_of, refused, told_of
-from cloister.why.request import resolver_step, towards
+from cloister.why.receipt import network_of, refused
 from cloister.world import Change, World
 
 log = logging.getLogger(__name__)
@@ -57,24 +54,10 @@ log = logging.getLogger(__name__)
 _EVERY = 4.0
 #: seconds until a router that was not there yet is looked for again
 _SOON = 0.2
-#: lines of one kind in a job's record
-LIMIT = 1000
 _FULL = "More connections ended at once than could be taken down: some may be missing."
 _AWAY = "Cloister was started again meanwhile: connections that began and ended before that may be missing."
 _DEAF = "This kernel does not tell when connections end: those of under 4 seconds may be missing."
 _UNTOLD = "The end of a connection was not told: its last bytes, and other short ones, may be missing."
-_NAMES = {1: "icmp", 6: "tcp", 17: "udp"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Who:
-    """The holder of an address of a job's interface."""
-
-    job_id: str
-    name: str  # "algo-1", "algo-1's agent"
-    interface: NetworkInterface
-    address: str
-    port: str  # of the router
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,28 +69,6 @@ class _Listener:
     pending: list[Connection] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _Record:
-    """`network` is what it was when the job's interfaces were there first."""
-
-    network: dict[str, Any] = field(default_factory=dict)
-    #: "algo-1 tcp 10.0.0.7 443 to" -> line
-    flows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    #: the kernel's number and a way -> [packets and bytes sent, received] so far
-    open: dict[str, list[int]] = field(default_factory=dict)
-    refused: dict[str, dict[str, Any]] = field(default_factory=dict)
-    requests: dict[str, dict[str, Any]] = field(default_factory=dict)
-    left_out: int = 0
-    #: why connections may be missing
-    gaps: list[str] = field(default_factory=list)
-    #: access key id of a session of the job's -> whose it is
-    keys: dict[str, str] = field(default_factory=dict)
-    #: address -> the name that it was told for
-    names: dict[str, str] = field(default_factory=dict)
-    #: "algo-1 NAME" -> the line of a name that does not exist
-    unknown: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
 class Witness:
     def __init__(self, path: Path, engine: Engine, namespaces: Namespaces) -> None:
         self._engine = engine
@@ -117,8 +78,8 @@ class Witness:
         self._store.execute("PRAGMA journal_mode=WAL")
         self._store.execute("PRAGMA synchronous=NORMAL")  # a crash of the machine may lose the last lines
         self._store.execute("CREATE TABLE IF NOT EXISTS witness (job TEXT PRIMARY KEY, record TEXT NOT NULL)")
-        self._records: dict[str, _Record] = {}
-        self._whos: dict[tuple[str, str], _Who] = {}  # (VPC, address)
+        self._records: dict[str, Record] = {}
+        self._whos: dict[tuple[str, str], Who] = {}  # (VPC, address)
         self._job_of: dict[str, str] = {}  # by access key id
         self._task: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()  # of two readings, the older must not come in last
@@ -150,86 +111,23 @@ class Witness:
         self._store.close()
 
     def record(self, job: ProcessingJob) -> dict[str, Any]:
-        """{"network", "flows", "refused", "requests": lines, "left_out": a number, "gaps": sentences}."""
-        found = self._load(job.job_id)
-        flows = [_plain(line) for line in found.flows.values()]
-        lost = [line for line in flows if line.get("refusal") and not line["packets_received"]]
-        reached = [line for line in flows if line not in lost]
-        return {
-            "network": found.network,
-            "flows": [{name: value for name, value in line.items() if name != "refusal"} for line in reached],
-            "refused": [
-                *(_plain(line) for line in found.refused.values()),
-                *(as_refused(line) for line in lost),
-            ],
-            "requests": [_plain(line) for line in found.requests.values()],
-            "unknown_names": [_plain(line) for line in found.unknown.values()],
-            "left_out": found.left_out,
-            "gaps": list(found.gaps),
-        }
+        """What `records.told` says of the job."""
+        return records.told(self._load(job.job_id))
 
     def decided(self, origin: Origin, action: str, resource: str, decision: Decision) -> None:
         """A door asked the policies about a request that came in at `origin`."""
         who = self._whos.get((origin.vpc_id or "", origin.address))
         job_id, name = (who.job_id, who.name) if who is not None else self._of_keys(decision)
-        if job_id is None:
-            return
-        record = self._load(job_id)
-        place = resource.partition("/")[0] if action.startswith("s3:") else resource
-        outcome = "allowed" if decision.allowed else "refused"
-        key = f"{name} {action} {place} {origin.endpoint_id} {outcome}"
-        line = self._line(record, record.requests, key)
-        if line is None:
-            return
-        if not line:
-            wanted = "Allow" if decision.allowed else "Deny"
-            line |= {
-                "who": name,
-                "action": action,
-                "resource": place,
-                "endpoint": origin.endpoint_id,
-                "outcome": outcome,
-                "by": [f"{m.origin}/{m.statement}" for m in decision.matches if m.effect == wanted],
-                "count": 0,
-            }
-            if not decision.allowed:
-                refusal = permission.refusal(
-                    self._engine.world,
-                    decision,
-                    endpoint_id=origin.endpoint_id,
-                    objects=self._objects(job_id, name, action, resource),
-                )
-                line |= {"example": resource, "why": refusal.sentence, "fix": refusal.fix}
-        line["count"] += 1
+        if job_id is not None:
+            alike = partial(self._objects, job_id, name, action, resource)
+            record, world = self._load(job_id), self._engine.world
+            records.add_request(record, world, name, origin.endpoint_id, action, resource, decision, alike)
 
     def told(self, vpc_id: str, source: str, name: str, addresses: tuple[str, ...]) -> None:
         """The VPC's resolver gave these addresses for a name."""
         who = self._whos.get((vpc_id, source))
-        if who is None:
-            return
-        record = self._load(who.job_id)
-        for address in addresses[: max(0, LIMIT - len(record.names))]:
-            record.names[address] = name
-        if not addresses:
-            self._unknown(record, who, name)
-
-    def _unknown(self, record: _Record, who: _Who, name: str) -> None:
-        """A name that does not exist; with a search list it was asked for with the VPC's domain as well."""
-        vpc = self._engine.world.get(Vpc, who.interface.vpc_id)
-        subnet = self._engine.world.get(Subnet, who.interface.subnet_id)
-        if vpc is None or subnet is None:
-            return
-        region = changes.region_of(subnet)
-        bare = name.removesuffix(f".{private_domain(region)}")
-        if bare != name and f"{who.name} {bare}" in record.unknown:
-            return
-        line = self._line(record, record.unknown, f"{who.name} {name}")
-        if line is None:
-            return
-        if not line:
-            step, _ = resolver_step(self._engine.world, vpc, name, region)
-            line |= {"who": who.name, "name": name, **told_of(step), "questions": 0}
-        line["questions"] += 1
+        if who is not None:
+            records.add_name(self._load(who.job_id), self._engine.world, who, name, addresses)
 
     def _objects(self, job_id: str, who: str, action: str, resource: str) -> str | None:
         """The ARN of all objects like the one that a job's agent asked for."""
@@ -416,10 +314,10 @@ class Witness:
         """The final counts of connections; their numbers may be used again."""
         for each in ended:
             for who, way in self._of(vpc_id, each):
-                self._connection(who, way, each)
+                records.add_connection(self._load(who.job_id), self._engine.world, who, way, each)
                 self._load(who.job_id).open.pop(f"{each.number} {way}", None)
 
-    def _of(self, vpc_id: str, each: Connection) -> Iterator[tuple[_Who, str]]:
+    def _of(self, vpc_id: str, each: Connection) -> Iterator[tuple[Who, str]]:
         for address, way in ((each.source, "to"), (each.destination, "from")):
             who = self._whos.get((vpc_id, address))
             if who is not None and middleboxes.is_of(self._engine.world, who.interface, each.zone):
@@ -455,94 +353,22 @@ class Witness:
         seen: dict[str, set[str]] = {}
         for each in found:
             for who, way in self._of(vpc_id, each):
-                self._connection(who, way, each)
+                records.add_connection(self._load(who.job_id), self._engine.world, who, way, each)
                 seen.setdefault(who.job_id, set()).add(f"{each.number} {way}")
         by_port = {who.port: who for who in self._whos.values() if who.interface.vpc_id == vpc_id}
         for port, address, protocol, number, packets, size in noted:
             if port in by_port:
-                self._refusal(by_port[port], address, protocol, number, packets, size)
+                whose = by_port[port]
+                record, world = self._load(whose.job_id), self._engine.world
+                records.add_refusal(record, world, whose, address, protocol, number, packets, size)
         return seen
-
-    def _connection(self, who: _Who, way: str, each: Connection) -> None:
-        record = self._load(who.job_id)
-        other = each.destination if way == "to" else each.source
-        protocol = _NAMES.get(each.protocol, str(each.protocol))
-        line = self._line(record, record.flows, f"{who.name} {protocol} {other} {each.port} {way}")
-        if line is None:
-            return
-        if not line:
-            line |= {"who": who.name, "way": way, "other": other, "protocol": protocol}
-            line["name"] = record.names.get(other)
-            line["port"] = each.port or None
-            line |= dict.fromkeys(("connections", "packets_sent", "bytes_sent"), 0)
-            line |= dict.fromkeys(("packets_received", "bytes_received"), 0)
-            if way == "to":
-                verdict = self._explain(who, other, protocol, each.port)
-                line["through"] = [step.origin for step in verdict.steps if step.allowed]
-                if verdict.refusal is not None:  # further on than where the router notes it
-                    line["refusal"] = told_of(verdict.refusal)
-        sent, received = (each.sent, each.received) if way == "to" else (each.received, each.sent)
-        counts = [*sent, *received]
-        before = record.open.get(f"{each.number} {way}")
-        if before is None or any(now < then for now, then in zip(counts, before, strict=True)):
-            before = [0, 0, 0, 0]
-            line["connections"] += 1
-        names = ("packets_sent", "bytes_sent", "packets_received", "bytes_received")
-        for name, now, then in zip(names, counts, before, strict=True):
-            line[name] += now - then
-        record.open[f"{each.number} {way}"] = counts
-
-    def _refusal(self, who: _Who, address: str, protocol: int, port: int, packets: int, size: int) -> None:
-        record = self._load(who.job_id)
-        name = _NAMES.get(protocol, str(protocol))
-        line = self._line(record, record.refused, f"{who.name} {name} {address} {port}")
-        if line is None:
-            return
-        if not line:
-            refusal = self._explain(who, address, name, port).refusal
-            line |= {"who": who.name, "to": address, "name": record.names.get(address)}
-            line |= {"protocol": name, "port": port or None}
-            line |= told_of(refusal) | {"packets": 0, "bytes": 0, "_last": [0, 0]}
-        last = line["_last"] if packets >= line["_last"][0] else [0, 0]  # less: the set was made anew
-        line["packets"] += packets - last[0]
-        line["bytes"] += size - last[1]
-        line["_last"] = [packets, size]
-
-    def _explain(self, who: _Who, address: str, protocol: str, port: int) -> Verdict:
-        flow = Flow(
-            source=who.address,
-            vpc_id=who.interface.vpc_id,
-            destination=address,
-            protocol=protocol,
-            port=port if protocol in ("tcp", "udp") else None,
-        )
-        world = self._engine.world
-        found = explain(world, flow)
-        known, subnet = (
-            self._load(who.job_id).names.get(address),
-            world.get(Subnet, who.interface.subnet_id),
-        )
-        steps, refusal = list(found.steps), found.refusal
-        if known is None or subnet is None or refusal is None:
-            return found
-        at = steps.index(refusal)
-        if all(step.becomes is None for step in steps[:at]):
-            steps[at] = towards(world, who.interface, refusal, known, changes.region_of(subnet))
-        return replace(found, steps=tuple(steps))
-
-    @staticmethod
-    def _line(record: _Record, lines: dict[str, dict[str, Any]], key: str) -> dict[str, Any] | None:
-        if key not in lines and len(lines) >= LIMIT:
-            record.left_out += 1
-            return None
-        return lines.setdefault(key, {})
 
     # ---- keeping ---------------------------------------------------------------------------------
 
-    def _load(self, job_id: str) -> _Record:
+    def _load(self, job_id: str) -> Record:
         if job_id not in self._records:
             row = self._store.execute("SELECT record FROM witness WHERE job = ?", (job_id,)).fetchone()
-            record = _Record(**json.loads(row[0])) if row else _Record()
+            record = Record(**json.loads(row[0])) if row else Record()
             if not any(who.job_id == job_id for who in self._whos.values()) and row:
                 return record  # of an ended job: nothing will be added
             self._records[job_id] = record
@@ -552,7 +378,7 @@ class Witness:
         record = self._records.get(job_id)
         if record is None:
             return
-        text = json.dumps({name: getattr(record, name) for name in _Record.__slots__})
+        text = json.dumps({name: getattr(record, name) for name in Record.__slots__})
         self._store.execute("INSERT OR REPLACE INTO witness VALUES (?, ?)", (job_id, text))
         if not any(who.job_id == job_id for who in self._whos.values()):
             del self._records[job_id]
@@ -579,18 +405,14 @@ def signing_key(state: Path) -> Ed25519PrivateKey:
     return found
 
 
-def _whos(job: ProcessingJob, instance: Instance, interface: NetworkInterface) -> Iterator[_Who]:
+def _whos(job: ProcessingJob, instance: Instance, interface: NetworkInterface) -> Iterator[Who]:
     names = {instance.address: instance.host, instance.agent_address: agent_of(instance)}
     for index, held in enumerate(interface.addresses):
         if held.address in names:
-            yield _Who(
+            yield Who(
                 job_id=job.job_id,
                 name=names[held.address],
                 interface=interface,
                 address=held.address,
                 port=ip.port(interface.interface_id, index),
             )
-
-
-def _plain(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if not name.startswith("_")}

@@ -17,8 +17,9 @@ from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
 from cloister.jobs import agent, agent_process
-from cloister.jobs.agent import Channel, Failure, Spec, run, tree
+from cloister.jobs.agent import Channel, Failure, Spec, run
 from cloister.jobs.remove import remove_tree
+from cloister.jobs.tree import tree
 
 
 @pytest.fixture(scope="module")

@@ -178,6 +178,25 @@ def test_a_policy_can_ask_for_the_tags_that_an_object_has(site: Site, bucket: Ma
     assert code(lambda: most.get_object(Bucket=name, Key="missing")) == "NoSuchKey"
 
 
+def test_the_tags_of_what_is_written_over_do_not_stand_for_those_of_what_is_copied(
+    site: Site, bucket: Make
+) -> None:
+    name = bucket()
+    root = site.client()
+    root.put_object(Bucket=name, Key="secret", Body=b"hidden", Tagging="class=secret")
+    root.put_object(Bucket=name, Key="mine", Body=b"mine")
+    every = {"Action": "s3:*", "Resource": "*"}
+    tagged = {"StringEquals": {"s3:ExistingObjectTag/class": "secret"}}
+    deny = {"Effect": "Deny", **every, "Condition": tagged}
+    keys = site.role("copier", json.dumps({"Statement": [{"Effect": "Allow", **every}, deny]}))
+    headers = (("x-amz-copy-source", f"{name}/secret"), ("x-amz-tagging", "a=b"))
+    status, _, body = raw(site, "PUT", f"/{name}/mine", keys=keys, headers=headers)
+    assert (status, b"AccessDenied" in body) == (403, True), body
+    assert root.get_object(Bucket=name, Key="mine")["Body"].read() == b"mine"
+    headers = (("x-amz-copy-source", f"{name}/mine"), ("x-amz-tagging", "a=b"))
+    assert raw(site, "PUT", f"/{name}/other", keys=keys, headers=headers)[0] == 200
+
+
 def test_public_access_can_be_blocked(site: Site, bucket: Make) -> None:
     name, root = bucket(), site.client()
     root.put_object(Bucket=name, Key="k", Body=b"x")

@@ -13,7 +13,7 @@ from tests.s3.conftest import Site
 from tests.s3.test_door import code, raw
 
 from cloister.s3.actions import copy_source
-from cloister.s3.address import can_begin, check_key
+from cloister.s3.names import PLAIN
 from cloister.wire.errors import AwsError
 
 Make = Callable[[], str]
@@ -66,7 +66,7 @@ def test_a_prefix_that_no_key_has_lists_nothing_and_passes_by_no_condition(
     "prefix", ["", "a", "a/", "a/.", "a/..", "s" * 255, "x.versions", ".uploads", "a/.uploads"]
 )
 def test_a_prefix_that_a_key_may_have_is_one(prefix: str) -> None:
-    assert can_begin(prefix)
+    assert PLAIN.can_begin(prefix)
 
 
 OF_THE_STORE = ("a.versions/v_1", "a/b.versions/c/d", ".versions/x", "x/.uploads/y", ".uploads/")
@@ -75,7 +75,7 @@ OF_THE_STORE = ("a.versions/v_1", "a/b.versions/c/d", ".versions/x", "x/.uploads
 @pytest.mark.parametrize("key", [*OF_THE_STORE, ".uploads/0/0002.part"])
 def test_a_store_with_keys_as_they_are_holds_none_in_its_own_folders(key: str) -> None:
     with pytest.raises(AwsError, match="which the store uses itself"):
-        check_key(key)
+        PLAIN.check(key)
 
 
 def test_no_key_is_in_a_folder_of_the_stores_own(site: Site, bucket: Make) -> None:

@@ -7,7 +7,7 @@ is no aws:SourceVpce.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -77,3 +77,15 @@ def global_keys(
             keys["aws:principaltype"] = "Anonymous"
             keys["aws:userid"] = "anonymous"
     return keys
+
+
+def request_tags(tags: Mapping[str, str], removed: Iterable[str] = ()) -> dict[str, Any]:
+    """The keys of a request that brings tags, or names the keys of tags that are to go."""
+    names = [*tags, *removed]
+    keys: dict[str, Any] = {f"aws:RequestTag/{key}": value for key, value in tags.items()}
+    return keys | ({"aws:TagKeys": names} if names else {})
+
+
+def resource_tags(service: str, tags: Mapping[str, str]) -> dict[str, Any]:
+    """The keys of the tags that a resource of a service has."""
+    return {f"{one}:ResourceTag/{key}": value for key, value in tags.items() for one in ("aws", service)}

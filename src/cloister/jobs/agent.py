@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import socket
-import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -28,8 +27,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloister.jobs.objects import BadKey, Object, plan_files, request_of, shard, split_uri, under
+from cloister.jobs.objects import KEY_LIMIT, BadKey, Object, plan_files, request_of, shard, split_uri, under
 from cloister.jobs.resolver import getaddrinfo_by
+from cloister.jobs.tree import NoFile, opened, tree
 
 PARALLEL = 16
 CHUNK = 1 << 20
@@ -39,7 +39,6 @@ CONNECT_SECONDS = 2.0
 _TRIES, _REACH_SECONDS = 4, 1.0
 #: AWS: "Unable to execute request to S3" is what a processing job says when its subnet has no way to S3
 UNREACHABLE = "Unable to execute request to S3"
-KEY_LIMIT = 1024  # S3: bytes of a key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -505,7 +504,7 @@ def _upload(spec: Spec, client: Any) -> Result:
         config = TransferConfig(
             multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=4, use_threads=big
         )
-        with _s3(spec.task, "PutObject", f"s3://{bucket}/{key}"), _open(channel.path, parts) as file:
+        with _s3(spec.task, "PutObject", f"s3://{bucket}/{key}"), opened(channel.path, parts) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             if size == 0:
@@ -517,7 +516,10 @@ def _upload(spec: Spec, client: Any) -> Result:
 
         return key, digest, size
 
-    moved = list(zip(todo, _in_parallel(put, todo), strict=True))
+    try:
+        moved = list(zip(todo, _in_parallel(put, todo), strict=True))
+    except NoFile as gone:
+        raise Failure(f"ClientError: Artifact upload failed:{gone} is no regular file any more") from gone
     digests = {
         channel.name: digest_of([found for item, found in moved if item[0] is channel])
         for channel in spec.channels
@@ -530,72 +532,6 @@ def _transfer(client: Any, file: Any, bucket: str, key: str, config: Any) -> Non
 
     with create_transfer_manager(client, config) as manager:
         manager.upload(file, bucket, key).result()
-
-
-def tree(root: str) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The regular files below `root` as (path segments, size), in order. Symbolic links, sockets, pipes and
-    devices are left out, and never followed (AWS: symbolic links are not uploaded). A folder too deep for a
-    key is told as if it were a file, and not looked into."""
-    try:
-        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    # A list, not recursion: the container may nest as deep as the kernel lets it. And no deeper than a key is
-    # long, because each folder is opened by way of all above it.
-    pending: list[tuple[str, ...]] = [()]
-    try:
-        while pending:
-            at = pending.pop()
-            here = _descend(fd, at)
-            try:
-                with os.scandir(here) as entries:
-                    found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
-                folders = []
-                for entry in found:
-                    info = os.stat(entry.name, dir_fd=here, follow_symlinks=False)
-                    if stat.S_ISDIR(info.st_mode):
-                        folders.append((*at, entry.name))
-                        if len(os.fsencode("/".join(folders[-1]))) > KEY_LIMIT:
-                            yield folders.pop(), 0
-                    elif stat.S_ISREG(info.st_mode):
-                        yield (*at, entry.name), info.st_size
-                pending.extend(reversed(folders))
-            finally:
-                os.close(here)
-    finally:
-        os.close(fd)
-
-
-def _descend(root: int, parts: Sequence[str]) -> int:
-    """A descriptor of the folder `parts` below `root`; no segment may be a symbolic link."""
-    here = os.dup(root)
-    for part in parts:
-        try:
-            deeper = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
-        finally:
-            os.close(here)
-        here = deeper
-    return here
-
-
-@contextlib.contextmanager
-def _open(root: str, parts: tuple[str, ...]) -> Iterator[Any]:
-    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        folder = _descend(top, parts[:-1])
-    finally:
-        os.close(top)
-    try:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(parts[-1], flags, dir_fd=folder)
-    finally:
-        os.close(folder)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Failure(
-                f"ClientError: Artifact upload failed:{'/'.join(parts)} is no regular file any more"
-            )
-        yield file
 
 
 if __name__ == "__main__":

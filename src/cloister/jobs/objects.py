@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+KEY_LIMIT = 1024  # S3: bytes of a key
 NAME_LIMIT = 255  # bytes of one segment (Linux NAME_MAX)
 PATH_LIMIT = 3800  # bytes; PATH_MAX is 4096, and the channel's own folder comes before it
 

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from cloister.credentials import SessionKeys
 from cloister.jobs import contract
-from cloister.jobs.agent import Channel, Spec, tree
+from cloister.jobs.agent import Channel, Spec
 from cloister.jobs.bundle import Limits
 from cloister.jobs.containers import ContainerSpec, Mount
 from cloister.jobs.images import Image
 from cloister.jobs.instance_types import instance_type
 from cloister.jobs.model import CONFIG_PATH, OUTPUT_PATH, Instance, ProcessingJob
 from cloister.jobs.remove import remove_tree
+from cloister.jobs.tree import tree
 
 GIB = 1 << 30
 #: processes and threads of a container; AWS tells no limit, one machine has to have one

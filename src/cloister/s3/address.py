@@ -13,11 +13,6 @@ from urllib.parse import parse_qsl, quote, unquote_to_bytes
 from cloister.wire.errors import AwsError
 
 MAX_KEY = 1024
-#: the longest name of one level of a key that SeaweedFS's filer holds
-MAX_SEGMENT = 255
-#: folders that the backend keeps for itself, and does not list: of the parts of uploads, and of an object's
-#: versions, by their ending
-_PARTS, _VERSIONS = ".uploads", ".versions"
 #: s3.REGION, s3-REGION (legacy), s3.dualstack.REGION, s3 alone, s3-external-1; the bucket in front, if any
 _S3_HOST = re.compile(
     r"(?:(?P<bucket>[a-z0-9][a-z0-9.-]*)\.)?s3(?:[.-](?:dualstack\.)?[a-z0-9-]+)?\.amazonaws\.com"
@@ -68,44 +63,6 @@ def locate(host: str, path: str, is_bucket: Callable[[str], bool]) -> tuple[str 
 def _host_name(host: str) -> str:
     name = host.strip().lower().rstrip(".")
     return name if name.startswith("[") else name.partition(":")[0].rstrip(".")
-
-
-def check_key(key: str) -> None:
-    """AwsError for a key that S3 could hold and the backend, which keeps a tree, cannot."""
-    parts = key.removesuffix("/").split("/")
-    for number, part in enumerate(parts):
-        is_folder = number < len(parts) - 1 or key.endswith("/")
-        if part in ("", ".", ".."):
-            what = {"": "an empty level (a double or leading slash)"}.get(part, f"the level '{part}'")
-        elif "\\" in part:  # SeaweedFS takes it for a slash, and would list another key
-            what = "a backslash"
-        elif is_folder and (part == _PARTS or part.endswith(_VERSIONS)):
-            what = f"the level '{part[:MAX_SEGMENT]}', which the store uses itself"
-        elif len(part.encode()) > MAX_SEGMENT:
-            what = f"a level of {len(part.encode())} bytes (at most {MAX_SEGMENT})"
-        else:
-            continue
-        raise AwsError(
-            "InvalidArgument",
-            f"The object store behind Cloister cannot hold the key '{key[:200]}': it has {what}.",
-            ArgumentName="key",
-            ArgumentValue=key[:200],
-        )
-
-
-def can_be(key: str) -> bool:
-    """Whether the backend could hold this key."""
-    try:
-        check_key(key)
-    except AwsError:
-        return False
-    return True
-
-
-def can_begin(prefix: str) -> bool:
-    """Whether a key that the backend could hold begins so. It would leave out the slashes that are too many,
-    and list what was not asked for and not decided on."""
-    return can_be(prefix) or can_be(prefix + "x")
 
 
 def check_bucket_name(name: str) -> None:

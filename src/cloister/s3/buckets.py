@@ -20,7 +20,7 @@ from cloister.s3.address import check_bucket_name
 from cloister.s3.model import Bucket
 from cloister.wire.errors import AwsError
 
-_XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 Answer = tuple[int, dict[str, str], bytes]
 
 
@@ -60,7 +60,7 @@ def _empty(status: int = 200, **headers: str) -> Answer:
     return status, headers, b""
 
 
-def _malformed() -> AwsError:
+def malformed() -> AwsError:
     return AwsError(
         "MalformedXML",
         "The XML you provided was not well-formed or did not validate against our published schema",
@@ -72,10 +72,10 @@ def parse_xml(body: bytes) -> ElementTree.Element:
     try:
         text = body.decode()  # in another encoding, as in those with zeros, a DTD would not be seen here
         if "\0" in text or "<!" in text.replace("<![CDATA[", "").replace("<!--", ""):
-            raise _malformed()
+            raise malformed()
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError):
-        raise _malformed() from None
+        raise malformed() from None
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
     return root
@@ -107,7 +107,7 @@ def list_buckets(ask: Ask) -> Answer:
     more = f"<ContinuationToken>{escape(page[-1].name)}</ContinuationToken>" if len(page) < len(found) else ""
     shown = f"<Prefix>{escape(prefix)}</Prefix>" if prefix else ""
     return _xml(
-        f"<ListAllMyBucketsResult {_XMLNS}><Owner><ID>{canonical_user(ask.account)}</ID></Owner>"
+        f"<ListAllMyBucketsResult {XMLNS}><Owner><ID>{canonical_user(ask.account)}</ID></Owner>"
         f"<Buckets>{rows}</Buckets>{more}{shown}</ListAllMyBucketsResult>"
     )
 
@@ -129,7 +129,7 @@ def check_create(ask: Ask) -> Bucket | None:
     if ask.body.strip():
         root = parse_xml(ask.body)
         if root.tag != "CreateBucketConfiguration":
-            raise _malformed()
+            raise malformed()
         wanted = (root.findtext("LocationConstraint") or "").strip()
     if wanted == "EU":
         wanted = "eu-west-1"
@@ -193,8 +193,14 @@ def head_bucket(ask: Ask) -> Answer:
 def location(ask: Ask) -> Answer:
     region = ask.bucket.region
     if region == "us-east-1":  # AWS: "Buckets in Region us-east-1 have a LocationConstraint of null."
-        return _xml(f"<LocationConstraint {_XMLNS}/>")
-    return _xml(f"<LocationConstraint {_XMLNS}>{region}</LocationConstraint>")
+        return _xml(f"<LocationConstraint {XMLNS}/>")
+    return _xml(f"<LocationConstraint {XMLNS}>{region}</LocationConstraint>")
+
+
+def _keep(ask: Ask, **changes: Any) -> None:
+    bucket = ask.bucket
+    with ask.engine.transaction() as tx:
+        tx.put(replace(bucket, **changes))
 
 
 # -- policy -----------------------------------------------------------------------------------------------
@@ -228,21 +234,18 @@ def put_policy(ask: Ask) -> Answer:
             "BlockPublicPolicy block public access setting.",
             403,
         )
-    with ask.engine.transaction() as tx:
-        tx.put(replace(bucket, policy=text))
+    _keep(ask, policy=text)
     return _empty(204)
 
 
 def delete_policy(ask: Ask) -> Answer:
-    bucket = ask.bucket
-    with ask.engine.transaction() as tx:
-        tx.put(replace(bucket, policy=None))
+    _keep(ask, policy=None)
     return _empty(204)
 
 
 def policy_status(ask: Ask) -> Answer:
     public = bucket_policy.is_public(iam_policy.parse(_policy_of(ask), "resource"))
-    return _xml(f"<PolicyStatus {_XMLNS}><IsPublic>{str(public).lower()}</IsPublic></PolicyStatus>")
+    return _xml(f"<PolicyStatus {XMLNS}><IsPublic>{str(public).lower()}</IsPublic></PolicyStatus>")
 
 
 # -- public access ------------------------------------------------------------------------------------------
@@ -260,7 +263,7 @@ def get_public_access_block(ask: Ask) -> Answer:
             BucketName=ask.bucket.name,
         )
     rows = "".join(f"<{name}>{str(found.get(name, False)).lower()}</{name}>" for name in _BLOCKS)
-    return _xml(f"<PublicAccessBlockConfiguration {_XMLNS}>{rows}</PublicAccessBlockConfiguration>")
+    return _xml(f"<PublicAccessBlockConfiguration {XMLNS}>{rows}</PublicAccessBlockConfiguration>")
 
 
 def put_public_access_block(ask: Ask) -> Answer:
@@ -272,7 +275,7 @@ def put_public_access_block(ask: Ask) -> Answer:
         or not set(given) <= set(_BLOCKS)
         or not set(given.values()) <= {"true", "false"}
     ):
-        raise _malformed()
+        raise malformed()
     _keep(ask, public_access_block={name: given.get(name) == "true" for name in _BLOCKS})
     return _empty()
 
@@ -280,12 +283,6 @@ def put_public_access_block(ask: Ask) -> Answer:
 def delete_public_access_block(ask: Ask) -> Answer:
     _keep(ask, public_access_block=None)
     return _empty(204)
-
-
-def _keep(ask: Ask, **changes: Any) -> None:
-    bucket = ask.bucket
-    with ask.engine.transaction() as tx:
-        tx.put(replace(bucket, **changes))
 
 
 def put_acl(ask: Ask) -> NoReturn:
@@ -297,14 +294,13 @@ def put_ownership_controls(ask: Ask) -> Answer:
     root = parse_xml(ask.body)
     wanted = [each.findtext("ObjectOwnership") or "" for each in root.findall("Rule")]
     if root.tag != "OwnershipControls" or len(wanted) != 1:
-        raise _malformed()
+        raise malformed()
     if wanted != ["BucketOwnerEnforced"]:
         raise AwsError(
             "NotImplemented",
             f"Cloister does not implement ObjectOwnership {wanted[0][:50]}, only BucketOwnerEnforced.",
             501,
         )
-    _ = ask.bucket
     return _empty()
 
 
@@ -318,22 +314,16 @@ def get_tags(ask: Ask) -> Answer:
     rows = "".join(
         f"<Tag><Key>{escape(key)}</Key><Value>{escape(value)}</Value></Tag>" for key, value in tags.items()
     )
-    return _xml(f"<Tagging {_XMLNS}><TagSet>{rows}</TagSet></Tagging>")
+    return _xml(f"<Tagging {XMLNS}><TagSet>{rows}</TagSet></Tagging>")
 
 
 def put_tags(ask: Ask) -> Answer:
-    bucket = ask.bucket
-    root = parse_xml(ask.body)
-    tags = _tags(root.find("TagSet"))
-    with ask.engine.transaction() as tx:
-        tx.put(replace(bucket, tags=tags))
+    _keep(ask, tags=parse_tags(ask.body))
     return _empty(204)
 
 
 def delete_tags(ask: Ask) -> Answer:
-    bucket = ask.bucket
-    with ask.engine.transaction() as tx:
-        tx.put(replace(bucket, tags={}))
+    _keep(ask, tags={})
     return _empty(204)
 
 
@@ -362,7 +352,7 @@ def _tags(found: ElementTree.Element | None) -> dict[str, str]:
 def acl(ask: Ask) -> Answer:
     owner = canonical_user(ask.bucket.owner_account)
     return _xml(
-        f"<AccessControlPolicy {_XMLNS}><Owner><ID>{owner}</ID></Owner><AccessControlList><Grant>"
+        f"<AccessControlPolicy {XMLNS}><Owner><ID>{owner}</ID></Owner><AccessControlList><Grant>"
         f'<Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser">'
         f"<ID>{owner}</ID></Grantee><Permission>FULL_CONTROL</Permission></Grant></AccessControlList>"
         "</AccessControlPolicy>"
@@ -428,15 +418,15 @@ ANSWERS: dict[str, Callable[[Ask], Answer]] = {
         "ServerSideEncryptionConfigurationNotFoundError",
         "The server side encryption configuration was not found",
     ),
-    "GetBucketVersioning": _default(f"<VersioningConfiguration {_XMLNS}/>"),
-    "GetBucketLogging": _default(f"<BucketLoggingStatus {_XMLNS}/>"),
+    "GetBucketVersioning": _default(f"<VersioningConfiguration {XMLNS}/>"),
+    "GetBucketLogging": _default(f"<BucketLoggingStatus {XMLNS}/>"),
     "GetBucketRequestPayment": _default(
-        f"<RequestPaymentConfiguration {_XMLNS}><Payer>BucketOwner</Payer></RequestPaymentConfiguration>"
+        f"<RequestPaymentConfiguration {XMLNS}><Payer>BucketOwner</Payer></RequestPaymentConfiguration>"
     ),
-    "GetBucketNotificationConfiguration": _default(f"<NotificationConfiguration {_XMLNS}/>"),
-    "GetBucketAccelerateConfiguration": _default(f"<AccelerateConfiguration {_XMLNS}/>"),
+    "GetBucketNotificationConfiguration": _default(f"<NotificationConfiguration {XMLNS}/>"),
+    "GetBucketAccelerateConfiguration": _default(f"<AccelerateConfiguration {XMLNS}/>"),
     "GetBucketOwnershipControls": _default(
-        f"<OwnershipControls {_XMLNS}><Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule>"
+        f"<OwnershipControls {XMLNS}><Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule>"
         "</OwnershipControls>"
     ),
 }

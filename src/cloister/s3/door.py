@@ -16,10 +16,9 @@ import hashlib
 import logging
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from xml.sax.saxutils import escape
 
 import aiohttp
 from aiohttp import web
@@ -31,7 +30,7 @@ from cloister.iam.context import global_keys
 from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
 from cloister.room import BODIES, BODIES_OF_ONE, Room, whole
-from cloister.s3 import actions, address, buckets, down, listing, passing
+from cloister.s3 import actions, address, buckets, deleting, down, listing, passing
 from cloister.s3.authorize import TAGS_KNOWN, asks_for_tags, decide_need
 from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
@@ -73,6 +72,8 @@ class _Asked:
     origin: Origin
     context: dict[str, Any]
     world: World
+    #: condition keys of the tags of the object that a need is about, where they were looked up
+    tags: dict[actions.Need, dict[str, Any]] = field(default_factory=dict)
 
 
 class Door:
@@ -95,9 +96,6 @@ class Door:
         self._region = region
         self._account = account
         self._room = Room(BODIES, BODIES_OF_ONE)
-
-    async def close(self) -> None:
-        """Nothing is kept open by the door itself."""
 
     async def handle(self, request: web.BaseRequest, origin: Origin) -> web.StreamResponse:
         random = secrets.token_bytes(56)
@@ -135,10 +133,9 @@ class Door:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         name = asked.operation.name
-        if name == "DeleteObject" and not self._can_be(asked.key):
-            return web.Response(
-                status=204, headers=ids
-            )  # as for any missing key; it never reaches the backend
+        if name == "DeleteObject" and not self._backend.names.can_be(asked.key):
+            # as for any missing key; it never reaches the backend
+            return web.Response(status=204, headers=ids)
         if name in actions.ANSWERED:
             status, headers, body = await self._answer(asked, await self._document(request, asked))
             return web.Response(status=status, headers={**headers, **ids}, body=body)
@@ -204,13 +201,14 @@ class Door:
             asked.world,
             asked.principal,
             need,
-            asked.context,
+            asked.context | asked.tags.get(need, {}),
             endpoint_id=asked.origin.endpoint_id,
             account=self._account,
         )
 
     async def _look_up_tags(self, asked: _Asked) -> None:
-        """The condition keys of an object's tags, if a policy asks for them: only the store knows them."""
+        """The condition keys of an object's tags, if a policy asks for them: only the store knows them. Each
+        need has its own: a copy is of one object over another."""
         asks = partial(
             asks_for_tags, asked.world, asked.principal,
             endpoint_id=asked.origin.endpoint_id, account=self._account,
@@ -219,13 +217,13 @@ class Door:
             if need.bucket is None or not asks(need, asked.context):
                 continue
             key = need.resource.partition("/")[2]
-            if self._can_be(key):
+            if self._backend.names.can_be(key):
                 path = self._path(need.bucket, key)
                 async with await self._backend.request("GET", path, "tagging=") as answer:
-                    if answer.status == 200:
-                        found = buckets.parse_tags(await answer.read())
-                        asked.context.update({f"s3:ExistingObjectTag/{k}": v for k, v in found.items()})
-                asked.context[TAGS_KNOWN] = True
+                    found = buckets.parse_tags(await answer.read()) if answer.status == 200 else {}
+                if answer.status in (200, 404):  # else it is not known which there are, and nothing passes
+                    told = {f"s3:ExistingObjectTag/{tag}": value for tag, value in found.items()}
+                    asked.tags[need] = {**told, TAGS_KNOWN: True}
 
     def _authorize(self, asked: _Asked) -> None:
         for need in asked.operation.needs:
@@ -257,7 +255,7 @@ class Door:
             passing.check_version(asked.operation.source[1], asked.operation.source[2])
         if asked.key and name not in ("GetObject", "HeadObject", "DeleteObject"):
             self._backend.names.check(asked.key)
-        elif asked.key and name != "DeleteObject" and not self._can_be(asked.key):
+        elif asked.key and name != "DeleteObject" and not self._backend.names.can_be(asked.key):
             raise AwsError("NoSuchKey", "The specified key does not exist.", 404, Key=asked.key)
         return self._check_headers(asked)
 
@@ -298,11 +296,11 @@ class Door:
             return buckets.created(ask)
         if asked.operation.name == "DeleteBucket":
             assert asked.bucket is not None
-            listing = await self._backend.request(
+            first = await self._backend.request(
                 "GET", address.encode_path(asked.bucket), "list-type=2&max-keys=1"
             )
-            async with listing:
-                if b"<Key>" in await listing.read():
+            async with first:
+                if b"<Key>" in await first.read():
                     raise AwsError(
                         "BucketNotEmpty",
                         "The bucket you tried to delete is not empty",
@@ -330,8 +328,8 @@ class Door:
         too_large = AwsError(
             "MaxMessageLengthExceeded", "Your request was too big.", MaxMessageLengthBytes=str(MAX_DOCUMENT)
         )
-        checked, address = self._checked(request, asked), asked.origin.address
-        return await whole(checked, self._room, address, MAX_DOCUMENT, too_large)
+        checked = self._checked(request, asked)
+        return await whole(checked, self._room, asked.origin.address, MAX_DOCUMENT, too_large)
 
     def _decoder(self, asked: _Asked) -> Decoder:
         trailer = asked.headers.get("x-amz-trailer", "")
@@ -387,8 +385,8 @@ class Door:
                 passing.check_tags(buckets.parse_tags(body))
         assert asked.bucket is not None
         path = self._path(asked.bucket, asked.key)
-        whole = name == "GetObject" and "range" not in asked.headers and "partNumber" not in query
-        first = (("Range", f"bytes=0-{self._backend.first - 1}"),) if whole and self._backend.first else ()
+        entire = name == "GetObject" and "range" not in asked.headers and "partNumber" not in query
+        first = (("Range", f"bytes=0-{self._backend.first - 1}"),) if entire and self._backend.first else ()
         ask = partial(self._backend.request, asked.head.method, path, address.encode_query(query))
         try:
             answer = await ask((*headers, *first), body)
@@ -410,7 +408,7 @@ class Door:
         name, names = asked.operation.name, self._backend.names
         if name in listing.OPERATIONS:
             query = listing.asked(name, asked.query, names)
-            if not names.in_order and not address.can_begin(asked.query.get("prefix", "")):
+            if not names.can_begin(asked.query.get("prefix", "")):
                 query["max-keys"] = "0"
             return query
         query = passing.query(name, asked.query)
@@ -467,100 +465,54 @@ class Door:
     def _path(self, bucket: str, key: str) -> str:
         return address.encode_path(bucket, self._backend.names.stored(key) if key else "")
 
-    def _can_be(self, key: str) -> bool:
-        """Whether the backend could hold this key."""
-        try:
-            self._backend.names.check(key)
-        except AwsError:
-            return False
-        return True
-
     async def _delete_objects(
         self, request: web.BaseRequest, asked: _Asked, ids: dict[str, str]
     ) -> web.StreamResponse:
         """Each key is asked for by itself; what is denied is told in the answer, the rest is deleted."""
-        body = await self._document(request, asked)
-        root = buckets.parse_xml(body)
-        objects = root.findall("Object")
-        if root.tag != "Delete" or not 1 <= len(objects) <= 1000:
-            raise AwsError(
-                "MalformedXML",
-                "The XML you provided was not well-formed or did not validate against our published schema",
-            )
+        objects, quiet = deleting.parse(await self._document(request, asked))
+        names = self._backend.names
         wanted: list[str] = []
         errors: list[str] = []
         done: list[str] = []
-        for each in objects:
-            key, version = each.findtext("Key") or "", each.findtext("VersionId") or ""
+        for key, version in objects:
             action = "s3:DeleteObjectVersion" if version else "s3:DeleteObject"
             need = actions.Need(
                 action=action, resource=f"arn:aws:s3:::{asked.bucket}/{key}", bucket=asked.bucket
             )
             decision = self._decide(asked, need)
             if not decision.allowed:
-                message = _denied(asked, decision).message
-                errors.append(
-                    f"<Error><Key>{listing.text(key)}</Key><Code>AccessDenied</Code>"
-                    f"<Message>{escape(message)}</Message></Error>"
-                )
-                continue
-            if version not in ("", "null"):
-                errors.append(
-                    f"<Error><Key>{listing.text(key)}</Key><VersionId>{escape(version)}</VersionId>"
-                    "<Code>NoSuchVersion</Code>"
-                    "<Message>The specified version does not exist.</Message></Error>"
-                )
-            elif self._can_be(key):
+                errors.append(deleting.error(key, "AccessDenied", _denied(asked, decision).message))
+            elif version not in ("", "null"):
+                message = "The specified version does not exist."
+                errors.append(deleting.error(key, "NoSuchVersion", message, version))
+            elif names.can_be(key):
                 wanted.append(key)
             else:  # deleting it succeeds, as for any missing key
-                done.append(f"<Deleted><Key>{listing.text(key)}</Key></Deleted>")
+                done.append(deleting.deleted(key))
         if wanted:
-            stored = {self._backend.names.stored(key): key for key in wanted}
-            rows = "".join(f"<Object><Key>{listing.text(key)}</Key></Object>" for key in stored)
-            sent = f"<Delete>{rows}</Delete>".encode()
+            stored = {names.stored(key): key for key in wanted}
+            sent = deleting.document(stored)
             digest = base64.b64encode(hashlib.md5(sent, usedforsecurity=False).digest()).decode()
-            answer = await self._backend.request(
-                "POST",
-                address.encode_path(asked.bucket or ""),
-                "delete=",
-                (("Content-MD5", digest), ("Content-Type", "application/xml")),
-                sent,
-            )
-            async with answer:
-                text = (await answer.read()).decode("utf-8", "replace")
+            headers = (("Content-MD5", digest), ("Content-Type", "application/xml"))
+            path = address.encode_path(asked.bucket or "")
+            async with await self._backend.request("POST", path, "delete=", headers, sent) as answer:
+                told = await answer.read()
             if answer.status != 200:
-                raise down.refusal(answer.status, text, "")
-            for found in buckets.parse_xml(text.encode()):
-                told = found.findtext("Key") or ""
-                key = listing.text(stored.get(told, told))
-                if found.tag == "Deleted":
-                    done.append(f"<Deleted><Key>{key}</Key></Deleted>")
-                elif found.tag == "Error":
-                    code, message = found.findtext("Code") or "", found.findtext("Message") or ""
-                    errors.append(
-                        f"<Error><Key>{key}</Key><Code>{escape(code)}</Code>"
-                        f"<Message>{escape(message)}</Message></Error>"
-                    )
-        quiet = (root.findtext("Quiet") or "").lower() == "true"
-        rows = ("" if quiet else "".join(done)) + "".join(errors)
-        text = (
-            '<?xml version="1.0" encoding="UTF-8"?>\n<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-            f"{rows}</DeleteResult>"
-        )
-        return web.Response(body=text.encode(), headers={"Content-Type": "application/xml", **ids})
+                raise down.refusal(answer.status, told.decode("utf-8", "replace"), "")
+            for name, code, message in deleting.told(told):
+                key = stored.get(name, name)
+                if code is None:
+                    done.append(deleting.deleted(key))
+                else:
+                    errors.append(deleting.error(key, code, message))
+        body = deleting.answer([*(() if quiet else done), *errors])
+        return web.Response(body=body, headers={"Content-Type": "application/xml", **ids})
 
 
 def _denied(asked: _Asked, decision: Decision) -> AwsError:
     if asked.principal is None and decision.reason == "IMPLICIT_DENY" and decision.gate == "resource":
         return AwsError("AccessDenied", "Access Denied", 403)
     return AwsError("AccessDenied", decision.sentence(), 403)
-
-
-def _check_version(key: str, version: str | None) -> None:
-    if version not in (None, "null"):
-        raise AwsError(
-            "NoSuchVersion", "The specified version does not exist.", 404, Key=key, VersionId=version
-        )
 
 
 def _not_implemented(what: str) -> AwsError:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import quote_plus, unquote_plus
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from cloister.s3.buckets import parse_xml
+from cloister.s3.buckets import XMLNS, parse_xml
 from cloister.s3.names import Names
 from cloister.wire.errors import AwsError
 
 OPERATIONS = frozenset({"ListObjects", "ListObjectsV2", "ListObjectVersions"})
 MOST = 1000
-_XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 #: the request's parameter that says after which key, and the answer's members for it and for the next page
 _AFTER = {
     "ListObjects": ("marker", "Marker", "NextMarker"),
@@ -71,12 +70,11 @@ def answer(
         return quote_plus(value, safe="/") if url else text(value)
 
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-    decode = unquote_plus if listed.findtext("EncodingType") == "url" else str
-    rows: list[tuple[str, str]] = []
-    for each in listed.findall("Contents"):
-        key = names.key(decode(each.findtext("Key") or ""))
-        if key is not None and key.startswith(prefix):
-            rows.append((key, _object(operation, query, each, said(key), owner)))
+    rows = [
+        (key, _object(operation, query, each, said(key), owner))
+        for key, each in objects(listed, prefix, names)
+    ]
+    decode = _decoding(listed)
     for each in listed.findall("CommonPrefixes"):
         common = names.prefix(decode(each.findtext("Prefix") or ""))
         # SeaweedFS, asked to start inside of a common prefix, tells those below it too.
@@ -107,11 +105,26 @@ def answer(
         more += "<EncodingType>url</EncodingType>"
     root = _ROOTS.get(operation, "ListBucketResult")
     return (
-        f'<?xml version="1.0" encoding="UTF-8"?>\n<{root} {_XMLNS}>'
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<{root} {XMLNS}>'
         f"<Name>{escape(listed.findtext('Name') or '')}</Name><Prefix>{said(prefix)}</Prefix>"
         f"<MaxKeys>{_limit(query)}</MaxKeys><IsTruncated>{str(truncated).lower()}</IsTruncated>{more}"
         f"{''.join(row for _, row in rows)}</{root}>"
     ).encode()
+
+
+def objects(
+    listed: ElementTree.Element, prefix: str, names: Names
+) -> Iterator[tuple[str, ElementTree.Element]]:
+    """The keys that begin with `prefix` in a listing of the store's, each with what it says of the object."""
+    decode = _decoding(listed)
+    for each in listed.findall("Contents"):
+        key = names.key(decode(each.findtext("Key") or ""))
+        if key is not None and key.startswith(prefix):
+            yield key, each
+
+
+def _decoding(listed: ElementTree.Element) -> Callable[[str], str]:
+    return unquote_plus if listed.findtext("EncodingType") == "url" else str
 
 
 def _object(operation: str, query: Mapping[str, str], each: ElementTree.Element, key: str, owner: str) -> str:
@@ -171,7 +184,7 @@ _BARE_ETAG = re.compile(r"<ETag>(?!&#34;|&quot;|\")([^<]*)</ETag>")
 def asked_for_uploads(query: Mapping[str, str], names: Names) -> dict[str, str]:
     """The query of ListMultipartUploads for the store. SeaweedFS is asked for all: its order is its own."""
     if not names.in_order:
-        return {name: value for name, value in query.items() if name != "x-id"}
+        return dict(query)
     prefix = names.stored_prefix(query.get("prefix", ""))
     return {"uploads": "", "max-uploads": "10000", **({"prefix": prefix} if prefix else {})}
 
@@ -224,7 +237,7 @@ def uploads(query: Mapping[str, str], body: bytes, names: Names, owner: str) -> 
         f"<NextKeyMarker>{said(last[0])}</NextKeyMarker><NextUploadIdMarker>{last[1]}</NextUploadIdMarker>"
     )
     return (
-        f'<?xml version="1.0" encoding="UTF-8"?>\n<ListMultipartUploadsResult {_XMLNS}>'
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<ListMultipartUploadsResult {XMLNS}>'
         f"<Bucket>{escape(parse_xml(body).findtext('Bucket') or '')}</Bucket>"
         f"<KeyMarker>{said(marker)}</KeyMarker>"
         f"<UploadIdMarker>{escape(upload_marker)}</UploadIdMarker>{following if truncated else ''}"

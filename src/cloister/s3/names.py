@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cloister.s3.address import check_key
 from cloister.wire.errors import AwsError
 
 _TO = {"0": "00", "[": "[0", "\\": "[1"}
@@ -27,6 +26,9 @@ _CHARS, _TOKENS = re.compile(r"[0\[\\]"), re.compile(r"00|\[0|\[1")
 #: What looks like a name with a tab behind gets one more. Of what XML can carry to the store, it sorts first.
 _PAD = "\t"
 _PADDED = re.compile(rf"(?:\.{{0,2}}|\.uploads|[^/]*\.versions){_PAD}*")
+#: folders that SeaweedFS keeps for itself, and does not list: of the parts of uploads, and of an object's
+#: versions, by their ending
+_PARTS, _VERSIONS = ".uploads", ".versions"
 #: bytes of one level of a name, and of a whole one, that SeaweedFS takes
 MAX_LEVEL, MAX_NAME = 255, 1024
 
@@ -45,6 +47,19 @@ class Names:
     check: Callable[[str], None]
     #: whether pages go on after keys: with a delimiter, SeaweedFS's own tokens lead in circles
     in_order: bool
+
+    def can_be(self, key: str) -> bool:
+        """Whether the store could hold this key."""
+        try:
+            self.check(key)
+        except AwsError:
+            return False
+        return True
+
+    def can_begin(self, prefix: str) -> bool:
+        """Whether a key that the store could hold begins so. It would leave out slashes that are too
+        many, and list what was not asked for and not decided on."""
+        return self.can_be(prefix) or self.can_be(prefix + "x")
 
 
 def _stored_prefix(text: str) -> str:
@@ -85,7 +100,11 @@ def _check(key: str) -> None:
         what = f"{len(name.encode())} bytes there (at most {MAX_NAME})"
     else:
         return
-    raise AwsError(
+    raise _cannot(key, what)
+
+
+def _cannot(key: str, what: str) -> AwsError:
+    return AwsError(
         "InvalidArgument",
         f"The object store behind Cloister cannot hold the key '{key[:200]}': it has {what}.",
         ArgumentName="key",
@@ -105,6 +124,24 @@ TREE = Names(
 )
 
 
+def _check_plain(key: str) -> None:
+    """Of a key as it is: what a tree of files would take for another one."""
+    parts = key.removesuffix("/").split("/")
+    for number, part in enumerate(parts):
+        is_folder = number < len(parts) - 1 or key.endswith("/")
+        if part in ("", ".", ".."):
+            what = {"": "an empty level (a double or leading slash)"}.get(part, f"the level '{part}'")
+        elif "\\" in part:  # SeaweedFS takes it for a slash, and would list another key
+            what = "a backslash"
+        elif is_folder and (part == _PARTS or part.endswith(_VERSIONS)):
+            what = f"the level '{part[:MAX_LEVEL]}', which the store uses itself"
+        elif len(part.encode()) > MAX_LEVEL:
+            what = f"a level of {len(part.encode())} bytes (at most {MAX_LEVEL})"
+        else:
+            continue
+        raise _cannot(key, what)
+
+
 def _same(text: str) -> str:
     return text
 
@@ -116,6 +153,6 @@ PLAIN = Names(
     after=lambda text, whole: text,
     key=_same,
     prefix=_same,
-    check=check_key,
+    check=_check_plain,
     in_order=False,
 )

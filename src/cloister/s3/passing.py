@@ -57,12 +57,9 @@ _SHOWN_AS = (
     *("response-cache-control", "response-content-disposition", "response-content-encoding"),
     *("response-content-language", "response-content-type", "response-expires"),
 )
-_LISTING = ("prefix", "delimiter", "max-keys", "encoding-type")
 #: operation -> the query that makes it this operation for the backend, and the parameters that pass beside it
+#: (of listings of objects: `listing.asked`)
 _QUERIES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
-    "ListObjects": ({}, (*_LISTING, "marker")),
-    "ListObjectsV2": ({"list-type": "2"}, (*_LISTING, "continuation-token", "start-after", "fetch-owner")),
-    "ListObjectVersions": ({}, (*_LISTING, "marker")),  # the backend has no versions: its objects
     "ListMultipartUploads": (
         {"uploads": ""},
         ("prefix", "delimiter", "encoding-type", "max-uploads", "key-marker", "upload-id-marker"),

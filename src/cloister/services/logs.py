@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cloister.iam.context import request_tags
 from cloister.logs import (
     EVENT_OVERHEAD,
     LogEvent,
@@ -97,12 +98,11 @@ def _tagged_arn(call: Call, params: Params) -> list[str]:
 
 
 def _tag_context(call: Call, params: Params) -> dict[str, Any]:
-    """aws:RequestTag/… and aws:TagKeys of a request that brings tags."""
+    """aws:RequestTag/… and aws:TagKeys of a request that brings tags, or names those that are to go."""
     tags = params.get("tags") or {}
     if isinstance(tags, list):  # UntagLogGroup: keys alone
-        return {"aws:TagKeys": tuple(tags)}
-    keys: dict[str, Any] = {f"aws:RequestTag/{key}": value for key, value in tags.items()}
-    return keys | ({"aws:TagKeys": tuple(tags)} if tags else {})
+        return request_tags({}, tags)
+    return request_tags(tags, params.get("tagKeys") or ())
 
 
 def _token(value: Any) -> str:
@@ -255,7 +255,7 @@ def tag_resource(call: Call, params: Params) -> Params:
     return {}
 
 
-@operation("logs", "UntagResource", resources=_tagged_arn)
+@operation("logs", "UntagResource", resources=_tagged_arn, context=_tag_context)
 def untag_resource(call: Call, params: Params) -> Params:
     _remove_tags(call, _name_of_arn(call, params["resourceArn"]), params["tagKeys"])
     return {}

@@ -8,6 +8,7 @@ from typing import Any
 from cloister.authorize import call_keys
 from cloister.credentials import Credentials, SessionKeys
 from cloister.iam import collect
+from cloister.iam.context import resource_tags
 from cloister.iam.model import Principal, Role
 from cloister.iam.policy import LIMITS, parse, size_of
 from cloister.services.api import Call, Params, operation
@@ -132,8 +133,7 @@ def _authorize(call: Call, role: Role, params: Params, tags: dict[str, str]) -> 
     """sts:AssumeRole, and sts:TagSession where the request brings tags."""
     context = call_keys(call)
     context["sts:RoleSessionName"] = params["RoleSessionName"]
-    context |= {f"iam:ResourceTag/{key}": value for key, value in role.tags.items()}
-    context |= {f"aws:ResourceTag/{key}": value for key, value in role.tags.items()}
+    context |= resource_tags("iam", role.tags)
     context |= common.tag_context(call, params)
     if "ExternalId" in params:
         context["sts:ExternalId"] = params["ExternalId"]

@@ -31,10 +31,6 @@ _RESERVED = 5  # addresses of a subnet that AWS keeps
 _REST = 32767  # the number of an ACL's last rule, which denies what no other matched
 
 
-def region_of(subnet: Subnet) -> str:
-    return subnet.zone.rstrip("abcdefghijklmnopqrstuvwxyz")
-
-
 def is_s3(address: str, region: str) -> bool:
     """Whether an address is one of S3's of this Region."""
     return any(ip.contains(block, address) for block in s3_prefix_list(region).entries)
@@ -48,17 +44,17 @@ def covering(world: World, vpc_id: str, address: str) -> tuple[str, ...]:
             if interface.requester_managed and interface.interface_type == "interface" and subnet:
                 return (subnet.cidr,)
     subnet = next(world.where(Subnet, vpc_id=vpc_id), None)
-    if subnet is not None and is_s3(address, region_of(subnet)):
-        return tuple(s3_prefix_list(region_of(subnet)).entries)
+    if subnet is not None and is_s3(address, subnet.region):
+        return tuple(s3_prefix_list(subnet.region).entries)
     return (f"{address}/32",)
 
 
 def named(world: World, owner: NetworkInterface, address: str) -> str:
     """An address, with the prefix list of S3 that it is of."""
     subnet = world.get(Subnet, owner.subnet_id)
-    if subnet is None or not is_s3(address, region_of(subnet)):
+    if subnet is None or not is_s3(address, subnet.region):
         return address
-    listed = s3_prefix_list(region_of(subnet))
+    listed = s3_prefix_list(subnet.region)
     return f"{address} of {listed.prefix_list_id} ({listed.name})"
 
 
@@ -76,8 +72,8 @@ def of_groups(
     subnet = world.get(Subnet, owner.subnet_id)
     if whom is not None:
         peers = f"UserIdGroupPairs=[{{GroupId={whom}}}]"
-    elif egress and subnet is not None and is_s3(peer, region_of(subnet)):
-        peers = f"PrefixListIds=[{{PrefixListId={s3_prefix_list(region_of(subnet)).prefix_list_id}}}]"
+    elif egress and subnet is not None and is_s3(peer, subnet.region):
+        peers = f"PrefixListIds=[{{PrefixListId={s3_prefix_list(subnet.region).prefix_list_id}}}]"
     else:
         blocks = ",".join(f"{{CidrIp={block}}}" for block in covering(world, owner.vpc_id, peer))
         peers = f"IpRanges=[{blocks}]"
@@ -144,14 +140,14 @@ def of_route(world: World, sender: NetworkInterface, table: RouteTable, destinat
             f"aws ec2 create-route --route-table-id {name} --destination-cidr-block 0.0.0.0/0 "
             f"--gateway-id {gateway.internet_gateway_id}"
         )
-    if subnet is None or not is_s3(destination, region_of(subnet)):
+    if subnet is None or not is_s3(destination, subnet.region):
         return None
-    endpoint = s3_endpoint(world, sender.vpc_id, region_of(subnet))
+    endpoint = s3_endpoint(world, sender.vpc_id, subnet.region)
     if endpoint is not None:
         return f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {endpoint} --add-route-table-ids {name}"
     return (
         f"aws ec2 create-vpc-endpoint --vpc-id {sender.vpc_id} "
-        f"--service-name {s3_service_name(region_of(subnet))} --route-table-ids {name}"
+        f"--service-name {s3_service_name(subnet.region)} --route-table-ids {name}"
     )
 
 

@@ -400,7 +400,7 @@ def _route_step(world: World, source: End, destination: str) -> tuple[route_tabl
         return hop, allowed("route", f"{name}/{local.destination}", sentence)
     if hop is None:
         sentence = f"The route table {name} of {subnet.subnet_id} has no route to {destination}."
-        if changes.is_s3(destination, changes.region_of(subnet)):
+        if changes.is_s3(destination, subnet.region):
             sentence = _no_s3_route(world, subnet, name)
         return None, refused("route", name, sentence, changes.of_route(world, sender, table, destination))
     origin = f"{name}/{hop.route.destination}"
@@ -417,7 +417,7 @@ def _route_step(world: World, source: End, destination: str) -> tuple[route_tabl
 
 def _no_s3_route(world: World, subnet: Subnet, where: str) -> str:
     """Why a route table leads nowhere to S3: no endpoint, or not with this table."""
-    region = changes.region_of(subnet)
+    region = subnet.region
     endpoint = changes.s3_endpoint(world, subnet.vpc_id, region)
     service = s3_service_name(region)
     why = (

@@ -61,6 +61,10 @@ class Subnet:
     network_acl_association_id: str = ""
     tags: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def region(self) -> str:
+        return self.zone.rstrip("abcdefghijklmnopqrstuvwxyz")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRule:

@@ -116,30 +116,6 @@ def _steps(
         translated = translated or step.becomes is not None
     endpoint_id = _endpoint_of(world, interface.vpc_id, destination, network)
     outside = [step.becomes for step in network.steps if step.becomes is not None]
-    if not _is_s3(world, host):
-        if action is not None:
-            what, _, resource = action.partition("=")
-            keys = global_keys(
-                principal,
-                now=now,
-                address=own if endpoint_id or not outside else outside[-1],
-                endpoint_id=endpoint_id,
-                vpc_id=interface.vpc_id if endpoint_id else None,
-                secure=parts.scheme == "https",
-                region=region,
-                tags=principal_tags(world, principal),
-            )
-            asked = Request(principal=principal, action=what, resource=resource or "*", context=keys)
-            decision = decide_call(world, asked, endpoint_id=endpoint_id)
-            yield from permission.steps(world, decision, endpoint_id=endpoint_id)
-        return
-    query, headers = decode_query(parts.query), {"host": host}
-    try:
-        bucket, key = locate(host, parts.path or "/", lambda name: world.get(Bucket, name) is not None)
-        operation = actions.operation(method, bucket, key, query, headers)
-    except AwsError as error:
-        yield Step(gate="request", allowed=False, origin=url, sentence=error.message)
-        return
     context = global_keys(
         principal,
         now=now,
@@ -150,6 +126,20 @@ def _steps(
         region=region,
         tags=principal_tags(world, principal),
     )
+    if not _is_s3(world, host):
+        if action is not None:
+            what, _, resource = action.partition("=")
+            asked = Request(principal=principal, action=what, resource=resource or "*", context=context)
+            decision = decide_call(world, asked, endpoint_id=endpoint_id)
+            yield from permission.steps(world, decision, endpoint_id=endpoint_id)
+        return
+    query, headers = decode_query(parts.query), {"host": host}
+    try:
+        bucket, key = locate(host, parts.path or "/", lambda name: world.get(Bucket, name) is not None)
+        operation = actions.operation(method, bucket, key, query, headers)
+    except AwsError as error:
+        yield Step(gate="request", allowed=False, origin=url, sentence=error.message)
+        return
     context.update(actions.context(query, headers))
     for need in operation.needs:
         decision = decide_need(world, principal, need, context, endpoint_id=endpoint_id, account=account)

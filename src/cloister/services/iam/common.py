@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from cloister.iam.context import request_tags, resource_tags
 from cloister.iam.managed import managed_policy
 from cloister.iam.model import ManagedPolicy, Role
 from cloister.services.api import NEEDS, Call, Params, needs_on_resources
@@ -136,18 +137,11 @@ def page_of_tags(params: Params, tags: Mapping[str, str]) -> dict[str, Any]:
     return page(params, list(tags.items()), "Tags", lambda t: t[0], lambda t: {"Key": t[0], "Value": t[1]})
 
 
-def resource_tags(tags: Mapping[str, str]) -> dict[str, Any]:
-    """The condition keys of a role's or policy's own tags."""
-    return {
-        f"{service}:ResourceTag/{key}": value for key, value in tags.items() for service in ("aws", "iam")
-    }
-
-
 def _keys(call: Call, arn: str) -> dict[str, Any]:
     kind, _, name = arn.rpartition(":")[2].partition("/")
     role = call.tx.get(Role, name.rpartition("/")[2]) if kind == "role" else None
     found: Role | ManagedPolicy | None = role or call.tx.get(ManagedPolicy, arn)
-    return resource_tags(found.tags) if found is not None else {}
+    return resource_tags("iam", found.tags) if found is not None else {}
 
 
 NEEDS["iam"] = lambda call, operation, params: needs_on_resources(call, operation, params, _keys)
@@ -155,9 +149,5 @@ NEEDS["iam"] = lambda call, operation, params: needs_on_resources(call, operatio
 
 def tag_context(call: Call, params: Params) -> dict[str, Any]:
     """aws:RequestTag/… and aws:TagKeys of a request that brings tags."""
-    tags = params.get("Tags", [])
-    keys: dict[str, Any] = {f"aws:RequestTag/{tag['Key']}": tag["Value"] for tag in tags}
-    names = [tag["Key"] for tag in tags] or params.get("TagKeys", [])
-    if names:
-        keys["aws:TagKeys"] = tuple(names)
-    return keys
+    tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags", [])}
+    return request_tags(tags, params.get("TagKeys", []))

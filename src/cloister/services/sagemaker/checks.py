@@ -12,12 +12,12 @@ from typing import Any
 
 from cloister.authorize import call_keys
 from cloister.iam import collect
+from cloister.iam.context import resource_tags
 from cloister.iam.decide import Request, decide
 from cloister.iam.model import Role
 from cloister.jobs import execution_role
 from cloister.jobs.model import PROCESSING_PATH, SUBNET_TAG
 from cloister.services.api import Call, Params
-from cloister.services.iam.common import resource_tags as role_tags
 from cloister.vpc.model import SecurityGroup, Subnet
 from cloister.vpc.service_network import hidden
 from cloister.wire.errors import AwsError
@@ -174,7 +174,7 @@ def check_forced_subnet(params: Params, vpc_config: dict[str, Any] | None) -> No
 def _passing(call: Call, arn: str) -> dict[str, Any]:
     """The condition keys of iam:PassRole."""
     role = call.tx.get(Role, arn.rpartition("/")[2])
-    tags = role_tags(role.tags) if role is not None else {}
+    tags = resource_tags("iam", role.tags) if role is not None else {}
     return {**call_keys(call), "iam:PassedToService": execution_role.SERVICE, **tags}
 
 

@@ -13,12 +13,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from cloister.iam.context import request_tags, resource_tags
 from cloister.jobs.lifecycle import JobEvent, after
 from cloister.jobs.model import Instance, ProcessingJob
 from cloister.services.api import Call, Params, operation
 from cloister.services.sagemaker import checks
 from cloister.services.sagemaker.checks import invalid
-from cloister.services.sagemaker.tags import request_tags, resource_tags, tags_of
+from cloister.services.sagemaker.tags import tags_of
 from cloister.wire.errors import AwsError
 
 #: AWS: "The default maximum runtime is one day"
@@ -63,7 +64,7 @@ def _flag(value: bool | None) -> str | None:
 
 def _resource_tags(call: Call, params: Params) -> dict[str, Any]:
     job = call.tx.get(ProcessingJob, params["ProcessingJobName"])
-    return {} if job is None else resource_tags(job.tags)
+    return {} if job is None else resource_tags("sagemaker", job.tags)
 
 
 def _job(call: Call, params: Params) -> ProcessingJob:

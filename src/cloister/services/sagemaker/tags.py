@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from cloister.iam.context import request_tags, resource_tags
 from cloister.jobs.model import ProcessingJob
 from cloister.services.api import Call, Params, operation
 from cloister.wire.errors import AwsError
@@ -33,23 +34,11 @@ def _arns(call: Call, params: Params) -> list[str]:
     return [params["ResourceArn"]]
 
 
-def request_tags(tags: Mapping[str, str]) -> dict[str, Any]:
-    """The condition keys of the tags that a request brings."""
-    keys: dict[str, Any] = {f"aws:RequestTag/{key}": value for key, value in tags.items()}
-    return keys | ({"aws:TagKeys": list(tags)} if tags else {})
-
-
-def resource_tags(tags: Mapping[str, str]) -> dict[str, Any]:
-    """The condition keys of the tags that a resource has."""
-    services = ("aws", "sagemaker")
-    return {f"{service}:ResourceTag/{key}": value for key, value in tags.items() for service in services}
-
-
 def _context(call: Call, params: Params) -> dict[str, Any]:
     job = next(call.tx.where(ProcessingJob, arn=params["ResourceArn"]), None)
-    keys = resource_tags(job.tags) if job is not None else {}
-    keys |= request_tags({tag["Key"]: tag.get("Value", "") for tag in params.get("Tags") or ()})
-    return keys | ({"aws:TagKeys": params["TagKeys"]} if params.get("TagKeys") else {})
+    keys = resource_tags("sagemaker", job.tags) if job is not None else {}
+    given = {tag["Key"]: tag.get("Value", "") for tag in params.get("Tags") or ()}
+    return keys | request_tags(given, params.get("TagKeys") or ())
 
 
 def _tagged(call: Call, arn: str) -> ProcessingJob:

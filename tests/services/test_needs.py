@@ -21,6 +21,7 @@ from cloister.world import World
 services.load()
 
 EC2 = f"arn:aws:ec2:us-east-1:{ACCOUNT}:"
+LOGS = f"arn:aws:logs:us-east-1:{ACCOUNT}:"
 PERSON = Principal(
     arn=f"arn:aws:sts::{ACCOUNT}:assumed-role/person/s",
     account=ACCOUNT,
@@ -110,6 +111,23 @@ def test_what_is_made_can_be_required_to_have_a_tag() -> None:
     assert refused(call, "ec2", "CreateVpc", TagSpecifications=tags("vpc", team="red")) is None
     assert refused(call, "ec2", "CreateVpc") is not None
     assert refused(call, "ec2", "CreateVpc", TagSpecifications=tags("vpc", team="red", more="x")) is not None
+
+
+@pytest.mark.parametrize(
+    ("operation", "params"),
+    [
+        (
+            "UntagResource",
+            {"resourceArn": f"{LOGS}log-group:g", "tagKeys": ["team"]},
+        ),
+        ("UntagLogGroup", {"logGroupName": "g", "tags": ["team"]}),
+    ],
+)
+def test_a_log_groups_tag_can_be_kept_from_going(operation: str, params: dict[str, Any]) -> None:
+    call = call_of(
+        allow("logs:*"), deny("logs:Untag*", **{"ForAnyValue:StringEquals": {"aws:TagKeys": "team"}})
+    )
+    assert refused(call, "logs", operation, **params) is not None
 
 
 @pytest.mark.parametrize("key", ["aws:ResourceTag/team", "ec2:ResourceTag/team"])

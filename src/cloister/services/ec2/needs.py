@@ -7,8 +7,10 @@ which the caller needs as well ("Grant permission to tag resources during creati
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from cloister.iam.context import request_tags, resource_tags
 from cloister.services.api import NEEDS, Call, Need, Operation, Params, needs_on_resources
 from cloister.services.ec2.describe import tags_of
 from cloister.services.ec2.tags import document_of, resource_type
@@ -42,7 +44,7 @@ def needs(call: Call, operation: Operation, params: Params) -> list[Need]:
 
     found = needs_on_resources(call, operation, params, keys)
     if operation.name in ("CreateTags", "DeleteTags"):
-        asked = _request_tags(params.get("Tags", ()))
+        asked = request_tags(_by_key(params.get("Tags", ())))
         return [
             Need(action=need.action, resource=need.resource, context=need.context | asked) for need in found
         ]
@@ -59,14 +61,11 @@ def _specified(operation: Operation, params: Params) -> dict[str, dict[str, Any]
     for one in given:
         if one.get("Tags"):
             found.setdefault(one.get("ResourceType", ""), []).extend(one["Tags"])
-    return {kind: _request_tags(tags) for kind, tags in found.items()}
+    return {kind: request_tags(_by_key(tags)) for kind, tags in found.items()}
 
 
-def _request_tags(tags: Any) -> dict[str, Any]:
-    keys: dict[str, Any] = {f"aws:RequestTag/{tag.get('Key', '')}": tag.get("Value", "") for tag in tags}
-    if keys:
-        keys["aws:TagKeys"] = tuple(tag.get("Key", "") for tag in tags)
-    return keys
+def _by_key(tags: Iterable[Params]) -> dict[str, str]:
+    return {tag.get("Key", ""): tag.get("Value", "") for tag in tags}
 
 
 def _of_what_is_made(call: Call, kind: str, params: Params) -> dict[str, Any]:
@@ -102,8 +101,7 @@ def _of_resource(call: Call, kind: str, name: str) -> dict[str, Any]:
     found = document_of(call.tx, name)
     if found is None or resource_type(name) != kind:  # an id of another kind names nothing here
         return keys
-    for key, value in tags_of(found).items():
-        keys[f"aws:ResourceTag/{key}"] = keys[f"ec2:ResourceTag/{key}"] = value
+    keys |= resource_tags("ec2", tags_of(found))
     if kind in _IN_VPC:
         keys["ec2:Vpc"] = call.arn("ec2", f"vpc/{found.vpc_id}")
     match found:
