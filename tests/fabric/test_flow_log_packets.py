@@ -26,6 +26,7 @@ from cloister.iam.model import Role
 from cloister.ids import resource_id
 from cloister.kernel.flows import Counts
 from cloister.logs import LogStore
+from cloister.s3 import names
 from cloister.s3.model import Bucket
 from cloister.vpc import addresses as ip
 from cloister.vpc import flow_logs as vpc_flow_logs
@@ -403,6 +404,7 @@ class Objects:
     """Stands for the object store: the last object that was put."""
 
     path, body = "", b""
+    names = names.PLAIN
 
     async def request(self, method: str, path: str, *, headers: object, body: bytes) -> Answer:
         self.path, self.body = path, body

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.fabric
 #: makes a context early, opens files, then makes more contexts than one and uses them all
 SCRIPT = """
 import os
+from cloister.kernel import syscalls
 from cloister.kernel.nft import Nft
+syscalls.unshare(syscalls.CLONE_NEWNET)
 first = Nft()
 files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1200)]
 assert files[-1] > 1024
