@@ -239,8 +239,10 @@ async def test_signals_reach_the_first_process(lab: Lab) -> None:
     await lab.until_it_says(spec.id, "ready")
     await lab.containers.kill(spec.id, signal.SIGINT)
     assert (await lab.containers.wait(spec.id)).code == 5
-    deaf = lab.spec(await lab.host(), "/bin/sleep", "60")  # PID 1 without a handler: INT does nothing
+    # PID 1 without a handler: INT does nothing. (Before it says so it may be runc, which has one.)
+    deaf = lab.spec(await lab.host(), "/bin/sh", "-c", "echo ready; exec sleep 60")
     await lab.containers.start(deaf)
+    await lab.until_it_says(deaf.id, "ready")
     await lab.containers.kill(deaf.id, signal.SIGINT)
     await asyncio.sleep(0.2)
     await lab.containers.kill(deaf.id, signal.SIGKILL)
