@@ -11,7 +11,7 @@ import logging
 from aiohttp import web
 
 from cloister.dispatch import MAX_BODY, Dispatcher
-from cloister.room import BODIES, BODIES_OF_ONE, Room, whole
+from cloister.room import whole
 from cloister.s3.door import Door
 from cloister.services.api import Origin
 from cloister.wire import protocol
@@ -28,7 +28,6 @@ class Front:
         self._dispatcher = dispatcher
         self._door = door
         self._cors = frozenset(cors_origins)
-        self._room = Room(BODIES, BODIES_OF_ONE)
 
     async def at_endpoint(self, request: web.BaseRequest, origin: Origin, service: str) -> web.StreamResponse:
         """A request that came through an interface endpoint of `service`, which is all that is answered."""
@@ -62,7 +61,7 @@ class Front:
             "RequestEntityTooLarge", f"The request body is larger than {MAX_BODY} bytes.", 413
         )
         pieces, address = request.content.iter_any(), request.remote or ""
-        return await whole(pieces, self._room, address, MAX_BODY, too_large)
+        return await whole(pieces, self._door.room, address, MAX_BODY, too_large)
 
 
 def is_s3(head: HttpRequest) -> bool:

@@ -4,6 +4,7 @@ where a resource lies, and the permission to tag while creating."""
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from cloister.dispatch import authorize
 from cloister.iam.model import Principal, Role
 from cloister.services.api import OPERATIONS, Call
 from cloister.vpc.model import InternetGateway, NetworkInterface, PrivateAddress, Vpc
+from cloister.vpc.resolver_rules import ResolverRule
 from cloister.wire.errors import AwsError
 from cloister.world import World
 
@@ -114,20 +116,39 @@ def test_what_is_made_can_be_required_to_have_a_tag() -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "params"),
+    ("service", "operation", "params"),
     [
-        (
-            "UntagResource",
-            {"resourceArn": f"{LOGS}log-group:g", "tagKeys": ["team"]},
-        ),
-        ("UntagLogGroup", {"logGroupName": "g", "tags": ["team"]}),
+        ("logs", "UntagResource", {"resourceArn": f"{LOGS}log-group:g", "tagKeys": ["team"]}),
+        ("logs", "UntagLogGroup", {"logGroupName": "g", "tags": ["team"]}),
+        ("route53resolver", "UntagResource", {"ResourceArn": "arn:x", "TagKeys": ["team"]}),
     ],
 )
-def test_a_log_groups_tag_can_be_kept_from_going(operation: str, params: dict[str, Any]) -> None:
+def test_a_tag_can_be_kept_from_going(service: str, operation: str, params: dict[str, Any]) -> None:
     call = call_of(
-        allow("logs:*"), deny("logs:Untag*", **{"ForAnyValue:StringEquals": {"aws:TagKeys": "team"}})
+        allow(f"{service}:*"),
+        deny(f"{service}:Untag*", **{"ForAnyValue:StringEquals": {"aws:TagKeys": "team"}}),
     )
-    assert refused(call, "logs", operation, **params) is not None
+    assert refused(call, service, operation, **params) is not None
+
+
+def test_a_resolver_rule_is_asked_for_its_tags_and_for_those_it_is_to_have() -> None:
+    call = call_of(
+        allow("route53resolver:*"),
+        deny("route53resolver:Delete*", StringEquals={"aws:ResourceTag/team": "red"}),
+        deny("route53resolver:Create*", Null={"aws:RequestTag/team": "true"}),
+    )
+    for number, team in (("rslvr-rr-1", "red"), ("rslvr-rr-2", "blue")):
+        rule = ResolverRule(
+            rule_id=number, creator_request_id="", kind="FORWARD", domain="corp", created=0, modified=0,
+            tags={"team": team},
+        )  # fmt: skip
+        call.tx.put(rule)
+    delete = partial(refused, call, "route53resolver", "DeleteResolverRule")
+    assert delete(ResolverRuleId="rslvr-rr-1") is not None
+    assert delete(ResolverRuleId="rslvr-rr-2") is None
+    create = partial(refused, call, "route53resolver", "CreateResolverRule", RuleType="FORWARD")
+    assert create() is not None
+    assert create(Tags=[{"Key": "team", "Value": "red"}]) is None
 
 
 @pytest.mark.parametrize("key", ["aws:ResourceTag/team", "ec2:ResourceTag/team"])

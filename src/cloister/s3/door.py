@@ -95,7 +95,7 @@ class Door:
         self._backend = backend
         self._region = region
         self._account = account
-        self._room = Room(BODIES, BODIES_OF_ONE)
+        self.room = Room(BODIES, BODIES_OF_ONE)  # the front's bodies take of it, too
 
     async def handle(self, request: web.BaseRequest, origin: Origin) -> web.StreamResponse:
         random = secrets.token_bytes(56)
@@ -329,7 +329,7 @@ class Door:
             "MaxMessageLengthExceeded", "Your request was too big.", MaxMessageLengthBytes=str(MAX_DOCUMENT)
         )
         checked = self._checked(request, asked)
-        return await whole(checked, self._room, asked.origin.address, MAX_DOCUMENT, too_large)
+        return await whole(checked, self.room, asked.origin.address, MAX_DOCUMENT, too_large)
 
     def _decoder(self, asked: _Asked) -> Decoder:
         trailer = asked.headers.get("x-amz-trailer", "")

@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from cloister.iam.context import request_tags, resource_tags
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.describe import paginate
@@ -111,6 +112,19 @@ def _endpoint_arn(call: Call, number: str) -> str:
     return call.arn("route53resolver", f"resolver-endpoint/{number}")
 
 
+def _tag_keys(call: Call, params: Params) -> dict[str, Any]:
+    """The condition keys of the request's tags, and of those that the endpoint or rule it names has."""
+    found = (
+        call.tx.get(ResolverEndpoint, params.get("ResolverEndpointId"))
+        or call.tx.get(ResolverRule, params.get("ResolverRuleId"))
+        or _with_arn(call, params.get("ResourceArn"))
+    )
+    return {
+        **(resource_tags("route53resolver", found.tags) if found is not None else {}),
+        **request_tags(_tags(params.get("Tags", ())), params.get("TagKeys", ())),
+    }
+
+
 def _of_endpoint(call: Call, params: Params) -> list[str]:
     return [_endpoint_arn(call, params.get("ResolverEndpointId") or "*")]
 
@@ -161,7 +175,7 @@ _ENDPOINT_FILTERS: Filters[ResolverEndpoint] = {
 }
 
 
-@operation("route53resolver", "CreateResolverEndpoint", resources=_of_endpoint)
+@operation("route53resolver", "CreateResolverEndpoint", resources=_of_endpoint, context=_tag_keys)
 def create_resolver_endpoint(call: Call, params: Params) -> Params:
     if params["Direction"] != "OUTBOUND":
         raise _invalid(f"Direction {params['Direction']} is not supported: Cloister does not implement it.")
@@ -227,13 +241,13 @@ def _subnet(call: Call, subnet_id: str) -> Subnet:
     return found
 
 
-@operation("route53resolver", "GetResolverEndpoint", resources=_of_endpoint)
+@operation("route53resolver", "GetResolverEndpoint", resources=_of_endpoint, context=_tag_keys)
 def get_resolver_endpoint(call: Call, params: Params) -> Params:
     endpoint = _endpoint(call.tx, params["ResolverEndpointId"])
     return {"ResolverEndpoint": _endpoint_shape(call, endpoint)}
 
 
-@operation("route53resolver", "ListResolverEndpoints", resources=_of_endpoint)
+@operation("route53resolver", "ListResolverEndpoints", resources=_of_endpoint, context=_tag_keys)
 def list_resolver_endpoints(call: Call, params: Params) -> Params:
     found = call.tx.all(ResolverEndpoint)
     return _listed(
@@ -247,7 +261,7 @@ def list_resolver_endpoints(call: Call, params: Params) -> Params:
     )
 
 
-@operation("route53resolver", "ListResolverEndpointIpAddresses", resources=_of_endpoint)
+@operation("route53resolver", "ListResolverEndpointIpAddresses", resources=_of_endpoint, context=_tag_keys)
 def list_resolver_endpoint_ip_addresses(call: Call, params: Params) -> Params:
     endpoint = _endpoint(call.tx, params["ResolverEndpointId"])
     status = "ATTACHED" if _is_held(call, endpoint) else "ATTACHING"
@@ -268,7 +282,7 @@ def list_resolver_endpoint_ip_addresses(call: Call, params: Params) -> Params:
     return _listed(call, params, "IpAddresses", held, lambda one: one.interface_id, shape, {})
 
 
-@operation("route53resolver", "DeleteResolverEndpoint", resources=_of_endpoint)
+@operation("route53resolver", "DeleteResolverEndpoint", resources=_of_endpoint, context=_tag_keys)
 def delete_resolver_endpoint(call: Call, params: Params) -> Params:
     """Not while rules use it."""
     endpoint = _endpoint(call.tx, params["ResolverEndpointId"])
@@ -357,7 +371,7 @@ def _targets(given: Sequence[Params]) -> tuple[tuple[str, int], ...]:
         )
 
 
-@operation("route53resolver", "CreateResolverRule", resources=_of_rule)
+@operation("route53resolver", "CreateResolverRule", resources=_of_rule, context=_tag_keys)
 def create_resolver_rule(call: Call, params: Params) -> Params:
     kind = params["RuleType"]
     if kind not in (FORWARD, SYSTEM):
@@ -391,18 +405,18 @@ def create_resolver_rule(call: Call, params: Params) -> Params:
     return {"ResolverRule": _rule_shape(call, rule)}
 
 
-@operation("route53resolver", "GetResolverRule", resources=_of_rule)
+@operation("route53resolver", "GetResolverRule", resources=_of_rule, context=_tag_keys)
 def get_resolver_rule(call: Call, params: Params) -> Params:
     return {"ResolverRule": _rule_shape(call, _rule(call.tx, params["ResolverRuleId"]))}
 
 
-@operation("route53resolver", "ListResolverRules", resources=_of_rule)
+@operation("route53resolver", "ListResolverRules", resources=_of_rule, context=_tag_keys)
 def list_resolver_rules(call: Call, params: Params) -> Params:
     found = call.tx.all(ResolverRule)
     return _listed(call, params, "ResolverRules", found, lambda one: one.rule_id, _rule_shape, _RULE_FILTERS)
 
 
-@operation("route53resolver", "UpdateResolverRule", resources=_of_rule)
+@operation("route53resolver", "UpdateResolverRule", resources=_of_rule, context=_tag_keys)
 def update_resolver_rule(call: Call, params: Params) -> Params:
     rule, config = _rule(call.tx, params["ResolverRuleId"]), params["Config"]
     if rule.kind == SYSTEM and (config.get("TargetIps") or config.get("ResolverEndpointId")):
@@ -416,7 +430,7 @@ def update_resolver_rule(call: Call, params: Params) -> Params:
     return {"ResolverRule": _rule_shape(call, rule)}
 
 
-@operation("route53resolver", "DeleteResolverRule", resources=_of_rule)
+@operation("route53resolver", "DeleteResolverRule", resources=_of_rule, context=_tag_keys)
 def delete_resolver_rule(call: Call, params: Params) -> Params:
     """Not while it is associated with a VPC."""
     rule = _rule(call.tx, params["ResolverRuleId"])
@@ -454,7 +468,7 @@ _ASSOCIATION_FILTERS: Filters[ResolverRuleAssociation] = {
 }
 
 
-@operation("route53resolver", "AssociateResolverRule", resources=_of_rule)
+@operation("route53resolver", "AssociateResolverRule", resources=_of_rule, context=_tag_keys)
 def associate_resolver_rule(call: Call, params: Params) -> Params:
     """AWS: one rule for a domain in a VPC."""
     rule = _rule(call.tx, params["ResolverRuleId"])
@@ -478,7 +492,7 @@ def associate_resolver_rule(call: Call, params: Params) -> Params:
     return {"ResolverRuleAssociation": _association_shape(call, made)}
 
 
-@operation("route53resolver", "DisassociateResolverRule", resources=_of_rule)
+@operation("route53resolver", "DisassociateResolverRule", resources=_of_rule, context=_tag_keys)
 def disassociate_resolver_rule(call: Call, params: Params) -> Params:
     rule_id, vpc_id = params["ResolverRuleId"], params["VPCId"]
     for known in call.tx.where(ResolverRuleAssociation, rule_id=rule_id):
@@ -519,20 +533,27 @@ def list_resolver_rule_associations(call: Call, params: Params) -> Params:
 
 
 def _tagged(call: Call, arn: str) -> ResolverEndpoint | ResolverRule:
+    found = _with_arn(call, arn)
+    if found is None:
+        raise AwsError("ResourceNotFoundException", f"The resource '{arn}' does not exist.")
+    return found
+
+
+def _with_arn(call: Call, arn: str | None) -> ResolverEndpoint | ResolverRule | None:
     for endpoint in call.tx.all(ResolverEndpoint):
         if arn == _endpoint_arn(call, endpoint.endpoint_id):
             return endpoint
     for rule in call.tx.all(ResolverRule):
         if arn == _rule_arn(call, rule.rule_id):
             return rule
-    raise AwsError("ResourceNotFoundException", f"The resource '{arn}' does not exist.")
+    return None
 
 
 def _of_arn(call: Call, params: Params) -> list[str]:
     return [params["ResourceArn"]]
 
 
-@operation("route53resolver", "TagResource", resources=_of_arn)
+@operation("route53resolver", "TagResource", resources=_of_arn, context=_tag_keys)
 def tag_resource(call: Call, params: Params) -> Params:
     found = _tagged(call, params["ResourceArn"])
     tags = {**found.tags, **_tags(params["Tags"])}
@@ -542,7 +563,7 @@ def tag_resource(call: Call, params: Params) -> Params:
     return {}
 
 
-@operation("route53resolver", "UntagResource", resources=_of_arn)
+@operation("route53resolver", "UntagResource", resources=_of_arn, context=_tag_keys)
 def untag_resource(call: Call, params: Params) -> Params:
     found = _tagged(call, params["ResourceArn"])
     kept = {key: value for key, value in found.tags.items() if key not in params["TagKeys"]}
@@ -550,7 +571,7 @@ def untag_resource(call: Call, params: Params) -> Params:
     return {}
 
 
-@operation("route53resolver", "ListTagsForResource", resources=_of_arn)
+@operation("route53resolver", "ListTagsForResource", resources=_of_arn, context=_tag_keys)
 def list_tags_for_resource(call: Call, params: Params) -> Params:
     tags = _tagged(call, params["ResourceArn"]).tags
     return _listed(
