@@ -81,7 +81,8 @@ def test_a_client_that_expects_to_be_told_is_told_to_go_on_or_refused_before_it_
             payload_hash=sigv4.UNSIGNED_PAYLOAD,
         )
         lines = "".join(f"{key}: {value}\r\n" for key, value in head)
-        with socket.create_connection(("127.0.0.1", site.port), timeout=10) as client:
+        # A store that another test just killed takes its time to have room for a new bucket.
+        with socket.create_connection(("127.0.0.1", site.port), timeout=60) as client:
             ask = f"PUT /{name}/k HTTP/1.1\r\n{lines}Content-Length: 5\r\nExpect: 100-continue\r\n\r\n"
             client.sendall(ask.encode())
             told = client.recv(4096)
