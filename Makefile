@@ -29,9 +29,9 @@ check: install
 fabric: install
 	$(PYTHON) -m cloister.kernel.holder --exec $(PYTHON) -m pytest -q tests/fabric
 
-# A whole Cloister, driven by real clients: two of them side by side, because tests mostly wait.
+# A whole Cloister, driven by real clients: three of them side by side, because tests mostly wait.
 e2e: install
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile tests/e2e
+	$(PYTHON) -m pytest -q -n 3 --dist loadfile tests/e2e
 
 # The same two again as an unprivileged user (made here, as root); without root they already ran so.
 user: install

@@ -26,4 +26,4 @@ sed -i "s|$PWD|$home/cloister|g" "$home/cloister/.venv/installed" "$home/cloiste
 chown -R "$user:" "$home"
 run() { su - "$user" -c "cd ~/cloister && $1"; }
 run ".venv/bin/python -m cloister.kernel.holder --exec .venv/bin/python -m pytest -q tests/fabric"
-run ".venv/bin/python -m pytest -q -n 2 --dist loadfile tests/e2e"
+run ".venv/bin/python -m pytest -q -n 3 --dist loadfile tests/e2e"
