@@ -23,16 +23,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import aiohttp
-from yarl import URL
-
 from cloister.s3 import names, splice, volumes
+from cloister.s3.client import Answer, Body, BodyFailed, Client, Connect, to_socket, to_url
 from cloister.s3.names import Names
 from cloister.wire import sigv4
 from cloister.wire.errors import AwsError
@@ -45,8 +43,6 @@ NAMESPACE = "backend"
 START_SECONDS = 120.0
 #: of one read from or write to a connection
 UNIT = 1 << 20
-#: connections to the backend at a time, and seconds that one is kept without use
-CONNECTIONS, KEPT = 256, 20.0
 
 
 class Netns(Protocol):
@@ -60,27 +56,34 @@ class Netns(Protocol):
 
 
 class Backend:
-    """An S3 endpoint and our key to it."""
+    """An S3 endpoint and our key to it. `connect`: another way there than its URL says."""
 
     #: how keys are named there
     names: Names = names.PLAIN
     #: bytes of an object that a GET asks for first, to take the rest by `direct`; 0: always asks for all
     first = 0
 
-    def __init__(self, url: str, access_key: str, secret_key: str, region: str = "us-east-1") -> None:
+    def __init__(
+        self,
+        url: str,
+        access_key: str,
+        secret_key: str,
+        region: str = "us-east-1",
+        connect: Connect | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
         self.region = region
+        parts = urlsplit(self.url)
+        self._host, self._root = parts.netloc, parts.path
         self._access_key = access_key
         self._secret_key = secret_key
-        self._session: aiohttp.ClientSession | None = None
+        self._client = Client(connect or to_url(url))
 
     async def start(self) -> None:
         """Ready to take requests when this returns."""
 
     async def stop(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._client.close()
 
     async def request(
         self,
@@ -88,14 +91,12 @@ class Backend:
         path: str,
         query: str = "",
         headers: tuple[tuple[str, str], ...] = (),
-        body: AsyncIterable[bytes] | bytes | None = None,
-    ) -> aiohttp.ClientResponse:
+        body: Body = None,
+    ) -> Answer:
         """Send one signed request; `path` and `query` are canonically encoded. The caller releases the
-        response. Raises AwsError ServiceUnavailable when the backend cannot be reached."""
+        answer. Raises AwsError ServiceUnavailable when the backend does not answer, BodyFailed."""
         signed = sigv4.sign(
-            HttpRequest(
-                method=method, path=path, query=query, headers=(("Host", urlsplit(self.url).netloc), *headers)
-            ),
+            HttpRequest(method=method, path=path, query=query, headers=(("Host", self._host), *headers)),
             access_key=self._access_key,
             secret=self._secret_key,
             region=self.region,
@@ -104,19 +105,12 @@ class Backend:
             payload_hash=sigv4.UNSIGNED_PAYLOAD,
         )
         try:
-            return await self._client().request(
-                method,
-                URL(self.url + path + (f"?{query}" if query else ""), encoded=True),
-                headers=signed,
-                data=body,
-                allow_redirects=False,
-                skip_auto_headers=("Content-Type", "User-Agent", "Accept", "Accept-Encoding"),
+            return await self._client.request(
+                method, f"{self._root}{path}{'?' if query else ''}{query}", signed, body
             )
-        except (
-            aiohttp.ClientConnectorError,
-            aiohttp.ServerDisconnectedError,
-            aiohttp.ClientOSError,
-        ) as error:
+        except BodyFailed:
+            raise
+        except OSError as error:
             log.debug("the object store does not answer: %s", error)
             raise AwsError(
                 "ServiceUnavailable", "The object store does not answer. Please try again.", 503
@@ -125,25 +119,6 @@ class Backend:
     async def direct(self, path: str, etag: str, length: int) -> splice.Source | None:
         """A shorter way to the bytes after the first ones of an object that was just answered for."""
         return None
-
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = _session(self._connector())
-        return self._session
-
-    def _connector(self) -> aiohttp.BaseConnector:
-        return aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEPT, use_dns_cache=False)
-
-
-def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=connector,
-        auto_decompress=False,
-        read_bufsize=UNIT,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=120),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +144,9 @@ class SeaweedFS(Backend):
         self.names = self._choose_names()
         access, secret = self._keys()
         self._ports = self._choose_ports()
-        super().__init__(f"http://127.0.0.1:{self._ports[0]}", access, secret)
+        url, connect = f"http://127.0.0.1:{self._ports[0]}", to_socket(self._path("s3.sock"))
+        super().__init__(url, access, secret, connect=connect)
+        self._filer = Client(to_socket(self._path("filer.sock")))
         self._process: _Process | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -191,6 +168,7 @@ class SeaweedFS(Backend):
                 await self._keeper
             self._keeper = None
         await super().stop()
+        await self._filer.close()
         process, self._process = self._process, None
         if process is not None:
             _signal(process, signal.SIGTERM)
@@ -222,7 +200,7 @@ class SeaweedFS(Backend):
         """Until the S3 port, the filer and the volume server behind it answer; TimeoutError."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            with contextlib.suppress(AwsError, aiohttp.ClientError):
+            with contextlib.suppress(AwsError, OSError):
                 answer = await self.request("GET", "/")
                 async with answer:
                     if answer.status == 200:
@@ -318,15 +296,11 @@ class SeaweedFS(Backend):
 
     async def direct(self, path: str, etag: str, length: int) -> splice.Source | None:
         """Its chunks at the volume server."""
-        volume = self._ports[4]
-        url = URL(f"http://filer/buckets{path}?metadata=true", encoded=True)
+        asked = f"/buckets{path}?metadata=true"
         try:
-            async with (
-                _session(aiohttp.UnixConnector(self._path("filer.sock"), force_close=True)) as filer,
-                filer.get(url, allow_redirects=False) as answer,
-            ):
+            async with await self._filer.request("GET", asked, (("Host", "filer"),)) as answer:
                 listed = volumes.chunks(json.loads(await answer.read()), etag, self.first, length)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             log.debug("no chunks of %s: %s", path, error)
             return None
         if not listed:
@@ -336,15 +310,12 @@ class SeaweedFS(Backend):
             try:
                 for end in ends:
                     end.setblocking(False)
-                    await asyncio.get_running_loop().sock_connect(end, ("127.0.0.1", volume))
+                    await asyncio.get_running_loop().sock_connect(end, ("127.0.0.1", self._ports[4]))
             except OSError as error:
                 log.debug("the volume server does not answer: %s", error)
                 return None
             stack.pop_all()
         return volumes.Volumes(listed, (ends[0], ends[1]))
-
-    def _connector(self) -> aiohttp.BaseConnector:
-        return aiohttp.UnixConnector(self._path("s3.sock"), limit=CONNECTIONS, keepalive_timeout=KEPT)
 
     def _path(self, name: str) -> str:
         """Of one of its sockets: the folder's own path may be longer than a socket's may be."""

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 from cloister.credentials import Credentials
@@ -33,6 +32,7 @@ from cloister.room import BODIES, BODIES_OF_ONE, Room, whole
 from cloister.s3 import actions, address, buckets, deleting, down, listing, passing
 from cloister.s3.authorize import TAGS_KNOWN, asks_for_tags, decide_need
 from cloister.s3.backend import Backend
+from cloister.s3.client import Answer, BodyFailed
 from cloister.s3.model import Bucket
 from cloister.services.api import Observe, Origin
 from cloister.wire import sigv4
@@ -372,11 +372,10 @@ class Door:
         headers = self._headers_up(asked)
         query = self._query(asked)
         body: AsyncIterator[bytes] | bytes | None = None
-        failed: list[BaseException] = []
         if name in _STREAMED:
             length = _body_length(asked)
             headers.append(("Content-Length", str(length)))
-            body = _remembering(self._checked(request, asked), failed) if length else b""
+            body = self._checked(request, asked) if length else b""
             if not length:
                 await self._document(request, asked)
         elif asked.head.method in ("PUT", "POST"):
@@ -393,11 +392,11 @@ class Door:
             if first and answer.status == 416:  # an object without a first byte
                 answer.release()
                 answer, first = await ask(tuple(headers)), ()
-        except (AwsError, aiohttp.ClientError, OSError) as error:
-            raise (failed[0] if failed else down.unavailable(error)) from None
+        except BodyFailed as error:
+            raise error.reason from None
+        except (AwsError, OSError) as error:
+            raise down.unavailable(error) from None
         async with answer:
-            if failed:
-                raise failed[0]
             if first and answer.status == 206:
                 more = partial(self._backend.direct, path)
                 return await down.whole(request, answer, down.headers(answer, ids), more, ask)
@@ -432,7 +431,7 @@ class Door:
         return found
 
     async def _pass_back(
-        self, request: web.BaseRequest, asked: _Asked, answer: aiohttp.ClientResponse, ids: dict[str, str]
+        self, request: web.BaseRequest, asked: _Asked, answer: Answer, ids: dict[str, str]
     ) -> web.StreamResponse:
         reading = asked.operation.name in ("GetObject", "HeadObject")
         if answer.status == 404 and reading and not self._may_list(asked):
@@ -537,13 +536,3 @@ def _body_length(asked: _Asked) -> int:
             MaxSizeAllowed=str(MAX_OBJECT),
         )
     return int(text)
-
-
-async def _remembering(pieces: AsyncIterator[bytes], failed: list[BaseException]) -> AsyncIterator[bytes]:
-    """Pass on; keep what went wrong, which aiohttp would bury in an error of its own."""
-    try:
-        async for piece in pieces:
-            yield piece
-    except Exception as error:
-        failed.append(error)
-        raise

@@ -6,23 +6,23 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import closing, nullcontext
 
-import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
 from cloister.s3 import buckets, passing, splice
 from cloister.s3.backend import UNIT
+from cloister.s3.client import Answer
 from cloister.wire.errors import AwsError
 
 log = logging.getLogger(__name__)
 
 #: asks the store the same again, with these headers
-Ask = Callable[[tuple[tuple[str, str], ...]], Awaitable[aiohttp.ClientResponse]]
+Ask = Callable[[tuple[tuple[str, str], ...]], Awaitable[Answer]]
 #: `Backend.direct` of the object: of its ETag and length
 Direct = Callable[[str, int], Awaitable[splice.Source | None]]
 
 
-def headers(answer: aiohttp.ClientResponse, ids: dict[str, str]) -> CIMultiDict[str]:
+def headers(answer: Answer, ids: dict[str, str]) -> CIMultiDict[str]:
     """The client's headers: the store's, but for its own affairs, and the request's ids."""
     found: CIMultiDict[str] = CIMultiDict()
     for key, value in answer.headers.items():
@@ -33,18 +33,14 @@ def headers(answer: aiohttp.ClientResponse, ids: dict[str, str]) -> CIMultiDict[
     return found
 
 
-async def head(
-    request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: CIMultiDict[str]
-) -> web.StreamResponse:
+async def head(request: web.BaseRequest, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
     """The answer to a HEAD: the length of a body that does not come."""
     response = await _begun(request, answer, headers)
     await response.write_eof()
     return response
 
 
-async def body(
-    request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: CIMultiDict[str]
-) -> web.StreamResponse:
+async def body(request: web.BaseRequest, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
     """The answer with its body. ConnectionError when either side breaks off inside of it."""
     if int(answer.headers.get("Content-Length", UNIT + 1)) <= UNIT:
         text = await _read(answer)  # in one packet with its head
@@ -57,7 +53,7 @@ async def body(
 
 async def whole(
     request: web.BaseRequest,
-    answer: aiohttp.ClientResponse,
+    answer: Answer,
     headers: CIMultiDict[str],
     direct: Direct,
     ask: Ask,
@@ -102,9 +98,7 @@ def unavailable(error: BaseException) -> AwsError:
     return AwsError("ServiceUnavailable", "The object store does not answer. Please try again.", 503)
 
 
-async def _begun(
-    request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: CIMultiDict[str]
-) -> web.StreamResponse:
+async def _begun(request: web.BaseRequest, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
     response = web.StreamResponse(status=answer.status, headers=headers)
     if "Content-Length" in answer.headers:
         response.content_length = int(answer.headers["Content-Length"])
@@ -112,10 +106,10 @@ async def _begun(
     return response
 
 
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
+async def _read(answer: Answer) -> bytes:
     try:
         return await answer.read()
-    except (aiohttp.ClientError, OSError) as error:
+    except OSError as error:
         raise unavailable(error) from None
 
 
@@ -124,7 +118,7 @@ async def _pass_rest(
 ) -> None:
     try:
         answer = await ask((("Range", f"bytes={start}-"), ("If-Match", etag)))
-    except (AwsError, aiohttp.ClientError, OSError) as error:
+    except (AwsError, OSError) as error:
         raise _broken_off(request) from error
     async with answer:
         if answer.status != 206:  # another object has its name by now
@@ -132,16 +126,14 @@ async def _pass_rest(
         await _pass(request, response, answer)
 
 
-async def _pass(
-    request: web.BaseRequest, response: web.StreamResponse, answer: aiohttp.ClientResponse
-) -> None:
+async def _pass(request: web.BaseRequest, response: web.StreamResponse, answer: Answer) -> None:
     """Send the body of `answer` after what `response` has sent."""
     if await splice.send(request, response, answer, int(answer.headers.get("Content-Length", "0"))):
         return
     try:
-        async for piece in answer.content.iter_any():
+        async for piece in answer.pieces():
             await response.write(piece)
-    except aiohttp.ClientError as error:
+    except OSError as error:
         raise _broken_off(request) from error
 
 
