@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
@@ -49,7 +50,9 @@ def to_socket(path: str) -> Connect:
     """By a unix socket."""
 
     async def connect(made: Callable[[], Connection]) -> Connected:
-        return await asyncio.get_running_loop().create_unix_connection(made, path)
+        transport, connection = await asyncio.get_running_loop().create_unix_connection(made, path)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        return transport, connection
 
     return connect
 
