@@ -11,7 +11,7 @@ import contextlib
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -81,7 +81,7 @@ class Client:
         self._looking: asyncio.TimerHandle | None = None
 
     async def request(
-        self, method: str, target: str, headers: Iterable[tuple[str, str]], body: Body = None
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: Body = None
     ) -> Answer:
         """The answer's status and head; the caller releases it. `target` is as it goes into the request line.
         A body that comes in pieces needs its Content-Length among the headers. Raises OSError, BodyFailed."""
@@ -155,7 +155,7 @@ class Client:
         self._looking = asyncio.get_running_loop().call_later(LOOK, self._look) if self._all else None
 
 
-def _head(method: str, target: str, headers: Iterable[tuple[str, str]]) -> bytes:
+def _head(method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
     lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in headers]]
     text = "\r\n".join(lines)
     if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
