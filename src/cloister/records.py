@@ -42,6 +42,11 @@ class Record:
     """`network` is what it was when the job's interfaces were there first."""
 
     network: dict[str, Any] = field(default_factory=dict)
+    #: who has the job's addresses, from the moment at which anything may use them (`begun`)
+    whos: list[Who] = field(default_factory=list)
+    begun: bool = False
+    #: the handle of the router's table when its notes were read last
+    table: int = 0
     #: "algo-1 tcp 10.0.0.7 443 to" -> line
     flows: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: the kernel's number and a way -> [packets and bytes sent, received] so far
@@ -169,6 +174,16 @@ def add_connection(record: Record, world: World, who: Who, way: str, each: Conne
     record.open[f"{each.number} {way}"] = counts
 
 
+def count_from_zero(record: Record, table: int) -> bool:
+    """Note which table of the router counts refusals now; whether it is another than before."""
+    anew = record.table not in (0, table)
+    record.table = table
+    if anew:
+        for line in record.refused.values():
+            line["_last"] = [0, 0]
+    return anew
+
+
 def add_refusal(
     record: Record, world: World, who: Who, address: str, protocol: int, port: int, packets: int, size: int
 ) -> None:
@@ -182,7 +197,7 @@ def add_refusal(
         line |= {"who": who.name, "to": address, "name": record.names.get(address)}
         line |= {"protocol": name, "port": port or None}
         line |= told_of(refusal) | {"packets": 0, "bytes": 0, "_last": [0, 0]}
-    last = line["_last"] if packets >= line["_last"][0] else [0, 0]  # less: the set was made anew
+    last = line["_last"] if packets >= line["_last"][0] else [0, 0]  # less: the note was cleared
     line["packets"] += packets - last[0]
     line["bytes"] += size - last[1]
     line["_last"] = [packets, size]
