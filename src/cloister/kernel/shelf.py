@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import termios
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 from cloister.kernel.holder import SHELF_VARIABLE
@@ -56,9 +57,7 @@ class Shelf:
         """What is kept by name: descriptors of the caller's own. It stays on the shelf. Raises OSError."""
         while True:
             try:
-                data, files, _, _ = socket.recv_fds(
-                    self._out, _LONGEST, _FILES, socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
-                )
+                data, files = self._receive(socket.MSG_PEEK)
             except BlockingIOError:
                 return {}
             waits = int.from_bytes(fcntl.ioctl(self._out, termios.FIONREAD, bytes(4)), sys.byteorder)
@@ -87,8 +86,17 @@ class Shelf:
         self._waiting = 1
 
     def _pass_over(self) -> None:
-        _, files, _, _ = socket.recv_fds(self._out, _LONGEST, _FILES, socket.MSG_CMSG_CLOEXEC)
-        _close(files)
+        _close(self._receive(0)[1])
+
+    def _receive(self, flags: int) -> tuple[bytes, list[int]]:
+        # `socket.recv_fds` passes no flags on (Python 3.11).
+        found = array("i")
+        room = socket.CMSG_LEN(_FILES * found.itemsize)
+        data, extra, _, _ = self._out.recvmsg(_LONGEST, room, flags | socket.MSG_CMSG_CLOEXEC)
+        for _, kind, body in extra:
+            if kind == socket.SCM_RIGHTS:
+                found.frombytes(body)
+        return data, list(found)
 
 
 def _close(files: Iterable[int]) -> None:
