@@ -189,6 +189,31 @@ def test_a_request_from_elsewhere_is_its_jobs_by_the_keys_that_signed_it(house: 
     house.witnessing(next_daemon)
 
 
+def test_a_killed_daemons_last_decision_and_the_name_that_was_asked_for_are_told_by_the_next(
+    house: House,
+) -> None:
+    who = Principal(
+        arn="arn:aws:sts::1:assumed-role/jobs/x", account="1", user_id="A:x", access_key_id="ASIA7"
+    )
+    asked = Request(principal=who, action="s3:GetObject", resource="arn:aws:s3:::b/k")
+    inside = Origin(address=house.own, secure=True, vpc_id="vpc-1", endpoint_id="vpce-1")
+
+    def killed(witness: Witness) -> None:
+        witness.decided(inside, "s3:GetObject", "arn:aws:s3:::b/k", decide(asked, Policies()))
+        witness.told("vpc-1", house.own, "db.corp", ())
+        witness._changed.clear()  # it comes to nothing more
+
+    def next_daemon(witness: Witness) -> None:
+        record = witness.record(house.job)
+        assert [(line["action"], line["outcome"]) for line in record["requests"]] == [
+            ("s3:GetObject", "refused")
+        ]
+        assert [line["name"] for line in record["unknown_names"]] == ["db.corp"]
+
+    house.witnessing(killed)
+    house.witnessing(next_daemon)
+
+
 def test_a_record_is_bounded_and_says_what_it_left_out(house: House) -> None:
     def use(witness: Witness) -> None:
         noted = [(house.port, "8.8.8.8", 17, port, 1, 60) for port in range(1, LIMIT + 6)]

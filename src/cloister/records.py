@@ -93,13 +93,14 @@ def add_request(
     resource: str,
     decision: Decision,
     alike: Callable[[], str | None],
-) -> None:
-    """A decision of policies. `alike` finds the ARN of all objects that are asked for like this one."""
+) -> bool:
+    """A decision of policies; whether it is the first of its line. `alike` finds the ARN of all objects that
+    are asked for like this one."""
     place = resource.partition("/")[0] if action.startswith("s3:") else resource
     outcome = "allowed" if decision.allowed else "refused"
     line = _line(record, record.requests, f"{who} {action} {place} {endpoint_id} {outcome}")
     if line is None:
-        return
+        return False
     if not line:
         wanted = "Allow" if decision.allowed else "Deny"
         line |= {
@@ -115,14 +116,17 @@ def add_request(
             refusal = permission.refusal(world, decision, endpoint_id=endpoint_id, objects=alike())
             line |= {"example": resource, "why": refusal.sentence, "fix": refusal.fix}
     line["count"] += 1
+    return bool(line["count"] == 1)
 
 
-def add_name(record: Record, world: World, who: Who, name: str, addresses: tuple[str, ...]) -> None:
-    """The VPC's resolver gave these addresses for a name."""
+def add_name(record: Record, world: World, who: Who, name: str, addresses: tuple[str, ...]) -> bool:
+    """The VPC's resolver gave these addresses for a name; whether anything of it is new."""
+    before = len(record.names), len(record.unknown)
     for address in addresses[: max(0, LIMIT - len(record.names))]:
         record.names[address] = name
     if not addresses:
         _add_unknown(record, world, who, name)
+    return before != (len(record.names), len(record.unknown))
 
 
 def _add_unknown(record: Record, world: World, who: Who, name: str) -> None:

@@ -7,8 +7,8 @@ it comes from; at a door of the internet, where that is not to be seen, by the k
 with. Aggregated, so a job's record stays small (`records.py`).
 
 A daemon may be killed at any moment: what the kernel tells waits for the next one on the holder's shelf, with
-what was read and not kept yet (`kernel/endings.py`). Where something may be missing all the same, `gaps` says
-why.
+what was read and not kept yet (`kernel/endings.py`). Of decisions and names the first of each kind is kept at
+once; how often it came, with the next reading. Where something may be missing all the same, `gaps` says why.
 """
 
 from __future__ import annotations
@@ -142,13 +142,18 @@ class Witness:
         if job_id is not None:
             alike = partial(self._objects, job_id, name, action, resource)
             record, world = self._more_of(job_id), self._engine.world
-            records.add_request(record, world, name, origin.endpoint_id, action, resource, decision, alike)
+            asked = (name, origin.endpoint_id, action, resource, decision, alike)
+            # The kernel does not know of it: it is kept before the answer is given.
+            if records.add_request(record, world, *asked):
+                self._keep()
 
     def told(self, vpc_id: str, source: str, name: str, addresses: tuple[str, ...]) -> None:
         """The VPC's resolver gave these addresses for a name."""
         who = self._whos.get((vpc_id, source))
         if who is not None:
-            records.add_name(self._more_of(who.job_id), self._engine.world, who, name, addresses)
+            record = self._more_of(who.job_id)
+            if records.add_name(record, self._engine.world, who, name, addresses):
+                self._keep()
 
     def _objects(self, job_id: str, who: str, action: str, resource: str) -> str | None:
         """The ARN of all objects like the one that a job's agent asked for."""
