@@ -3,17 +3,16 @@ containers' own interfaces counted."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 from tests.e2e.conftest import Cloister, Lab, daemon_pid, wait_until
+from tests.e2e.receipts import COUNTED, counted, receipt, sums
 from tests.patience import PATIENCE
 
 from cloister.cli.paths import read_running
@@ -24,7 +23,8 @@ pytestmark = pytest.mark.e2e
 
 #: What is tried of each kind: a peer that answers and one port that refuses, UDP, no route, a group that forbids.
 #: With "unattended" it is tried once, while nobody answers at the S3 door; with a number, for so many seconds.
-SCRIPT = """
+SCRIPT = (
+    """
 import json, os, socket, sys, threading, time
 own = json.load(open("/opt/ml/config/resourceconfig.json"))["current_host"]
 patience = float(os.environ["PATIENCE"])
@@ -90,11 +90,9 @@ if own == "algo-1":
 else:
     done.wait(120 * patience)
 time.sleep(1)
-interface = next(line for line in open("/proc/net/dev") if "eth0:" in line).split()
-counts = {"packets_received": int(interface[2]), "bytes_received": int(interface[1]) - 14 * int(interface[2]),
-          "packets_sent": int(interface[10]), "bytes_sent": int(interface[9]) - 14 * int(interface[10])}
-print("COUNTED", own, json.dumps(counts), flush=True)
 """
+    + COUNTED
+)
 
 
 @contextmanager
@@ -123,33 +121,6 @@ def _create(lab: Lab, name: str, how: str) -> str:
     return address
 
 
-def _counted(lab: Lab, name: str) -> dict[str, dict[str, int]]:
-    found = {}
-    for line in blocks.job_log(lab.on, name):
-        if line.startswith("COUNTED "):
-            _, host, counts = line.split(" ", 2)
-            found[host] = json.loads(counts)
-    return found
-
-
-def _receipt(cloister: Cloister, name: str) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(cloister.command("receipt", name, "--json"))["receipt"]
-    return body
-
-
-def _sums(body: dict[str, Any], host: str) -> dict[str, int]:
-    sums = dict.fromkeys(("packets_received", "bytes_received", "packets_sent", "bytes_sent"), 0)
-    for line in body["reached"]:
-        if line["who"] == host:
-            for name in sums:
-                sums[name] += line[name]
-    for line in body["refused"]:
-        if line["who"] == host:
-            sums["packets_sent"] += line["packets"]
-            sums["bytes_sent"] += line["bytes"]
-    return sums
-
-
 @pytest.mark.timeout(240)
 def test_what_a_job_reaches_and_is_refused_while_there_is_no_daemon_is_told_to_the_byte(
     cloister: Cloister, lab: Lab
@@ -162,7 +133,7 @@ def test_what_a_job_reaches_and_is_refused_while_there_is_no_daemon_is_told_to_t
     wait_until("the daemon answers", lambda: read_running(cloister.state) is not None)
     job = blocks.wait_for(lab.on, name, 120 * PATIENCE)
     assert job["ProcessingJobStatus"] == "Completed", (job, lab.log(job))
-    body = _receipt(cloister, name)
+    body = receipt(cloister, name)
     assert body["connections_may_be_missing"] == []
     peer = body["network"]["instances"]["algo-2"]["address"]
     reached = {(each["other"], each["port"]): each for each in body["reached"] if each["who"] == "algo-1"}
@@ -174,9 +145,7 @@ def test_what_a_job_reaches_and_is_refused_while_there_is_no_daemon_is_told_to_t
     assert dropped["198.51.100.7"]["gate"] == "route"
     assert (dropped["198.51.100.7"]["packets"], dropped["198.51.100.7"]["bytes"]) == (1, 60)
     assert address in dropped
-    counted = _counted(lab, name)
-    assert {host: _sums(body, host) for host in counted} == counted, body
-    assert set(counted) == {"algo-1", "algo-2"}
+    assert sums(body) == counted(lab.log(job)), body
 
 
 @pytest.mark.timeout(400)
@@ -191,8 +160,6 @@ def test_a_receipt_adds_up_however_often_the_daemon_was_killed(cloister: Cloiste
         wait_until("the daemon answers", lambda: read_running(cloister.state) is not None)
     job = blocks.wait_for(lab.on, name, 120 * PATIENCE)
     assert job["ProcessingJobStatus"] == "Completed", (seed, job, lab.log(job))
-    body = _receipt(cloister, name)
-    counted = _counted(lab, name)
-    assert set(counted) == {"algo-1", "algo-2"}
-    assert {host: _sums(body, host) for host in counted} == counted, (seed, body)
+    body = receipt(cloister, name)
+    assert sums(body) == counted(lab.log(job)), (seed, body)
     assert body["connections_may_be_missing"] == [], seed
