@@ -217,9 +217,26 @@ def test_a_killed_daemons_last_decision_and_the_name_that_was_asked_for_are_told
 def test_a_record_is_bounded_and_says_what_it_left_out(house: House) -> None:
     def use(witness: Witness) -> None:
         noted = [(house.port, "8.8.8.8", 17, port, 1, 60) for port in range(1, LIMIT + 6)]
-        witness._take("vpc-1", [], noted, 1)
+        for _ in range(3):
+            witness._take("vpc-1", [], noted, 1)
         record = witness.record(house.job)
         assert (len(record["refused"]), record["left_out"]) == (LIMIT, 5)
+
+    house.witnessing(use)
+
+
+def test_of_connections_beyond_the_bound_it_is_told_what_they_carried_together(house: House) -> None:
+    def use(witness: Witness) -> None:
+        for size in (10, 30):
+            found = [
+                house.connection(n, size, 1, destination=f"10.9.{n >> 8}.{n & 255}") for n in range(LIMIT + 7)
+            ]
+            witness._take("vpc-1", found, [], 1)
+        record = witness.record(house.job)
+        assert (len(record["flows"]), record["left_out"]) == (LIMIT + 1, 7)
+        assert sum(line["bytes_sent"] for line in record["flows"]) == 30 * (LIMIT + 7)
+        line = record["flows"][-1]
+        assert (line["other"], line["connections"], line["bytes_sent"]) == ("others", 7, 210)
 
     house.witnessing(use)
 
