@@ -18,6 +18,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from cloister.jobs.supervise import Supervisor
 from cloister.kernel.mounts import in_user_namespace
 from cloister.kernel.netns import Namespaces
 from cloister.kernel.reconcile import Reconciler
+from cloister.kernel.shelf import Shelf
 from cloister.logs import LogStore
 from cloister.options import Options
 from cloister.questions import Questions
@@ -106,6 +108,13 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     namespaces = stack.enter_context(Namespaces(state / "run" / "netns"))
     reconciler = Reconciler(namespaces, foreign=(NAMESPACE, SIDE_NAMESPACE))
     fabric = Fabric(engine, namespaces, reconciler)
+
+    async def steer(vpc_id: str, commands: str) -> None:
+        await fabric.in_turn(partial(reconciler.steer, vpc_id, commands))
+
+    witness = Witness(state / "witness.sqlite", engine, namespaces, steer, Shelf.of_the_holder())
+    await witness.start()
+    stack.push_async_callback(witness.stop)
     await fabric.start()
     stack.push_async_callback(fabric.stop)
     backend = make_backend(state, options, namespaces)
@@ -126,9 +135,6 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     )
     await flow_logs.start()
     stack.push_async_callback(flow_logs.stop)
-    witness = Witness(state / "witness.sqlite", engine, namespaces)
-    await witness.start()
-    stack.push_async_callback(witness.stop)
     door = Door(
         engine,
         credentials,
@@ -165,9 +171,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         logs=logs,
         namespaces=namespaces,
         options=options,
-        noticed=witness.noticed,
-        last_look=witness.last,
-        issued=witness.issued,
+        witness=witness,
     )
     side = SideServices(state, namespaces, account=options.account, region=options.region)
     stack.push_async_callback(side.stop)

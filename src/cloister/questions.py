@@ -23,6 +23,7 @@ from cloister.credentials import Credentials
 from cloister.engine import Engine
 from cloister.iam.model import Role
 from cloister.jobs.model import ProcessingJob
+from cloister.receipt_key import signing_key
 from cloister.services.api import Call, Origin
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Verdict
@@ -34,7 +35,7 @@ from cloister.why.request import is_address, session_of, why_request
 from cloister.wire import protocol
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest
-from cloister.witness import Witness, signing_key
+from cloister.witness import Witness
 
 _PROTOCOLS = ("tcp", "udp", "icmp")
 _CREATE = protocol.Target(service="sagemaker", operation="CreateProcessingJob", protocol="json")

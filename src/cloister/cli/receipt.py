@@ -66,8 +66,8 @@ def receipt(
 
 
 def _verify(state: Path, path: Path, as_json: bool) -> int:
+    from cloister.receipt_key import signing_key
     from cloister.why.receipt import NotGenuine, verify
-    from cloister.witness import signing_key
 
     try:
         body, key = verify(path.read_text())

@@ -27,7 +27,7 @@ from cloister.jobs.agent import Result, Spec
 from cloister.jobs.allocation import allocate, give_back
 from cloister.jobs.attend import Attendants
 from cloister.jobs.containers import ContainerError
-from cloister.jobs.effects import Containers, Credentials, Engine, Fabric, Images, Namespaces
+from cloister.jobs.effects import Containers, Credentials, Engine, Fabric, Images, Namespaces, Witness
 from cloister.jobs.images import Image, ImageNotFound
 from cloister.jobs.lifecycle import InstanceEvent, JobEvent, JobState, after, instance_after
 from cloister.jobs.model import Instance, ProcessingJob
@@ -61,9 +61,7 @@ class Outcome:
 
 
 class Supervisor:
-    """Owns the jobs of one daemon. `noticed(job)` tells what was refused to one of the job's containers so
-    far, in words and as a step. `last_look` comes before a job's interfaces go, when nothing uses them.
-    `issued(job, who, access_key_id)`: keys of the job's role were made for "algo-1" or "algo-1's agent"."""
+    """Owns the jobs of one daemon."""
 
     def __init__(
         self,
@@ -78,12 +76,9 @@ class Supervisor:
         state: Path,
         options: Options,
         perform: Callable[[Spec, Path], Awaitable[Result]] = agent_process.perform,
-        noticed: Callable[[ProcessingJob], Awaitable[tuple[str, Step] | None]] | None = None,
-        last_look: Callable[[ProcessingJob], Awaitable[None]] | None = None,
-        issued: Callable[[ProcessingJob, str, str], None] | None = None,
+        witness: Witness | None = None,
     ) -> None:
-        self._noticed = noticed
-        self._last_look = last_look
+        self._witness = witness
         self._engine = engine
         self._fabric = fabric
         self._containers = containers
@@ -98,7 +93,7 @@ class Supervisor:
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
-        self._sessions = Sessions(engine, credentials, issued)
+        self._sessions = Sessions(engine, credentials, witness.issued if witness else None)
         self._attendants = Attendants(
             engine, containers, logs, namespaces, self._sessions.of_container, self._jobs
         )
@@ -292,6 +287,8 @@ class Supervisor:
             asyncio.to_thread(self._prepare, job),
             self._fabric.settled(self._engine.world.revision),
         )
+        if self._witness is not None:
+            await self._witness.first(job)
         await self._attendants.serve(job)
         await self._attendants.encrypt(job)
         await self._transfer(job, "download")
@@ -471,7 +468,7 @@ class Supervisor:
         return Outcome(event=JobEvent.FAILED, reason=reason)
 
     async def _while_running(self, job: ProcessingJob, reason: str) -> str:
-        noticed = await self._noticed(job) if self._noticed is not None else None
+        noticed = await self._witness.noticed(job) if self._witness is not None else None
         return reasons.while_running(self._engine.world, job, reason, noticed)
 
     async def _end(self, job: ProcessingJob) -> Outcome:
@@ -554,8 +551,8 @@ class Supervisor:
         self._sessions.forget(job)
         self._attendants.follow(job)  # a daemon that has just come may have lines left to read
         await asyncio.gather(*(self._release_container(job, each) for each in job.instances))
-        if self._last_look is not None:
-            await self._last_look(job)
+        if self._witness is not None:
+            await self._witness.last(job)
         held = [each.interface_id for each in job.instances if each.interface_id is not None]
         if any(self._engine.world.get(NetworkInterface, interface) for interface in held):
             with self._engine.transaction() as tx:
@@ -564,6 +561,8 @@ class Supervisor:
             self._fabric.settled(self._engine.world.revision),
             asyncio.to_thread(staging.remove, self._jobs, job.folder),
         )
+        if self._witness is not None:
+            await self._witness.gone(job)
 
         def change(tx: Transaction, now: ProcessingJob) -> ProcessingJob:
             instances = tuple(
