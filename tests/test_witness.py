@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -47,7 +47,8 @@ async def steer(vpc_id: str, commands: str) -> None:
 class House:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.engine = Engine(Store(folder / "world.sqlite"))
+        self.store = Store(folder / "world.sqlite")
+        self.engine = Engine(self.store)
         with self.engine.transaction() as tx:
             for document in documents():
                 tx.put(document)
@@ -87,8 +88,10 @@ def _job() -> ProcessingJob:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
+def house(tmp_path: Path) -> Iterator[House]:
+    made = House(tmp_path)
+    yield made
+    made.store.close()
 
 
 def test_a_connection_counts_once_however_often_it_is_read_also_by_the_next_daemon(house: House) -> None:

@@ -46,7 +46,7 @@ async def house(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     yield make
     for one in made:
         await one.supervisor.stop()
-        one.logs.close()
+        one.close()
 
 
 async def test_a_job_completes_and_leaves_nothing(house: Callable[..., Any]) -> None:
@@ -406,7 +406,9 @@ async def test_killed_after_any_commit_the_next_daemon_completes_the_job(tmp_pat
                 await asyncio.sleep(0)
         finished = h.job.terminal
         await h.supervisor.stop()
-        h.engine = Engine(Store(folder / "world.sqlite"))
+        h.store.close()
+        h.store = Store(folder / "world.sqlite")
+        h.engine = Engine(h.store)
         h.supervisor = h.new_supervisor()
         await h.supervisor.start()
         job = await h.ended()
@@ -414,7 +416,7 @@ async def test_killed_after_any_commit_the_next_daemon_completes_the_job(tmp_pat
         assert h.containers.starts == 2
         assert h.nothing_is_left()
         await h.supervisor.stop()
-        h.logs.close()
+        h.close()
         if finished:
             break
     else:
