@@ -54,7 +54,7 @@ FUZZ = bool(os.environ.get("CLOISTER_FUZZ"))
 EXAMPLES, PROBES = (200, 60) if FUZZ else (8, 60)
 WAIT = 0.5  # seconds until what has not answered is taken for dropped
 VPCS = ("vpc-0000000000000000a", "vpc-0000000000000000b")
-S3, SERVICE, NOBODY = "52.216.0.10", "203.0.113.9", "10.0.0.250"
+S3, DYNAMODB, SERVICE, NOBODY = "52.216.0.10", "52.94.0.10", "203.0.113.9", "10.0.0.250"
 PEERING, LIST = "pcx-0000000000000000c", "pl-0000000000000000d"
 TCP_PORTS, UDP_PORTS = (80, 443, 5000), (5000, 6001)
 
@@ -253,7 +253,7 @@ def worlds(draw: st.DrawFn) -> World:
                 VpcEndpoint(
                     endpoint_id=vpce,
                     vpc_id=vpc_id,
-                    service_name="com.amazonaws.us-east-1.s3",
+                    service_name=f"com.amazonaws.us-east-1.{draw(one_of(['s3', 's3', 'dynamodb']))}",
                     policy="",
                     route_table_ids=tuple(
                         draw(st.lists(one_of(_ids("rtb", vpc, 2)), max_size=2, unique=True))
@@ -373,7 +373,7 @@ class Arena:
         assert self.lab.fabric.problem is None
 
     def addresses(self, world: World) -> list[str]:
-        found = [S3, SERVICE, NOBODY]
+        found = [S3, DYNAMODB, SERVICE, NOBODY]
         for interface in world.all(NetworkInterface):
             for held in interface.addresses:
                 found += [held.address, *([held.public_ip] if held.public_ip else [])]

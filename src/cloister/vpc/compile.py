@@ -30,6 +30,7 @@ from cloister.kernel.conntrack import ACCOUNTING
 from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Veth, key
 from cloister.vpc import addresses as ip
 from cloister.vpc import (
+    endpoints,
     flow_logs,
     gateways,
     interface_endpoints,
@@ -407,17 +408,21 @@ def _instance_chains(netns: str, *, forward: bool = False) -> Iterator[Part]:
 
 def _endpoint(world: World, endpoint_id: str) -> Iterator[Part]:
     endpoint = world.get(VpcEndpoint, endpoint_id)
-    if endpoint is None or endpoint.kind != "Gateway" or world.get(Vpc, endpoint.vpc_id) is None:
+    service = endpoints.service_of(endpoint) if endpoint is not None else None
+    listed = prefix_list_of(endpoint) if endpoint is not None else None
+    if endpoint is None or service is None or listed is None or world.get(Vpc, endpoint.vpc_id) is None:
         return
-    router, name = endpoint.vpc_id, outer_if(endpoint_id)
-    blocks = tuple(prefix_list_of(world, endpoint).entries)
+    router, name, blocks = endpoint.vpc_id, outer_if(endpoint_id), tuple(listed.entries)
     yield Netns(name=endpoint_id, local=blocks)
-    doors = f"ip daddr {{ {', '.join(blocks)} }} tcp dport {{ 80, 443 }}"
+    doors = f"ip daddr {{ {', '.join(blocks)} }} tcp dport {{ {', '.join(map(str, endpoints.PORTS))} }}"
     yield Chain(
         netns=endpoint_id,
         name="input",
         hook="type filter hook input priority 0; policy drop;",
-        rules=(_INVALID, Rule(text=f'iifname "eth0" {doors} accept', comment="the doors of S3")),
+        rules=(
+            _INVALID,
+            Rule(text=f'iifname "eth0" {doors} accept', comment=f"the doors of {service.title}"),
+        ),
     )
     yield Chain(
         netns=endpoint_id,

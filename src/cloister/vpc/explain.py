@@ -20,7 +20,7 @@ from cloister.vpc import (
     middleboxes,
     route_tables,
 )
-from cloister.vpc.endpoints import prefix_list_of, s3_service_name
+from cloister.vpc.endpoints import PORTS, GatewayService, prefix_list_of, service_at, service_of
 from cloister.vpc.explain_gates import (
     End,
     acl_step,
@@ -400,8 +400,9 @@ def _route_step(world: World, source: End, destination: str) -> tuple[route_tabl
         return hop, allowed("route", f"{name}/{local.destination}", sentence)
     if hop is None:
         sentence = f"The route table {name} of {subnet.subnet_id} has no route to {destination}."
-        if changes.is_s3(destination, subnet.region):
-            sentence = _no_s3_route(world, subnet, name)
+        service = service_at(destination, subnet.region)
+        if service is not None:
+            sentence = _no_service_route(world, subnet, name, service)
         return None, refused("route", name, sentence, changes.of_route(world, sender, table, destination))
     origin = f"{name}/{hop.route.destination}"
     if hop.kind == "blackhole":
@@ -415,27 +416,31 @@ def _route_step(world: World, source: End, destination: str) -> tuple[route_tabl
     return hop, allowed("route", origin, sentence)
 
 
-def _no_s3_route(world: World, subnet: Subnet, where: str) -> str:
-    """Why a route table leads nowhere to S3: no endpoint, or not with this table."""
-    region = subnet.region
-    endpoint = changes.s3_endpoint(world, subnet.vpc_id, region)
-    service = s3_service_name(region)
+def _no_service_route(world: World, subnet: Subnet, where: str, service: GatewayService) -> str:
+    """Why a route table leads nowhere to a service: no gateway endpoint, or not with this table."""
+    endpoint = changes.gateway_endpoint(world, subnet.vpc_id, service, subnet.region)
     why = (
         f"the gateway endpoint {endpoint} is not associated with it."
         if endpoint is not None
-        else f"{subnet.vpc_id} has no gateway endpoint for {service}."
+        else f"{subnet.vpc_id} has no gateway endpoint for {service.name(subnet.region)}."
     )
-    return f"The route table {where} of {subnet.subnet_id} has no route to S3: {why}"
+    return f"The route table {where} of {subnet.subnet_id} has no route to {service.title}: {why}"
 
 
 def _endpoint_step(world: World, endpoint_id: str, destination: str, flow: Flow) -> Step:
     endpoint = world.get(VpcEndpoint, endpoint_id)
-    blocks = prefix_list_of(world, endpoint).entries if endpoint is not None else ()
-    if not any(ip.contains(block, destination) for block in blocks):
-        return refused("endpoint", endpoint_id, f"{destination} is no address of S3 behind {endpoint_id}.")
-    if flow.protocol == "tcp" and flow.port in (80, 443):
-        return allowed("endpoint", endpoint_id, f"{endpoint_id} takes it to S3, where policies decide.")
-    return refused("endpoint", endpoint_id, f"Behind {endpoint_id} S3 answers tcp ports 80 and 443 only.")
+    service = service_of(endpoint) if endpoint is not None else None
+    listed = prefix_list_of(endpoint) if endpoint is not None else None
+    if service is None or listed is None:
+        return refused("endpoint", endpoint_id, f"{endpoint_id} is gone.")
+    if not any(ip.contains(block, destination) for block in listed.entries):
+        sentence = f"{destination} is no address of {service.title} behind {endpoint_id}."
+        return refused("endpoint", endpoint_id, sentence)
+    if flow.protocol == "tcp" and flow.port in PORTS:
+        sentence = f"{endpoint_id} takes it to {service.title}, where policies decide."
+        return allowed("endpoint", endpoint_id, sentence)
+    sentence = f"Behind {endpoint_id} {service.title} answers tcp ports 80 and 443 only."
+    return refused("endpoint", endpoint_id, sentence)
 
 
 def _service_step(world: World, interface: NetworkInterface, flow: Flow) -> Step:

@@ -101,9 +101,10 @@ def local_routes(world: World, table: RouteTable) -> list[Route]:
 def endpoint_routes(world: World, table: RouteTable) -> list[Route]:
     """The `pl-… → vpce-…` routes of the gateway endpoints associated with a table."""
     return [
-        Route(destination=prefix_list_of(world, endpoint).prefix_list_id, target=endpoint.endpoint_id)
+        Route(destination=listed.prefix_list_id, target=endpoint.endpoint_id)
         for endpoint in world.where(VpcEndpoint, vpc_id=table.vpc_id)
-        if endpoint.kind == "Gateway" and table.route_table_id in endpoint.route_table_ids
+        if table.route_table_id in endpoint.route_table_ids
+        and (listed := prefix_list_of(endpoint)) is not None
     ] + [
         route
         for route in table.routes
