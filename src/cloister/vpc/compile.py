@@ -156,16 +156,20 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
             refusals.unrouted(resolver),
         ),
     )
+    egress = tuple(_judged("iif", "egress_groups", "the sender's groups"))
+    ingress = tuple(_judged("oif", "ingress_groups", "the receiver's groups"))
+    before = {"forward": tuple(_tracked(_AT_SENDER)), "ingress": tuple(_tracked(_AT_RECEIVER))}
+    if middleboxes.forwards(world, vpc_id):
+        for gate, judged in (("forward", egress), ("ingress", ingress)):
+            before[gate] = middleboxes.gate_rules(gate, before[gate])
+            yield middleboxes.gate_parts(vpc_id, gate, judged)
+    else:
+        before["forward"] += (Rule(text=f"ct state invalid goto {REFUSED_OUT}", comment=_INVALID.comment),)
     yield Chain(
         netns=vpc_id,
         name="forward",
         hook="type filter hook forward priority 0; policy drop;",
-        rules=(
-            *_tracked(_AT_SENDER),
-            Rule(text=f"ct state invalid goto {REFUSED_OUT}", comment=_INVALID.comment),
-            *middleboxes.forward_rules(world, vpc_id),
-            *_judged("iif", "egress_groups", "the sender's groups"),
-        ),
+        rules=(*before["forward"], *egress),
     )
     for name, priority, end in (("acl_out", 2, "iif"), ("acl_in", 8, "oif")):
         yield Chain(
@@ -181,10 +185,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         netns=vpc_id,
         name="ingress",
         hook="type filter hook forward priority 10; policy drop;",
-        rules=(
-            *_tracked(_AT_RECEIVER),
-            *_judged("oif", "ingress_groups", "the receiver's groups"),
-        ),
+        rules=(*before["ingress"], *ingress),
     )
     dns = f"ip daddr {{ {', '.join(resolver)} }} meta l4proto {{ tcp, udp }} th dport 53"
     yield Chain(
@@ -273,7 +274,8 @@ def _groups(world: World, vpc_id: str, *group_ids: str) -> Iterator[Part]:
             continue
         same = interface.vpc_id == vpc_id and tuple(sorted(interface.group_ids)) == group_ids
         if same and any(_attached(world, interface)):
-            yield from security_groups.shared_parts(world, vpc_id, group_ids)
+            forwards = middleboxes.forwards(world, vpc_id)
+            yield from security_groups.shared_parts(world, vpc_id, group_ids, forwards=forwards)
             return
 
 

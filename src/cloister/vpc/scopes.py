@@ -181,6 +181,8 @@ def _forwarding(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
     yield from _tables_of(before, after, vpc_id)
     for world in (before, after):
         yield from (("group", group.group_id) for group in world.where(SecurityGroup, vpc_id=vpc_id))
+        for interface in world.where(NetworkInterface, vpc_id=vpc_id):
+            yield ("groups", vpc_id, *sorted(interface.group_ids))
 
 
 def _everything_in(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
