@@ -277,6 +277,21 @@ def worlds(draw: st.DrawFn) -> World:
                     created=0,
                 )
             )
+        # AWS: a gateway's table leads to interfaces only
+        if middles[vpc] and draw(st.booleans()):
+            onto = draw(st.lists(one_of([0, 1]), max_size=2, unique=True))
+            docs.append(
+                RouteTable(
+                    route_table_id=_ids("rtb", vpc, 5)[4],
+                    vpc_id=vpc_id,
+                    number=1004,
+                    routes=tuple(
+                        Route(destination=f"10.{vpc}.{k}.0/24", target=draw(one_of(middles[vpc])))
+                        for k in onto
+                    ),
+                    associations=(RouteTableAssociation(association_id="g", subnet_id=None, gateway_id=igw),),
+                )
+            )
     status = draw(one_of(["active", "active", "pending-acceptance"]))
     docs.append(
         VpcPeering(

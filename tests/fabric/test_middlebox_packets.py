@@ -619,6 +619,80 @@ async def test_an_interface_passes_on_to_gateways_without_translating(lab: Lab) 
 
 
 @in_world
+async def test_what_comes_from_the_internet_goes_by_the_interface_that_the_gateways_table_names(
+    lab: Lab,
+) -> None:
+    """AWS ("Gateway route tables"): in by the interface, and out by it where a's own table says so."""
+    scene = await _scene(lab)
+    gateway = InternetGateway(internet_gateway_id=resource_id("igw"), vpc_id=scene.vpc)
+    out = Route(destination="0.0.0.0/0", target=gateway.internet_gateway_id)
+    by = Route(destination="0.0.0.0/0", target=scene.m.interface_id)
+    into = Route(destination="10.0.0.0/24", target=scene.m.interface_id)
+    of_m, of_gateway = (
+        RouteTable(
+            route_table_id=resource_id("rtb"),
+            vpc_id=scene.vpc,
+            number=number,
+            routes=(route,),
+            associations=(
+                RouteTableAssociation(association_id=str(number), subnet_id=subnet, gateway_id=igw),
+            ),
+        )
+        for number, route, subnet, igw in (
+            (1005, out, scene.m.subnet_id, None),
+            (1006, into, None, gateway.internet_gateway_id),
+        )
+    )
+    a = replace(scene.a, addresses=(replace(scene.a.addresses[0], public_ip="198.51.100.7"),))
+    b = replace(scene.b, addresses=(replace(scene.b.addresses[0], public_ip="198.51.100.8"),))
+    at_b, at_a = scene.tables["b"], scene.tables["a"]
+    await lab.put(gateway, a, b, of_m, of_gateway)
+    await lab.put(replace(at_b, routes=(out,)), replace(at_a, routes=(by,)))
+    lab.listen(INTERNET, "0.0.0.0", 443)
+
+    def both() -> tuple[bool, bool]:
+        """Whether b, by its public address, opens a connection to a's, and a one to the internet."""
+        listener = lab.listen(a.interface_id, "0.0.0.0", 5000)
+        found = []
+        for source, destination, port in ((b, "198.51.100.7", 5000), (a, "203.0.113.9", 443)):
+            found.append(lab.connects(source, destination, port))
+            flow = Flow(source=source.interface_id, destination=destination, port=port)
+            verdict = why.explain(lab.engine.world, flow)
+            assert verdict.allowed is found[-1], verdict
+        listener.close()
+        return found[0], found[1]
+
+    ear = lab.namespaces.socket(scene.m.interface_id, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+    ear.setblocking(False)
+    assert both() == (True, True)
+    seen = set()
+    while True:
+        try:
+            frame = ear.recv(2000)
+        except BlockingIOError:
+            break
+        seen.add((socket.inet_ntoa(frame[26:30]), socket.inet_ntoa(frame[30:34])))
+    ear.close()
+    ends = {("198.51.100.8", "10.0.0.10"), ("203.0.113.9", "10.0.0.10")}
+    assert seen == ends | {(two, one) for one, two in ends}  # all that comes and goes, with a's own address
+    # out directly, and the replies in by m, to which they are new
+    await lab.put(replace(at_a, routes=(out,)))
+    assert both() == (True, True)
+    await lab.put(replace(scene.groups["m"], rules=(rule(cidr="198.51.100.8/32"), ALL[0])))
+    assert both() == (True, False)
+    # in by m is judged by the groups of both
+    await lab.put(replace(scene.groups["m"], rules=(rule(cidr="203.0.113.0/24"), ALL[0])))
+    assert both() == (False, True)
+    await lab.put(scene.groups["m"], replace(scene.groups["a"], rules=(ALL[0],)))
+    assert both() == (False, True)
+    # a check drops it, a table without the route leads straight to a
+    await lab.put(scene.groups["a"], replace(scene.m, source_dest_check=True))
+    assert both() == (False, False)
+    await lab.put(replace(of_gateway, routes=()))
+    assert both() == (True, True)
+
+
+@in_world
 async def test_flow_logs_have_each_leg_at_both_its_ends_with_the_packets_own_addresses(lab: Lab) -> None:
     scene = await _scene(lab)
     await lab.put(

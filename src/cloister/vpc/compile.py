@@ -246,6 +246,10 @@ def _igw(world: World, gateway_id: str) -> Iterator[Part]:
     gateway = world.get(InternetGateway, gateway_id)
     if gateway is not None and gateway.vpc_id and world.get(Vpc, gateway.vpc_id) is not None:
         yield from gateways.igw_parts(gateway, noted=refusals.NOTED)
+        table = route_tables.of_gateway(world, gateway)
+        if table is not None:
+            port, mark = f'"{gateways.igw_if(gateway_id)}"', str(table.number)
+            yield _element(gateway.vpc_id, by_name("marks"), port, table.route_table_id, mark)
 
 
 def _peering(world: World, peering_id: str) -> Iterator[Part]:

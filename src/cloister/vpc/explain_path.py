@@ -15,9 +15,9 @@ from functools import partial
 from cloister.vpc import addresses as ip
 from cloister.vpc import changes, gateways, interface_endpoints, network_acls
 from cloister.vpc.explain_gates import End, acl_step, egress_step, ingress_step, reply_ports, there_ports
-from cloister.vpc.explain_routes import end_of, endpoint_step, route_step, service_step
+from cloister.vpc.explain_routes import edge_step, end_of, endpoint_step, route_step, service_step
 from cloister.vpc.flow import Flow, Step
-from cloister.vpc.model import NatGateway, NetworkInterface, Subnet, VpcPeering
+from cloister.vpc.model import InternetGateway, NatGateway, NetworkInterface, Subnet, VpcPeering
 from cloister.vpc.route_tables import Hop
 from cloister.vpc.steps import NO_PUBLIC_ADDRESS, allowed, refused, traffic
 from cloister.world import World
@@ -232,13 +232,27 @@ def _neighbour_steps(
             f"--vpc-peering-connection-id {hop.route.target}"
         )
 
-    yield from _back(world, target, source, destination, flow, known, _ends_like(hop), fix)
-    yield from _border(world, source.interface, destination, flow, egress=False, reply=True)
+    replies = [
+        *_back(world, target, source, destination, flow, known, _ends_like(hop), fix),
+        *_border(world, source.interface, destination, flow, egress=False, reply=True),
+    ]
+    yield from _let_back(replies)
     # A peer does not know what was passed on on its way there.
     on_way = _passes_on(here) and hop.kind != "pcx"
     yield ingress_step(world, receiver, source, flow, forwarded=on_way)
     if receiver.interface_type == interface_endpoints.ENDPOINT_INTERFACE:
         yield service_step(world, receiver, flow)
+    yield from _kept_back(replies)
+
+
+def _let_back(replies: list[Step]) -> list[Step]:
+    """What is said of replies before the receiver's groups: its subnet's ACL comes before them."""
+    return [step for step in replies if step.allowed or step.gate == "acl"]
+
+
+def _kept_back(replies: list[Step]) -> list[Step]:
+    """What is said of replies in the end."""
+    return [step for step in replies if not step.allowed and step.gate != "acl"]
 
 
 def _ends_like(hop: Hop) -> Callable[[Hop], bool]:
@@ -335,6 +349,7 @@ def _igw_steps(
             fix = None
         yield refused("gateway", gateway_id, sentence, fix, code=NO_PUBLIC_ADDRESS)
         return
+    yield from _back_in(world, gateway_id, source, destination, flow, known)
     yield from _border(world, interface, destination, flow, egress=False, reply=True)
     sentence = f"{gateway_id} translates {source.address} to {public_ip}."
     yield replace(allowed("gateway", gateway_id, sentence), becomes=public_ip)
@@ -350,19 +365,61 @@ def _igw_steps(
         yield refused("gateway", gateway_id, sentence)
 
 
+def _back_in(
+    world: World, gateway_id: str, source: End, sender: str, flow: Flow, known: _Known
+) -> Iterator[Step]:
+    """Replies of `sender` that an internet gateway brings in, as its own route table has it."""
+    gateway = world.get(InternetGateway, gateway_id)
+    hop, step = edge_step(world, gateway, source.address) if gateway is not None else (None, None)
+    by = _by(world, hop, source.address)
+    if step is not None and not step.allowed:
+        yield replace(step, sentence=f"Replies of {sender}: {step.sentence}")
+    elif by is not None:
+        refusal = _will_not_pass(by, source.address, set())
+        if refusal is not None:
+            yield replace(refusal, sentence=f"Replies of {sender}: {refusal.sentence}")
+            return
+        yield from _border(world, by, sender, flow, egress=False, reply=True)
+        if by.interface_id not in known.left:
+            far = End(interface=source.interface, address=sender)
+            yield _of_replies(flow, partial(ingress_step, world, by, far, forwarded=True))
+        here = End(interface=by, address=sender)
+        yield from _back(world, here, source, sender, flow, known, lambda back: back.kind in ("local", "eni"))
+
+
 def _from_outside(world: World, outside: End, target: End, destination: str, flow: Flow) -> Iterator[Step]:
     """From the internet to an interface with a public address, and back to `outside`."""
     receiver, vpc_id = target.interface, target.interface.vpc_id
-    if gateways.of_vpc(world, vpc_id) is None:
+    gateway = gateways.of_vpc(world, vpc_id)
+    if gateway is None:
         sentence = f"{destination} is an address of {vpc_id}, which has no internet gateway."
         yield refused("gateway", vpc_id, sentence)
         return
     known = _Known()
+    hop, step = edge_step(world, gateway, target.address)
+    by = _by(world, hop, target.address)
+    if step is not None:
+        yield step
+        if not step.allowed:
+            return
+    if by is not None:
+        refusal = _will_not_pass(by, target.address, set())
+        if refusal is not None:
+            yield refusal
+            return
+        yield from _into(world, by, outside, flow, known)
+        here = End(interface=by, address=outside.address)
+        led = yield from _there(world, here, outside, target, target.address, flow, known)
+        if led is None:
+            return
+        yield from _border(world, led[1].interface, target.address, flow, egress=True)
     yield from _border(world, receiver, outside.address, flow, egress=False)
     if receiver.interface_type == gateways.NAT_INTERFACE:
         sentence = f"{receiver.interface_id} is a NAT gateway's: nothing can be opened from outside."
         yield refused("ingress", receiver.interface_id, sentence)
         return
     known.entered.add(receiver.interface_id)
-    yield from _back(world, target, outside, target.address, flow, known, lambda hop: hop.kind == "igw")
-    yield ingress_step(world, receiver, outside, flow)
+    replies = [*_back(world, target, outside, target.address, flow, known, lambda back: back.kind == "igw")]
+    yield from _let_back(replies)
+    yield ingress_step(world, receiver, outside, flow, forwarded=by is not None)
+    yield from _kept_back(replies)

@@ -9,7 +9,7 @@ from cloister.vpc import changes, interface_endpoints, middleboxes, route_tables
 from cloister.vpc.endpoints import PORTS, GatewayService, prefix_list_of, service_at, service_of
 from cloister.vpc.explain_gates import End
 from cloister.vpc.flow import Flow, Step
-from cloister.vpc.model import NetworkInterface, Subnet, VpcEndpoint, place
+from cloister.vpc.model import InternetGateway, NetworkInterface, Subnet, VpcEndpoint, place
 from cloister.vpc.steps import allowed, refused, traffic
 from cloister.world import World
 
@@ -46,6 +46,30 @@ def route_step(world: World, source: End, destination: str) -> tuple[route_table
         fix = changes.of_blackhole(world, table, hop, destination)
         return hop, refused("route", origin, sentence, fix, code="BAD_STATE_ROUTE")
     sentence = f"{name} of {subnet.subnet_id} routes {hop.route.destination} to {hop.route.target}."
+    return hop, allowed("route", origin, sentence)
+
+
+def edge_step(
+    world: World, gateway: InternetGateway, destination: str
+) -> tuple[route_tables.Hop | None, Step | None]:
+    """Where an internet gateway's own table leads what it brings in; no step: it has none."""
+    table = route_tables.of_gateway(world, gateway)
+    if table is None:
+        return None, None
+    name = gateway.internet_gateway_id
+    hop = route_tables.lookup(world, table, destination)
+    if hop is None:
+        sentence = f"The route table {table.route_table_id} of {name} has no route to {destination}."
+        return None, refused("route", table.route_table_id, sentence)
+    origin = f"{table.route_table_id}/{hop.route.destination}"
+    if hop.kind == "blackhole":
+        sentence = (
+            f"The route {hop.route.destination} of {table.route_table_id} ({name}) is a black hole: "
+            f"{hop.route.target} is gone or leads nowhere."
+        )
+        fix = changes.of_blackhole(world, table, hop, destination)
+        return hop, refused("route", origin, sentence, fix, code="BAD_STATE_ROUTE")
+    sentence = f"{table.route_table_id} of {name} routes {hop.route.destination} to {hop.route.target}."
     return hop, allowed("route", origin, sentence)
 
 

@@ -80,6 +80,15 @@ def of_subnet(world: World, subnet: Subnet) -> RouteTable | None:
     return main
 
 
+def of_gateway(world: World, gateway: InternetGateway) -> RouteTable | None:
+    """The table of what an internet gateway brings in (AWS: "Gateway route tables"); None: it goes straight
+    to its interface."""
+    for table in world.where(RouteTable, vpc_id=gateway.vpc_id):
+        if any(one.gateway_id == gateway.internet_gateway_id for one in table.associations):
+            return table
+    return None
+
+
 def routes(world: World, table: RouteTable) -> list[Route]:
     """All routes of a table: `local` ones, those made by calls, those of its gateway endpoints."""
     replaced = {route.destination: route for route in table.routes if route.origin == OF_TABLE}

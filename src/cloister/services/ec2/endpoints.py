@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from cloister.iam.policy import parse as parse_policy
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
-from cloister.services.ec2 import interface_endpoints
+from cloister.services.ec2 import gateway_tables, interface_endpoints
 from cloister.services.ec2.describe import Resource, tag_set
 from cloister.services.ec2.idempotency import echo, once
 from cloister.services.ec2.parameters import on, only, require
@@ -25,7 +25,7 @@ from cloister.services.ec2.zones import zones
 from cloister.vpc.endpoints import SERVICES as GATEWAY_SERVICES
 from cloister.vpc.endpoints import prefix_list_of
 from cloister.vpc.interface_endpoints import SERVICES as INTERFACE_SERVICES
-from cloister.vpc.model import RouteTable, VpcEndpoint
+from cloister.vpc.model import Route, RouteTable, VpcEndpoint
 from cloister.wire.errors import AwsError
 
 #: AWS: what an endpoint without a policy of its own has
@@ -100,6 +100,9 @@ def _tables(call: Call, endpoint: VpcEndpoint, table_ids: Sequence[str]) -> tupl
                 f"Route table {table_id} and VPC {endpoint.vpc_id} belong to different networks.",
             )
         _check_free(call, endpoint, table)
+        if gateway_tables.is_for_gateway(table):
+            route = Route(destination=endpoint.service_name, target=endpoint.endpoint_id)
+            gateway_tables.check_route(call, table, route)
     return chosen
 
 
