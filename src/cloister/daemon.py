@@ -37,6 +37,7 @@ from cloister.facts import facts_of
 from cloister.flowlog import FlowLogs
 from cloister.forwarding import Forwarder
 from cloister.front import Front
+from cloister.gateway_endpoints import GatewayDoors
 from cloister.interface_endpoints import InterfaceDoors
 from cloister.internet import InternetDoors
 from cloister.jobs.containers import Containers
@@ -52,7 +53,7 @@ from cloister.questions import Questions
 from cloister.s3.backend import NAMESPACE, Backend, SeaweedFS
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
-from cloister.s3.doors import EndpointDoors, server
+from cloister.s3.doors import server
 from cloister.services.ec2 import default_vpc
 from cloister.side.process import NAMESPACE as SIDE_NAMESPACE
 from cloister.side.process import SideServices
@@ -98,6 +99,8 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         with engine.transaction() as tx:
             default_vpc.seed(tx, region=options.region, account=options.account)
         (state / "seeded").touch()
+    with engine.transaction() as tx:
+        default_vpc.add_prefix_lists(tx, options.region)
     credentials = Credentials(state, options.account)
     authority = Authority(state)
     logs = LogStore(state / "logs.sqlite")
@@ -143,9 +146,6 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         account=options.account,
         observe=witness.decided,
     )
-    doors = EndpointDoors(engine, fabric, namespaces, door, authority)
-    await doors.start()
-    stack.push_async_callback(doors.stop)
     way_out = WayOut(engine, fabric, namespaces, state / "slirp4netns.log", enabled=options.internet)
     await way_out.start()
     stack.push_async_callback(way_out.stop)
@@ -190,6 +190,9 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         observe=witness.decided,
     )
     front = Front(dispatcher, door, cors_origins=options.cors_origins)
+    gateway_doors = GatewayDoors(engine, fabric, namespaces, front, door, authority)
+    await gateway_doors.start()
+    stack.push_async_callback(gateway_doors.stop)
     interface_doors = InterfaceDoors(engine, fabric, namespaces, front, door, authority)
     await interface_doors.start()
     stack.push_async_callback(interface_doors.stop)

@@ -109,9 +109,13 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteTableAssociation:
+    """What takes this table: a subnet, an internet gateway for what it brings in, or, as the main one, every
+    subnet that has none of its own."""
+
     association_id: str  # rtbassoc-…
-    subnet_id: str | None  # None: the main association
+    subnet_id: str | None
     main: bool = False
+    gateway_id: str | None = None
 
 
 @document("route-table", key="route_table_id", index=("vpc_id",), prefix="rtb")
