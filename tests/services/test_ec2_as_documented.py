@@ -172,3 +172,18 @@ def test_three_hundred_resources_are_the_most_of_one_call_for_flow_logs(call: Ca
         TrafficType="ALL",
     )
     assert (error.code, "300" in error.message) == ("InvalidParameter", True)
+
+
+def test_a_route_that_is_not_there_is_created_and_not_replaced(call: Call, vpc_id: str) -> None:
+    """In the words that scripts of NAT instances look for."""
+    gateway = ec2(call, "CreateInternetGateway")["InternetGateway"]["InternetGatewayId"]
+    ec2(call, "AttachInternetGateway", InternetGatewayId=gateway, VpcId=vpc_id)
+    table = ec2(call, "CreateRouteTable", VpcId=vpc_id)["RouteTable"]["RouteTableId"]
+    route = {"RouteTableId": table, "DestinationCidrBlock": "0.0.0.0/0", "GatewayId": gateway}
+    error = refusal(call, "ReplaceRoute", **route)
+    assert (error.code, error.message) == (
+        "InvalidParameterValue",
+        "There is no route defined for '0.0.0.0/0' in the route table. Use CreateRoute instead.",
+    )
+    ec2(call, "CreateRoute", **route)
+    ec2(call, "ReplaceRoute", **route)

@@ -466,6 +466,11 @@ def _editable(call: Call, params: Params, verb: str) -> tuple[RouteTable, Route]
     table = TABLES.find(call.tx, params["RouteTableId"])
     destination = _destination(call, params)
     route = _existing(call, table, destination)
+    if route is None and verb == "replace":
+        raise AwsError(
+            "InvalidParameterValue",
+            f"There is no route defined for '{destination}' in the route table. Use CreateRoute instead.",
+        )
     if route is None:
         raise AwsError(
             "InvalidRoute.NotFound",
