@@ -54,11 +54,12 @@ from cloister.s3.backend import NAMESPACE, Backend, SeaweedFS
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
 from cloister.s3.doors import server
+from cloister.s3.mend import mend
 from cloister.services.ec2 import default_vpc
 from cloister.side.process import NAMESPACE as SIDE_NAMESPACE
 from cloister.side.process import SideServices
 from cloister.store import Store
-from cloister.vpc.model import Vpc
+from cloister.vpc.model import PrefixList
 from cloister.way_out import WayOut
 from cloister.witness import Witness
 
@@ -95,10 +96,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     store = Store(state / "world.sqlite")
     stack.callback(store.close)
     engine = Engine(store)
-    if engine.world.count(Vpc) == 0 and not (state / "seeded").exists():
-        with engine.transaction() as tx:
-            default_vpc.seed(tx, region=options.region, account=options.account)
-        (state / "seeded").touch()
+    seed(state, engine, options)
     with engine.transaction() as tx:
         default_vpc.add_prefix_lists(tx, options.region)
     credentials = Credentials(state, options.account)
@@ -124,6 +122,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     log.info("starting: the object store")
     await backend.start()
     stack.push_async_callback(backend.stop)
+    await mend(engine.world, backend)
     log.info("starting: what follows resources")
     flow_logs = FlowLogs(
         state / "flows.sqlite",
@@ -231,6 +230,17 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     await _serve_control(state, control, stack)
     _write_running(state, running)
     return str(running["url"])
+
+
+def seed(state: Path, engine: Engine, options: Options) -> None:
+    """Make what a new account finds, once: who deletes the default VPC has deleted it, also when the first
+    start was cut off between the two lines that make it and say so."""
+    if (state / "seeded").exists():
+        return
+    if engine.world.count(PrefixList) == 0:
+        with engine.transaction() as tx:
+            default_vpc.seed(tx, region=options.region, account=options.account)
+    (state / "seeded").touch()
 
 
 def make_backend(state: Path, options: Options, namespaces: Namespaces) -> Backend:

@@ -68,6 +68,7 @@ ENDPOINTS: Resource[VpcEndpoint] = Resource(
     shape=_shape,
     prefix="vpce",
     not_found="InvalidVpcEndpointId.NotFound",
+    malformed="InvalidVpcEndpointId.Malformed",
     missing="The Vpc Endpoint Id '{}' does not exist",
     page=(1, 1000),
     filters={
@@ -229,7 +230,13 @@ def _only_of_interfaces(params: Params) -> None:
 
 @operation("ec2", "DescribeVpcEndpoints")
 def describe_vpc_endpoints(call: Call, params: Params) -> Params:
-    return ENDPOINTS.describe(call, params)
+    return ENDPOINTS.describe(call, _capped(params))
+
+
+def _capped(params: Params) -> Params:
+    """AWS: "If the value is greater than 1,000, we return only 1,000 items." """
+    wanted = params.get("MaxResults")
+    return params if wanted is None else {**params, "MaxResults": min(wanted, ENDPOINTS.page[1])}
 
 
 @operation(
@@ -379,6 +386,6 @@ def describe_vpc_endpoint_services(call: Call, params: Params) -> Params:
         raise AwsError("InvalidServiceName", f"The Vpc Endpoint Service '{unknown[0]}' does not exist")
     if wanted:
         found = [service for service in found if service.name in wanted]
-    response = SERVICES.describe(call, params, among=found)
+    response = SERVICES.describe(call, _capped(params), among=found)
     found_names = dict.fromkeys(one["ServiceName"] for one in response["ServiceDetails"])
     return {"ServiceNames": list(found_names), **response}

@@ -36,6 +36,7 @@ INTERNET_GATEWAYS: Resource[InternetGateway] = Resource(
     shape=_shape,
     prefix="igw",
     not_found="InvalidInternetGatewayID.NotFound",
+    malformed="InvalidInternetGatewayId.Malformed",
     missing="The internetGateway ID '{}' does not exist",
     filters={
         "attachment.state": lambda call, gateway: "available" if gateway.vpc_id else None,

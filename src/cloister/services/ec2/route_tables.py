@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Network
 
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
@@ -118,6 +117,7 @@ TABLES: Resource[RouteTable] = Resource(
     shape=_shape,
     prefix="rtb",
     not_found="InvalidRouteTableID.NotFound",
+    malformed="InvalidRouteTableId.Malformed",
     missing="The routeTable ID '{}' does not exist",
     page=(5, 100),
     filters={
@@ -345,7 +345,7 @@ def _nat_gateway(call: Call, table: RouteTable, target: str) -> str:
 def _peering(call: Call, table: RouteTable, target: str) -> str:
     """AWS: a route to a connection that waits to be accepted is possible, and a black hole until then."""
     peering = call.tx.get(VpcPeering, target)
-    if peering is None or peering.status not in ("active", "pending-acceptance"):
+    if peering is None or not peering.open_at(call.now):
         raise AwsError(
             "InvalidVpcPeeringConnectionID.NotFound",
             f"The vpcPeeringConnection ID '{target}' does not exist",
@@ -416,7 +416,7 @@ def _check_inside(call: Call, table: RouteTable, destination: str, target: str) 
     """AWS: a route more specific than `local` is for all of a subnet's block, to a NAT gateway or an
     interface; these may take the place of `local` itself, too. Raises InvalidParameterValue."""
     vpc = VPCS.find(call.tx, table.vpc_id)
-    if _is_list(destination) or not any(_within(destination, cidr) for cidr in vpc.cidrs):
+    if _is_list(destination) or not any(addresses.within(destination, cidr) for cidr in vpc.cidrs):
         return
     if target.partition("-")[0] not in _INSIDE_TARGETS:
         raise AwsError(
@@ -431,11 +431,6 @@ def _check_inside(call: Call, table: RouteTable, destination: str, target: str) 
             f"The destination CIDR block {destination} is more specific than the local route and is not the "
             f"CIDR block of a subnet of '{vpc.vpc_id}'.",
         )
-
-
-def _within(inner: str, outer: str) -> bool:
-    one, other = IPv4Network(inner), IPv4Network(outer)
-    return one.subnet_of(other)
 
 
 def _existing(call: Call, table: RouteTable, destination: str) -> Route | None:
@@ -495,6 +490,11 @@ def _editable(call: Call, params: Params, verb: str) -> tuple[RouteTable, Route]
     table = TABLES.find(call.tx, params["RouteTableId"])
     destination = _destination(call, params)
     route = _existing(call, table, destination)
+    if route is None and verb == "replace":
+        raise AwsError(
+            "InvalidParameterValue",
+            f"There is no route defined for '{destination}' in the route table. Use CreateRoute instead.",
+        )
     if route is None:
         raise AwsError(
             "InvalidRoute.NotFound",
