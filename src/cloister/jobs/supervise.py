@@ -13,7 +13,6 @@ was changed from outside (StopProcessingJob) has its step cancelled and the new 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -34,6 +33,7 @@ from cloister.jobs.model import Instance, ProcessingJob
 from cloister.jobs.sessions import Sessions
 from cloister.logs import LogStore
 from cloister.options import Options
+from cloister.store import is_full
 from cloister.vpc import dhcp
 from cloister.vpc.flow import Step
 from cloister.vpc.model import NetworkInterface, Subnet, Vpc
@@ -63,7 +63,8 @@ class Outcome:
 class Supervisor:
     """Owns the jobs of one daemon. `noticed(job)` tells what was refused to one of the job's containers so
     far, in words and as a step. `last_look` comes before a job's interfaces go, when nothing uses them.
-    `issued(job, who, access_key_id)`: keys of the job's role were made for "algo-1" or "algo-1's agent"."""
+    `issued(job, who, access_key_id)`: keys of the job's role were made for "algo-1" or "algo-1's agent".
+    `command` begins a command line about this Cloister."""
 
     def __init__(
         self,
@@ -81,7 +82,9 @@ class Supervisor:
         noticed: Callable[[ProcessingJob], Awaitable[tuple[str, Step] | None]] | None = None,
         last_look: Callable[[ProcessingJob], Awaitable[None]] | None = None,
         issued: Callable[[ProcessingJob, str, str], None] | None = None,
+        command: str = "cloister",
     ) -> None:
+        self._command = command
         self._noticed = noticed
         self._last_look = last_look
         self._engine = engine
@@ -233,7 +236,7 @@ class Supervisor:
             return Outcome(event=JobEvent.FAILED, reason=reason)
         except Exception as error:
             log.exception("job %s: the step of state %s failed", job.name, job.state)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full(error):
                 full = f"{reasons.INTERNAL} No space left on the disk of {self._jobs}."
                 return Outcome(event=JobEvent.FAILED, reason=full)
             return Outcome(event=JobEvent.FAILED, reason=f"{reasons.INTERNAL} ({error!r})")
@@ -273,12 +276,12 @@ class Supervisor:
                 reasons.with_cause(
                     f"ClientError: SageMaker was unable to assume the role '{arn}'",
                     role.untrusted(self._engine.world, arn),
-                    job.name,
+                    self._asking(job),
                 )
             )
         unable = role.unable(self._engine.world, arn) if job.vpc_config is not None else None
         if unable is not None:
-            raise JobFailure(reasons.with_cause("ClientError", unable, job.name))
+            raise JobFailure(reasons.with_cause("ClientError", unable, self._asking(job)))
         return Outcome(
             event=JobEvent.ALLOCATED,
             change=lambda tx, now: allocate(tx, now, clock=self._engine.clock(), region=self._region),
@@ -392,7 +395,11 @@ class Supervisor:
             what = f"{instance.host}/{task}"
             self._journal(job, lambda now: replace(now, moved={**now.moved, what: result.digests}))
             return
-        raise JobFailure(reasons.with_cause(result.reason, self._cause(job, instance, result), job.name))
+        cause = self._cause(job, instance, result)
+        raise JobFailure(reasons.with_cause(result.reason, cause, self._asking(job)))
+
+    def _asking(self, job: ProcessingJob) -> str:
+        return f"{self._command} why {job.name}"
 
     def _cause(self, job: ProcessingJob, instance: Instance, result: Result) -> Step | None:
         """The refusal behind what an agent could not do."""
@@ -472,7 +479,7 @@ class Supervisor:
 
     async def _while_running(self, job: ProcessingJob, reason: str) -> str:
         noticed = await self._noticed(job) if self._noticed is not None else None
-        return reasons.while_running(self._engine.world, job, reason, noticed)
+        return reasons.while_running(self._engine.world, job, reason, noticed, self._asking(job))
 
     async def _end(self, job: ProcessingJob) -> Outcome:
         # Choice of ours: the failing instance decided the job's end, the others get no grace.
