@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote, unquote_plus
 
+from cloister.s3 import sse
 from cloister.wire.errors import AwsError
 
 #: (method, level, sub-resource) -> (operation, action without "s3:"). Level: service, bucket, key.
@@ -134,7 +135,7 @@ FORWARDED = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """One permission: action "s3:GetObject" on an ARN; `bucket` owns the resource."""
+    """One permission: action "s3:GetObject" on an ARN; `bucket` owns the resource, None: the account does."""
 
     action: str
     resource: str
@@ -151,9 +152,17 @@ class Operation:
 
 
 def operation(
-    method: str, bucket: str | None, key: str, query: Mapping[str, str], headers: Mapping[str, str]
+    method: str,
+    bucket: str | None,
+    key: str,
+    query: Mapping[str, str],
+    headers: Mapping[str, str],
+    *,
+    region: str,
+    account: str,
 ) -> Operation:
-    """What this request asks for. `query` decoded; `headers` by lower-case name.
+    """What this request asks for. `query` decoded; `headers` by lower-case name; KMS keys that are named by
+    their id are of `region` and `account`.
 
     Raises AwsError MethodNotAllowed (405), NotImplemented (501) for what exists in S3 and not here,
     InvalidArgument for a copy source that names nothing."""
@@ -199,6 +208,8 @@ def operation(
     if source is not None:
         wanted = "s3:GetObjectVersion" if source[2] else "s3:GetObject"
         needs.append(Need(action=wanted, resource=f"arn:aws:s3:::{source[0]}/{source[1]}", bucket=source[0]))
+    for asked, named in sse.permissions(name, headers):
+        needs.append(Need(action=asked, resource=sse.key_arn(named, region, account), bucket=None))
     return Operation(name=name, needs=tuple(needs), source=source)
 
 

@@ -11,7 +11,7 @@ from cloister.iam import policy as iam_policy
 from cloister.iam.collect import identity_policies, texts
 from cloister.iam.decide import Decision, Policies, Request, decide
 from cloister.iam.model import Principal
-from cloister.s3 import bucket_policy
+from cloister.s3 import bucket_policy, sse
 from cloister.s3.actions import Need
 from cloister.s3.model import Bucket
 from cloister.vpc.model import VpcEndpoint
@@ -53,6 +53,8 @@ def decide_need(
 ) -> Decision:
     """Over the caller's own policies, the bucket's and, when the request came through a VPC endpoint, the
     endpoint's. `context` are the request's condition keys; `account` owns what has no bucket."""
+    if need.action.startswith("kms:"):  # S3 asks it for the caller: no endpoint is in between
+        context, endpoint_id = sse.of_key(context, need.resource.split(":")[3]), None
     owner = _owner(world, need, account)
     keys = {**context, "aws:ResourceAccount": owner, "s3:ResourceAccount": owner}
     if need.action.startswith("s3:GetObject"):
