@@ -128,6 +128,11 @@ class ProcessingJob:
         return (self.request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
 
     @property
+    def output_key(self) -> str:
+        """ProcessingOutputConfig.KmsKeyId, "" for none."""
+        return (self.request.get("ProcessingOutputConfig") or {}).get("KmsKeyId") or ""
+
+    @property
     def max_runtime(self) -> int:
         """Seconds. AWS: the default maximum runtime of a processing job is one day."""
         condition = self.request.get("StoppingCondition") or {}

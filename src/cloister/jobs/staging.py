@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cloister.credentials import SessionKeys
 from cloister.jobs import contract
@@ -145,15 +147,34 @@ def upload_spec(
     resolvers: tuple[str, ...],
     region: str,
     ca_bundle: Path,
+    running: bool = False,
 ) -> Spec | None:
-    """The upload of an instance's outputs, None when no output has a file."""
+    """The upload of an instance's outputs, None when no output has a file. `running`: of those that are
+    uploaded while the container runs."""
     own = folder(jobs, job, instance)
     channels = tuple(
-        Channel(name=each["OutputName"], uri=each["S3Output"]["S3Uri"], path=str(_output(own, number)))
+        Channel(
+            name=each["OutputName"],
+            uri=each["S3Output"]["S3Uri"],
+            path=str(_output(own, number)),
+            continuous=_is_continuous(each),
+        )
         for number, each in enumerate(job.outputs)
         if next(iter(tree(str(_output(own, number)))), None) is not None
+        and (_is_continuous(each) or not running)
     )
-    return _spec("upload", channels, job, instance, keys, netns, resolvers, region, ca_bundle)
+    made = _spec("upload", channels, job, instance, keys, netns, resolvers, region, ca_bundle)
+    return made and replace(made, running=running, kms_key=job.output_key)
+
+
+def _is_continuous(output: dict[str, Any]) -> bool:
+    return bool(output["S3Output"]["S3UploadMode"] == "Continuous")
+
+
+def continuous_folders(jobs: Path, job: ProcessingJob, instance: Instance) -> list[str]:
+    """Where an instance's outputs lie that are uploaded while its container runs."""
+    own = folder(jobs, job, instance)
+    return [str(_output(own, number)) for number, each in enumerate(job.outputs) if _is_continuous(each)]
 
 
 def _spec(

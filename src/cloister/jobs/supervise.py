@@ -18,6 +18,7 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from cloister.jobs.agent import Result, Spec
 from cloister.jobs.allocation import allocate, give_back
 from cloister.jobs.attend import Attendants
 from cloister.jobs.containers import ContainerError
+from cloister.jobs.continuous import TASK, ContinuousUploads
 from cloister.jobs.effects import Containers, Credentials, Engine, Fabric, Images, Namespaces
 from cloister.jobs.images import Image, ImageNotFound
 from cloister.jobs.lifecycle import InstanceEvent, JobEvent, JobState, after, instance_after
@@ -105,6 +107,7 @@ class Supervisor:
         self._attendants = Attendants(
             engine, containers, logs, namespaces, self._sessions.of_container, self._jobs
         )
+        self._continuous = ContinuousUploads(self._jobs, partial(self._transfer_one, task=TASK))
         self._closing = False
         self._steps: dict[JobState, Callable[[ProcessingJob], Coroutine[Any, Any, Outcome]]] = {
             JobState.PENDING: self._allocate,
@@ -155,6 +158,7 @@ class Supervisor:
         for run in runs:
             run.cancel()
         await asyncio.gather(*runs, *self._starting.values(), return_exceptions=True)
+        await self._continuous.close()
         await self._attendants.close()
 
     def _committed(self, before: World, world: World, changes: list[Change]) -> None:
@@ -227,9 +231,7 @@ class Supervisor:
     async def _step(self, job: ProcessingJob) -> Outcome:
         try:
             return await self._steps[job.state](job)
-        except JobFailure as failure:
-            return Outcome(event=JobEvent.FAILED, reason=str(failure))
-        except ImageNotFound as failure:
+        except (JobFailure, ImageNotFound) as failure:
             return Outcome(event=JobEvent.FAILED, reason=str(failure))
         except ContainerError as failure:
             reason = f"AlgorithmError: {str(failure).rstrip('.')}, exit code: {failure.exit_code}"
@@ -375,7 +377,9 @@ class Supervisor:
             raise JobFailure(
                 f"ClientError: SageMaker was unable to assume the role '{job.request['RoleArn']}'"
             )
-        make = staging.download_spec if task == "download" else staging.upload_spec
+        make: Callable[..., Spec | None] = staging.download_spec
+        if task != "download":
+            make = partial(staging.upload_spec, running=task == TASK)
         spec = await asyncio.to_thread(
             lambda: make(
                 self._jobs,
@@ -393,7 +397,8 @@ class Supervisor:
         result = await self._perform(spec, path)
         if result.ok:
             what = f"{instance.host}/{task}"
-            self._journal(job, lambda now: replace(now, moved={**now.moved, what: result.digests}))
+            if task != TASK:  # the last upload tells of all
+                self._journal(job, lambda now: replace(now, moved={**now.moved, what: result.digests}))
             return
         cause = self._cause(job, instance, result)
         raise JobFailure(reasons.with_cause(result.reason, cause, self._asking(job)))
@@ -421,6 +426,7 @@ class Supervisor:
         await self._attendants.serve(job)
         await self._attendants.encrypt(job)
         self._attendants.follow(job)
+        self._continuous.begin(job)
 
     async def _watch(self, job: ProcessingJob) -> Outcome:
         await self._resume(job)
@@ -534,6 +540,7 @@ class Supervisor:
             message = contract.exit_message(messages)
         except UnicodeDecodeError:
             reason = "ClientError: The exit message in /opt/ml/output/message is not UTF-8."
+        await self._continuous.end(job)
         if job.outputs:
             await self._fabric.settled(self._engine.world.revision)
             try:

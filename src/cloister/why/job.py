@@ -16,6 +16,7 @@ from cloister.jobs import execution_role
 from cloister.jobs.allocation import REQUESTER, acquaint
 from cloister.jobs.model import ProcessingJob
 from cloister.jobs.objects import request_of, split_uri
+from cloister.s3 import sse
 from cloister.vpc import service_network
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Step, Verdict
@@ -273,4 +274,11 @@ def asked(
         account=place.account,
         now=place.now,
         objects=objects or None,
+        sent=_sent(request, method),
     )
+
+
+def _sent(request: Mapping[str, Any], method: str) -> dict[str, str]:
+    """The headers of what the agent writes with the job's key."""
+    key = (request.get("ProcessingOutputConfig") or {}).get("KmsKeyId")
+    return {sse.ALGORITHM: sse.KMS, sse.KEY: key} if key and method == "PUT" else {}

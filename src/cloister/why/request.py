@@ -146,7 +146,8 @@ def _steps(
     context.update(actions.context(query, headers))
     for need in operation.needs:
         decision = decide_need(world, principal, need, context, endpoint_id=endpoint_id, account=account)
-        yield from permission.steps(world, decision, endpoint_id=endpoint_id, objects=objects)
+        meant = objects if need.bucket is not None else None
+        yield from permission.steps(world, decision, endpoint_id=endpoint_id, objects=meant)
     if bucket is not None and operation.name != "CreateBucket" and world.get(Bucket, bucket) is None:
         sentence = f"There is no bucket {bucket}."
         yield Step(
