@@ -475,7 +475,6 @@ def test_the_aws_cli_drives_cloister_and_works_inside_a_job(
 # ---- what is not there yet ---------------------------------------------------------------------------
 
 
-
 def _input_with(**changes: Any) -> dict[str, Any]:
     s3 = {"S3Uri": "s3://b/k", "LocalPath": IN, "S3DataType": "S3Prefix", "S3InputMode": "File"}
     return {"ProcessingInputs": [{"InputName": "in", "S3Input": s3 | changes}]}

@@ -37,12 +37,22 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts:
+    """`trouble`: why the image cannot be had; `command_trouble`: why it cannot start the job's command; ""
+    when nothing was found. `seen` says what was looked at, and what was not."""
+
+    trouble: str = ""
+    command_trouble: str = ""
+    seen: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What the World does not know. `keys`: some of the keys below an input's S3Uri, by that; absent: not
-    known. `image_trouble`: why the image cannot be had, "" when it can."""
+    known."""
 
     keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    image_trouble: str = ""
+    image: ImageFacts = ImageFacts()
 
 
 def preflight(
@@ -60,7 +70,7 @@ def _findings(call: Call, params: dict[str, Any], services: Sequence[str], facts
     yield from _checked("channels", lambda: checks.check_channels(params), "Names and paths are in order.")
     forced = _checked("subnet tag", lambda: checks.check_forced_subnet(params, config), "")
     yield from (each for each in forced if not each.ok)
-    yield _image(params["AppSpecification"]["ImageUri"], facts)
+    yield _image(params["AppSpecification"]["ImageUri"], facts.image)
     yield (trust := _role(call, params["RoleArn"]))
     if not trust.ok:  # what its policies allow is no question yet
         return
@@ -94,11 +104,13 @@ def _findings(call: Call, params: dict[str, Any], services: Sequence[str], facts
             yield _service(call, params, subnet_id, service)
 
 
-def _image(uri: str, facts: Facts) -> Finding:
-    if not facts.image_trouble:
-        return Finding(ok=True, about="image", sentence=f"{uri} can be had.")
-    fix = f"podman pull {shlex.quote(uri)}"
-    return Finding(ok=False, about="image", sentence=facts.image_trouble, fix=fix)
+def _image(uri: str, facts: ImageFacts) -> Finding:
+    if facts.trouble:
+        fix = f"podman pull {shlex.quote(uri)}"
+        return Finding(ok=False, about="image", sentence=facts.trouble, fix=fix)
+    if facts.command_trouble:
+        return Finding(ok=False, about="image", sentence=facts.command_trouble)
+    return Finding(ok=True, about="image", sentence=facts.seen or f"{uri} can be had.")
 
 
 def _role(call: Call, arn: str) -> Finding:
