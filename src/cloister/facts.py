@@ -75,8 +75,8 @@ async def _image(images: Images, request: Mapping[str, Any]) -> ImageFacts:
         said = f"{uri} is not in podman's storage, and its registry {host} is not reached from this host."
         return ImageFacts(trouble=said)
     return ImageFacts(
-        seen=f"{uri} is not in podman's storage, and will be pulled: {host} is reached. Not looked at: whether "
-        "it has the image, also for this machine, and what the image can start. After `podman pull` that is."
+        seen=f"{uri} is not in podman's storage, and will be pulled: {host} is reached. Not looked at: "
+        "whether it has the image, also for this machine, and what that can start. After `podman pull` it is."
     )
 
 

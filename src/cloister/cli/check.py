@@ -50,8 +50,8 @@ def check(
 
     The last prints a form to fill in; members that are not needed must be taken out of it.
 
-    Looked at: the request, the image and its command, the role and its permissions, addresses and zones, the instances
-    among each other, objects, route and policies of every input and output, and every --service.
+    Looked at: the request, the image and its command, the role and its permissions, addresses and zones, the
+    instances among each other, objects, route and policies of every input and output, and every --service.
     Exit code: 0 the job can run, 1 something fails, 2 the file cannot be read, 3 Cloister is not up.
     """
     file = job_json or skeleton
