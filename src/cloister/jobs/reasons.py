@@ -7,7 +7,7 @@ Where the command does not fit in AWS's limit, the reason says who prints it.
 from __future__ import annotations
 
 from cloister.jobs.model import Instance, ProcessingJob
-from cloister.vpc import changes
+from cloister.vpc import fixes
 from cloister.vpc.flow import Step
 from cloister.vpc.model import NetworkInterface, Subnet
 from cloister.why.job import Place, among, asked, isolation_of, objects_like
@@ -65,7 +65,7 @@ def of_allocation(world: World, job: ProcessingJob, error: AwsError) -> str:
     reason = f"ClientError: {error}"
     if error.code != "InsufficientFreeAddressesInSubnet" or subnet is None:
         return reason
-    fix = changes.larger_subnet(world, subnet, 2 * len(job.instances))
+    fix = fixes.larger_subnet(world, subnet, 2 * len(job.instances))
     whole = f"{reason} Name a larger one in VpcConfig.Subnets: {fix}"
     return whole if fix is not None and len(whole) <= LIMIT else reason
 

@@ -73,7 +73,7 @@ class _Asked:
     context: dict[str, Any]
     world: World
     #: condition keys of the tags of the object that a need is about, where they were looked up
-    tags: dict[actions.Need, dict[str, Any]] = field(default_factory=dict)
+    tags: dict[actions.S3Need, dict[str, Any]] = field(default_factory=dict)
 
 
 class Door:
@@ -198,7 +198,7 @@ class Door:
 
     # -- may they -----------------------------------------------------------------------------------
 
-    def _decide(self, asked: _Asked, need: actions.Need) -> Decision:
+    def _decide(self, asked: _Asked, need: actions.S3Need) -> Decision:
         return decide_need(
             asked.world,
             asked.principal,
@@ -231,7 +231,7 @@ class Door:
         for need in asked.operation.needs:
             self._require(asked, need)
 
-    def _require(self, asked: _Asked, need: actions.Need) -> None:
+    def _require(self, asked: _Asked, need: actions.S3Need) -> None:
         decision = self._decide(asked, need)
         self._observe(asked.origin, need.action, need.resource, decision)
         if not decision.allowed:
@@ -249,10 +249,10 @@ class Door:
         key = kept.partition(" ")[2]
         if key:
             arn = sse.key_arn(key, self._region, self._account)
-            self._require(asked, actions.Need(action="kms:Decrypt", resource=arn, bucket=None))
+            self._require(asked, actions.S3Need(action="kms:Decrypt", resource=arn, bucket=None))
 
     def _may_list(self, asked: _Asked) -> bool:
-        need = actions.Need(
+        need = actions.S3Need(
             action="s3:ListBucket", resource=f"arn:aws:s3:::{asked.bucket}", bucket=asked.bucket
         )
         return self._decide(asked, need).allowed
@@ -501,7 +501,7 @@ class Door:
         done: list[str] = []
         for key, version in objects:
             action = "s3:DeleteObjectVersion" if version else "s3:DeleteObject"
-            need = actions.Need(
+            need = actions.S3Need(
                 action=action, resource=f"arn:aws:s3:::{asked.bucket}/{key}", bucket=asked.bucket
             )
             decision = self._decide(asked, need)

@@ -13,7 +13,7 @@ from ipaddress import IPv4Network
 
 from cloister.vpc import addresses as ip
 from cloister.vpc import (
-    changes,
+    fixes,
     gateways,
     interface_endpoints,
     isolation,
@@ -190,7 +190,7 @@ def _neighbour_steps(
                 step.origin,
                 f"Replies of {target.interface.interface_id}: {step.sentence}",
                 f"aws ec2 create-route --route-table-id {table} "
-                f"--destination-cidr-block {changes.covering(world, vpc_id, source.address)[0]} "
+                f"--destination-cidr-block {fixes.covering(world, vpc_id, source.address)[0]} "
                 f"--vpc-peering-connection-id {hop.route.target}",
             )
 
@@ -400,16 +400,16 @@ def _route_step(world: World, source: End, destination: str) -> tuple[route_tabl
         return hop, allowed("route", f"{name}/{local.destination}", sentence)
     if hop is None:
         sentence = f"The route table {name} of {subnet.subnet_id} has no route to {destination}."
-        if changes.is_s3(destination, subnet.region):
+        if fixes.is_s3(destination, subnet.region):
             sentence = _no_s3_route(world, subnet, name)
-        return None, refused("route", name, sentence, changes.of_route(world, sender, table, destination))
+        return None, refused("route", name, sentence, fixes.of_route(world, sender, table, destination))
     origin = f"{name}/{hop.route.destination}"
     if hop.kind == "blackhole":
         sentence = (
             f"The route {hop.route.destination} of {name} is a black hole: "
             f"{hop.route.target} is gone or leads nowhere."
         )
-        fix = changes.of_blackhole(world, table, hop, destination)
+        fix = fixes.of_blackhole(world, table, hop, destination)
         return hop, refused("route", origin, sentence, fix, code="BAD_STATE_ROUTE")
     sentence = f"{name} of {subnet.subnet_id} routes {hop.route.destination} to {hop.route.target}."
     return hop, allowed("route", origin, sentence)
@@ -418,7 +418,7 @@ def _route_step(world: World, source: End, destination: str) -> tuple[route_tabl
 def _no_s3_route(world: World, subnet: Subnet, where: str) -> str:
     """Why a route table leads nowhere to S3: no endpoint, or not with this table."""
     region = subnet.region
-    endpoint = changes.s3_endpoint(world, subnet.vpc_id, region)
+    endpoint = fixes.s3_endpoint(world, subnet.vpc_id, region)
     service = s3_service_name(region)
     why = (
         f"the gateway endpoint {endpoint} is not associated with it."

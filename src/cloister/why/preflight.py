@@ -16,7 +16,7 @@ from cloister.jobs.model import SUBNET_TAG
 from cloister.jobs.objects import split_uri
 from cloister.services.api import Call
 from cloister.services.sagemaker import checks
-from cloister.vpc import addresses, changes, service_network
+from cloister.vpc import addresses, fixes, service_network
 from cloister.vpc.flow import Step, Verdict
 from cloister.vpc.model import SecurityGroup, Subnet
 from cloister.why import role
@@ -163,7 +163,7 @@ def _subnets(
     fix = None
     if chosen is None:
         sentence += " Name a larger one in VpcConfig.Subnets."
-        fix = changes.larger_subnet(call.tx, subnets[0], need)
+        fix = fixes.larger_subnet(call.tx, subnets[0], need)
     findings = [Finding(ok=chosen is not None, about="addresses", sentence=sentence, fix=fix)]
     zones = sorted({subnet.zone for subnet in subnets})
     if len(zones) == 1:
