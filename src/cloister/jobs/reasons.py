@@ -28,7 +28,11 @@ def with_cause(reason: str, refusal: Step | None, asking: str, *, what: str = ""
     if not refusal.fix:
         return start
     whole = f"{start} ({refusal.fix})"
-    return whole if len(whole) <= LIMIT else f"{start} ({asking} prints the change)"
+    if len(whole) <= LIMIT:
+        return whole
+    pointer = f" ({asking} prints the change)"
+    room = LIMIT - len(pointer)
+    return (start if len(start) <= room else start[: room - 1] + "…") + pointer
 
 
 def _unsaid(sentence: str, reason: str) -> str:
