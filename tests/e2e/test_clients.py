@@ -495,8 +495,6 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "DatasetDefinition (input in)": {
         "ProcessingInputs": [{"InputName": "in", "DatasetDefinition": {"LocalPath": IN}}]
     },
-    "AppManaged (input in)": {"ProcessingInputs": [{"InputName": "in", "AppManaged": True}]},
-    "AppManaged (output out)": _output_with(AppManaged=True),
     "FeatureStoreOutput (output out)": _output_with(FeatureStoreOutput={"FeatureGroupName": "g"}),
     "an alias as ProcessingOutputConfig.KmsKeyId (alias/x)": {
         "ProcessingOutputConfig": {"Outputs": [], "KmsKeyId": "alias/x"}

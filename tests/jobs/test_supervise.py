@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -476,3 +477,31 @@ async def test_a_continuous_upload_that_fails_is_tried_again_and_fails_no_job(
     for container in list(h.containers.exits):
         h.containers.exit(container)
     assert (await h.ended()).status == "Completed"
+
+
+async def test_what_the_application_manages_is_neither_moved_nor_mounted_but_told(
+    house: Callable[..., Any],
+) -> None:
+    h = await house()
+    given = request()
+    own, ours = s3_input("own", "/opt/ml/processing/own"), s3_input("ours", "/opt/ml/processing/ours")
+    given["ProcessingInputs"] = [own | {"AppManaged": True}, ours]
+    given["ProcessingOutputConfig"] = {"Outputs": [s3_output() | {"AppManaged": True}]}
+    specs: list[ContainerSpec] = []
+    configs: list[str] = []
+
+    def look(spec: ContainerSpec, containers: FakeContainers) -> None:
+        specs.append(spec)
+        configs.append((spec.folder / "config" / "processingjobconfig.json").read_text())
+        completes(spec, containers)
+
+    h.containers.behave = look
+    h.submit(given)
+    assert (await h.ended()).status == "Completed"
+    assert [each.name for task in h.tasks for each in task.channels] == ["ours"]
+    assert [each.target for each in specs[0].mounts if "processing" in each.target] == [
+        "/opt/ml/processing/ours"
+    ]
+    told = json.loads(configs[0])
+    assert [each["AppManaged"] for each in told["ProcessingInputs"]] == [True, False]
+    assert told["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"] == "s3://bkt/out"

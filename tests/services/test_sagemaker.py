@@ -102,8 +102,6 @@ NOT_YET: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
         lambda g: g["ProcessingInputs"][0]["S3Input"].update(S3CompressionType="Gzip"),
     ),
     ("DatasetDefinition (input in)", lambda g: g["ProcessingInputs"][0].update(DatasetDefinition={"x": 1})),
-    ("AppManaged (input in)", lambda g: g["ProcessingInputs"][0].update(AppManaged=True)),
-    ("AppManaged (output out)", lambda g: g["ProcessingOutputConfig"]["Outputs"][0].update(AppManaged=True)),
     (
         "FeatureStoreOutput (output out)",
         lambda g: g["ProcessingOutputConfig"]["Outputs"][0].update(
@@ -251,6 +249,19 @@ def test_passing_a_role_needs_iam_passrole() -> None:
     assert "iam:PassRole" in error.message
     allowed = World.of([role(actions=("iam:PassRole",)), *documents()])
     _create(make_call(allowed, principal=somebody), **request())
+
+
+def test_what_the_application_manages_needs_no_local_path_but_a_place_in_s3(call: Call) -> None:
+    given = request()
+    source, target = s3_input(), s3_output()
+    del source["S3Input"]["LocalPath"], target["S3Output"]["LocalPath"]
+    given["ProcessingInputs"] = [source | {"AppManaged": True}]
+    given["ProcessingOutputConfig"] = {"Outputs": [target | {"AppManaged": True}]}
+    _create(call, **given)
+    (job,) = call.tx.all(ProcessingJob)
+    assert (job.moved_inputs, job.moved_outputs) == ([], [])
+    shown = invoke(call, "sagemaker", "DescribeProcessingJob", ProcessingJobName="job")
+    assert shown["ProcessingInputs"][0]["AppManaged"] is True
 
 
 def test_the_key_of_a_volume_needs_a_grant_by_the_caller_or_by_the_role() -> None:

@@ -44,7 +44,7 @@ def prepare(jobs: Path, job: ProcessingJob, instance: Instance) -> None:
     """Make an instance's folders and configuration. Doing it again changes nothing."""
     own = folder(jobs, job, instance)
     (own / "input").mkdir(parents=True, exist_ok=True)
-    for path in (*(_output(own, number) for number in range(len(job.outputs))), own / "message"):
+    for path in (*(_output(own, number) for number, _ in job.moved_outputs), own / "message"):
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o777)  # an image may run as any user
     config = own / "config"
@@ -79,10 +79,10 @@ def container_spec(
         Mount(source=str(own / "message"), target=OUTPUT_PATH),
         Mount(source=str(ca_bundle), target=contract.CA_BUNDLE_PATH, read_only=True),
     ]
-    for number, each in enumerate(job.inputs):
+    for number, each in job.moved_inputs:
         target = each["S3Input"]["LocalPath"].rstrip("/")
         mounts.append(Mount(source=str(_input(own, number)), target=target))
-    for number, each in enumerate(job.outputs):
+    for number, each in job.moved_outputs:
         target = each["S3Output"]["LocalPath"].rstrip("/")
         mounts.append(Mount(source=str(_output(own, number)), target=target))
     return ContainerSpec(
@@ -132,7 +132,7 @@ def download_spec(
             data_type=each["S3Input"]["S3DataType"],
             sharded=each["S3Input"].get("S3DataDistributionType") == "ShardedByS3Key",
         )
-        for number, each in enumerate(job.inputs)
+        for number, each in job.moved_inputs
     )
     return _spec("download", channels, job, instance, keys, netns, resolvers, region, ca_bundle)
 
@@ -159,7 +159,7 @@ def upload_spec(
             path=str(_output(own, number)),
             continuous=_is_continuous(each),
         )
-        for number, each in enumerate(job.outputs)
+        for number, each in job.moved_outputs
         if next(iter(tree(str(_output(own, number)))), None) is not None
         and (_is_continuous(each) or not running)
     )
@@ -174,7 +174,7 @@ def _is_continuous(output: dict[str, Any]) -> bool:
 def continuous_folders(jobs: Path, job: ProcessingJob, instance: Instance) -> list[str]:
     """Where an instance's outputs lie that are uploaded while its container runs."""
     own = folder(jobs, job, instance)
-    return [str(_output(own, number)) for number, each in enumerate(job.outputs) if _is_continuous(each)]
+    return [str(_output(own, number)) for number, each in job.moved_outputs if _is_continuous(each)]
 
 
 def _spec(

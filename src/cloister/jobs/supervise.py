@@ -361,7 +361,7 @@ class Supervisor:
 
     async def _transfer(self, job: ProcessingJob, task: str) -> None:
         """Downloads or uploads of all instances at once. Raises JobFailure."""
-        if not (job.inputs if task == "download" else job.outputs):
+        if not (job.moved_inputs if task == "download" else job.moved_outputs):
             return
         results = await asyncio.gather(
             *(self._transfer_one(job, each, task) for each in job.instances), return_exceptions=True
@@ -541,7 +541,7 @@ class Supervisor:
         except UnicodeDecodeError:
             reason = "ClientError: The exit message in /opt/ml/output/message is not UTF-8."
         await self._continuous.end(job)
-        if job.outputs:
+        if job.moved_outputs:
             await self._fabric.settled(self._engine.world.revision)
             try:
                 await self._transfer(job, "upload")

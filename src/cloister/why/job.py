@@ -199,7 +199,7 @@ def transfers(request: Mapping[str, Any], keys: Mapping[str, Sequence[str]]) -> 
     """What the agent asks of S3 for a job."""
     for each in request.get("ProcessingInputs") or ():
         s3 = each.get("S3Input")
-        if not s3:
+        if not s3 or each.get("AppManaged"):
             continue
         what, uri = f"input {each['InputName']}", s3["S3Uri"]
         if s3.get("S3DataType") == "ManifestFile":
@@ -215,7 +215,7 @@ def transfers(request: Mapping[str, Any], keys: Mapping[str, Sequence[str]]) -> 
         )
     for each in (request.get("ProcessingOutputConfig") or {}).get("Outputs") or ():
         s3 = each.get("S3Output")
-        if s3:
+        if s3 and not each.get("AppManaged"):
             uri = s3["S3Uri"]
             below = f"{uri.rstrip('/')}/{_ANY_OBJECT}"
             yield Transfer(

@@ -130,7 +130,7 @@ def _empty(params: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     """Inputs without an object: AWS lets no job begin without."""
     for each in params.get("ProcessingInputs") or ():
         uri = (each.get("S3Input") or {}).get("S3Uri", "")
-        if uri not in facts.keys:
+        if uri not in facts.keys or each.get("AppManaged"):
             continue
         about, keys = f"input {each['InputName']}: objects", facts.keys[uri]
         if each["S3Input"].get("S3DataType") == "ManifestFile":

@@ -60,8 +60,6 @@ def check_implemented(params: Params) -> None:
     _check_key(output_config.get("KmsKeyId"), "ProcessingOutputConfig.KmsKeyId")
     for each in output_config.get("Outputs") or ():
         name = each["OutputName"]
-        if each.get("AppManaged"):
-            raise _not_yet(f"AppManaged (output {name})")
         if each.get("FeatureStoreOutput"):
             raise _not_yet(f"FeatureStoreOutput (output {name})")
 
@@ -73,8 +71,6 @@ def _check_key(key: str | None, member: str) -> None:
 
 def _check_input_implemented(given: dict[str, Any]) -> None:
     name = given["InputName"]
-    if given.get("AppManaged"):
-        raise _not_yet(f"AppManaged (input {name})")
     if given.get("DatasetDefinition"):
         raise _not_yet(f"DatasetDefinition (input {name})")
     s3 = given.get("S3Input") or {}
@@ -105,6 +101,8 @@ def check_channels(params: Params) -> None:
             if not s3:
                 raise invalid(f"S3{kind} must be specified for {what}")
             check_s3_uri(s3["S3Uri"], what)
+            if each.get("AppManaged") and not s3.get("LocalPath"):
+                continue
             paths.append((what, local_path(s3.get("LocalPath"), what)))
     _check_overlap(paths)
 
