@@ -89,7 +89,7 @@ class Control:
             | {
                 "up": True,
                 "memory_mb": _memory_mb(),
-                "s3": self._backend.url,
+                "s3": self._backend.place,
                 "problem": self._fabric.problem or _full_disk(self._state),
                 "way_out": self._way_out.state,
                 "resources": {

@@ -268,7 +268,7 @@ STATUS = {
     "region": "us-east-1",
     "account": "123456789012",
     "memory_mb": 70,
-    "s3": "http://127.0.0.1:8333",
+    "s3": "/var/lib/cloister/objects (SeaweedFS)",
     "problem": "the kernel refused a rule",
     "way_out": "none",
     "resources": {"VPCs": 2, "jobs": 1},
