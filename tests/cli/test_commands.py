@@ -188,6 +188,8 @@ def test_options_that_cannot_be_read_are_told_by_their_file(text: str, tmp_path:
         (["--stop-grace", "long"], "is not a valid float"),
         (["--stop-grace", "-1"], "-1.0 is not in the range"),
         (["--region", "not a region"], "--region takes a name like eu-west-1, not 'not a region'"),
+        (["--s3-backend", "http://[x"], "--s3-backend takes a URL like"),
+        (["--s3-backend", "http://x:port"], "--s3-backend takes a URL like"),
         (["--s3-backend", "nonsense"], "--s3-backend takes a URL like http://10.0.0.9:9000, not 'nonsense'"),
     ],
 )

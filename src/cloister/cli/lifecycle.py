@@ -122,11 +122,18 @@ def _check(options: Options) -> None:
         raise click.UsageError(f"--region takes a name like eu-west-1, not {options.region!r}.")
     if options.port == options.http_port:
         raise click.UsageError(f"--port and --http-port are both {options.port}.")
-    backend = urllib.parse.urlsplit(options.s3_backend or "http://embedded")
-    if backend.scheme not in ("http", "https") or not backend.hostname:
+    if options.s3_backend is not None and not _is_url(options.s3_backend):
         raise click.UsageError(
             f"--s3-backend takes a URL like http://10.0.0.9:9000, not {options.s3_backend!r}."
         )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port or an IPv6 address that is none
+        return False
 
 
 def open_state(state: Path) -> Options:
