@@ -1,8 +1,8 @@
 """The composition root: makes every part, connects them, runs until told to stop. The only module that
 imports everything.
 
-`python -m cloister.daemon STATE`, started by the holder, inside the holder's user, mount and pid namespaces
-and in the host's network namespace.
+`python -m cloister.daemon STATE [COMMAND]`, started by the holder, inside the holder's user, mount and pid
+namespaces and in the host's network namespace.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from cloister.s3.mend import mend
 from cloister.services.ec2 import default_vpc
 from cloister.side.process import NAMESPACE as SIDE_NAMESPACE
 from cloister.side.process import SideServices
-from cloister.store import Store
+from cloister.store import Store, UnreadableState
 from cloister.vpc.model import PrefixList
 from cloister.way_out import WayOut
 from cloister.witness import Witness
@@ -70,14 +70,14 @@ class CannotStart(Exception):
     """Why, in a sentence for who started it."""
 
 
-async def run(state: Path, options: Options) -> None:
-    """Serve until SIGTERM or SIGINT."""
+async def run(state: Path, options: Options, command: str) -> None:
+    """Serve until SIGTERM or SIGINT. `command` begins a command line about this state folder."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        url = await compose(state, options, stack)
+        url = await compose(state, options, command, stack)
         # What is there now stays: no collection need look through it again, or come for every small thing.
         gc.collect()
         gc.freeze()
@@ -87,11 +87,14 @@ async def run(state: Path, options: Options) -> None:
         log.info("stopping")
 
 
-async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
+async def compose(state: Path, options: Options, command: str, stack: AsyncExitStack) -> str:
     """Make and start every part; what is to be stopped is pushed on `stack`. The URL to reach it."""
     log.info("starting: resources")
-    place = _bind(options.address, options.port, stack)
-    plain = _bind(options.address, options.http_port, stack) if options.http_port else None
+    try:
+        place = _bind(options.address, options.port, stack)
+        plain = _bind(options.address, options.http_port, stack) if options.http_port else None
+    except CannotStart as error:
+        raise CannotStart(f"{error}. Choose another: {command} up --port PORT (--http-port PORT).") from error
     services.load()
     store = Store(state / "world.sqlite")
     stack.callback(store.close)
@@ -171,6 +174,7 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         namespaces=namespaces,
         options=options,
         witness=witness,
+        command=command,
     )
     side = SideServices(state, namespaces, account=options.account, region=options.region)
     stack.push_async_callback(side.stop)
@@ -220,13 +224,16 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         credentials,
         witness,
         look=lambda request: facts_of(request, backend, images),
+        command=command,
         region=options.region,
         account=options.account,
     )
     attachments = Attachments(engine, fabric, namespaces, region=options.region)
     await attachments.start()
     stack.push_async_callback(attachments.stop)
-    control = Control(running, engine, fabric, supervisor, logs, backend, questions, attachments, way_out)
+    control = Control(
+        running, engine, fabric, supervisor, logs, backend, questions, attachments, way_out, state, command
+    )
     await _serve_control(state, control, stack)
     _write_running(state, running)
     return str(running["url"])
@@ -260,10 +267,7 @@ def _bind(address: str, port: int, stack: AsyncExitStack) -> socket.socket:
     try:
         place.bind((address, port))
     except OSError as error:
-        raise CannotStart(
-            f"port {port} of {address} cannot be had: {error.strerror}. "
-            "Choose another: cloister up --port PORT (--http-port PORT)."
-        ) from error
+        raise CannotStart(f"port {port} of {address} cannot be had: {error.strerror}") from error
     return place
 
 
@@ -309,10 +313,10 @@ def main() -> None:
     )
     # The fabric's worker compiles beside the loop: a request must not wait 5 ms until it yields.
     sys.setswitchinterval(0.0002)
-    state = Path(sys.argv[1])
+    state, command = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "cloister"
     try:
-        asyncio.run(run(state, options_file.read(state)))
-    except CannotStart as error:
+        asyncio.run(run(state, options_file.read(state), command))
+    except (CannotStart, UnreadableState) as error:
         log.error("cannot start: %s", error)
         sys.exit(1)
 

@@ -56,8 +56,10 @@ class Questions:
         look: Callable[[Mapping[str, Any]], Awaitable[Facts]],
         region: str,
         account: str,
+        command: str = "cloister",
     ) -> None:
         self._look = look
+        self._command = command
         self._state = state
         self._engine = engine
         self._witness = witness
@@ -90,7 +92,7 @@ class Questions:
     def _job(self, name: str) -> ProcessingJob:
         job = self._engine.world.get(ProcessingJob, name)
         if job is None:
-            raise BadQuestion(f"No job is named {name!r}. `cloister status` lists the latest.")
+            raise BadQuestion(f"No job is named {name!r}. `{self._command} status` lists the latest.")
         return job
 
     def _why_job(self, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloister.s3 import sse
 from cloister.s3.actions import operation
 from cloister.s3.address import check_bucket_name, decode_query, encode_path, encode_query, locate
 from cloister.wire.errors import AwsError
@@ -38,6 +39,29 @@ TABLE = [
     ("DELETE", "b", "k", {"uploadId": "u"}, {}, "AbortMultipartUpload", ["s3:AbortMultipartUpload b/k"]),
     ("PUT", "b", "", {"policy": ""}, {}, "PutBucketPolicy", ["s3:PutBucketPolicy b"]),
     ("GET", "b", "", {"encryption": ""}, {}, "GetBucketEncryption", ["s3:GetEncryptionConfiguration b"]),
+    ("PUT", "b", "k", {}, {sse.ALGORITHM: "aws:kms"}, "PutObject", ["s3:PutObject b/k"]),
+    (
+        "PUT",
+        "b",
+        "k",
+        {},
+        {sse.KEY: "1-2"},
+        "PutObject",
+        ["s3:PutObject b/k", "kms:GenerateDataKey arn:aws:kms:eu-west-1:1:key/1-2"],
+    ),
+    (
+        "POST",
+        "b",
+        "k",
+        {"uploads": ""},
+        {sse.KEY: "arn:aws:kms:r:2:key/k"},
+        "CreateMultipartUpload",
+        [
+            "s3:PutObject b/k",
+            "kms:GenerateDataKey arn:aws:kms:r:2:key/k",
+            "kms:Decrypt arn:aws:kms:r:2:key/k",
+        ],
+    ),
 ]
 
 
@@ -46,17 +70,17 @@ def test_a_request_needs_what_aws_documents(
     method: str, bucket: str | None, key: str, query: dict[str, str], headers: dict[str, str], name: str,
     needs: list[str],
 ) -> None:  # fmt: skip
-    found = operation(method, bucket, key, query, headers)
+    found = operation(method, bucket, key, query, headers, region="eu-west-1", account="1")
     assert found.name == name
     assert [f"{each.action} {each.resource.removeprefix('arn:aws:s3:::')}" for each in found.needs] == needs
 
 
 def test_what_is_not_implemented_says_its_name() -> None:
     with pytest.raises(AwsError, match="PutBucketCors") as caught:
-        operation("PUT", "b", "", {"cors": ""}, {})
+        operation("PUT", "b", "", {"cors": ""}, {}, region="eu-west-1", account="1")
     assert caught.value.status == 501
     with pytest.raises(AwsError, match="MethodNotAllowed"):
-        operation("POST", "b", "k", {"tagging": ""}, {})
+        operation("POST", "b", "k", {"tagging": ""}, {}, region="eu-west-1", account="1")
 
 
 @pytest.mark.parametrize(

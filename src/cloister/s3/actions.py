@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote, unquote_plus
 
+from cloister.s3 import sse
 from cloister.wire.errors import AwsError
 
 #: (method, level, sub-resource) -> (operation, action without "s3:"). Level: service, bucket, key.
@@ -133,8 +134,9 @@ FORWARDED = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
-    """One permission: action "s3:GetObject" on an ARN; `bucket` owns the resource."""
+class S3Need:
+    """One permission that a request to S3 needs (an API call's is `services.api.Need`): action "s3:GetObject"
+    on an ARN; `bucket` owns the resource, None: the account does."""
 
     action: str
     resource: str
@@ -146,14 +148,22 @@ class Operation:
     """`needs` must all be allowed. `source`: bucket, key, version of a copy's source."""
 
     name: str
-    needs: tuple[Need, ...]
+    needs: tuple[S3Need, ...]
     source: tuple[str, str, str | None] | None = None
 
 
 def operation(
-    method: str, bucket: str | None, key: str, query: Mapping[str, str], headers: Mapping[str, str]
+    method: str,
+    bucket: str | None,
+    key: str,
+    query: Mapping[str, str],
+    headers: Mapping[str, str],
+    *,
+    region: str,
+    account: str,
 ) -> Operation:
-    """What this request asks for. `query` decoded; `headers` by lower-case name.
+    """What this request asks for. `query` decoded; `headers` by lower-case name; KMS keys that are named by
+    their id are of `region` and `account`.
 
     Raises AwsError MethodNotAllowed (405), NotImplemented (501) for what exists in S3 and not here,
     InvalidArgument for a copy source that names nothing."""
@@ -190,15 +200,19 @@ def operation(
     arn = "*" if bucket is None else f"arn:aws:s3:::{bucket}" + (f"/{key}" if key else "")
     needs = []
     if name != "DeleteObjects":  # asked key by key
-        needs.append(Need(action=f"s3:{action}", resource=arn, bucket=bucket))
+        needs.append(S3Need(action=f"s3:{action}", resource=arn, bucket=bucket))
     if name in ("PutObject", "CopyObject", "CreateMultipartUpload"):
         if "x-amz-tagging" in headers:
-            needs.append(Need(action="s3:PutObjectTagging", resource=arn, bucket=bucket))
+            needs.append(S3Need(action="s3:PutObjectTagging", resource=arn, bucket=bucket))
         if any(each == "x-amz-acl" or each.startswith("x-amz-grant-") for each in headers):
-            needs.append(Need(action="s3:PutObjectAcl", resource=arn, bucket=bucket))
+            needs.append(S3Need(action="s3:PutObjectAcl", resource=arn, bucket=bucket))
     if source is not None:
         wanted = "s3:GetObjectVersion" if source[2] else "s3:GetObject"
-        needs.append(Need(action=wanted, resource=f"arn:aws:s3:::{source[0]}/{source[1]}", bucket=source[0]))
+        needs.append(
+            S3Need(action=wanted, resource=f"arn:aws:s3:::{source[0]}/{source[1]}", bucket=source[0])
+        )
+    for asked, named in sse.permissions(name, headers):
+        needs.append(S3Need(action=asked, resource=sse.key_arn(named, region, account), bucket=None))
     return Operation(name=name, needs=tuple(needs), source=source)
 
 

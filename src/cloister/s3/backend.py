@@ -72,6 +72,8 @@ class Backend:
         connect: Connect | None = None,
     ) -> None:
         self.url = url.rstrip("/")
+        #: where objects are, for people
+        self.place = self.url
         self.region = region
         parts = urlsplit(self.url)
         self._host, self._root = parts.netloc, parts.path
@@ -147,6 +149,8 @@ class SeaweedFS(Backend):
         url, connect = f"http://127.0.0.1:{self._ports[0]}", to_socket(self._path("s3.sock"))
         super().__init__(url, access, secret, connect=connect)
         self._filer = Client(to_socket(self._path("filer.sock")))
+        # what listens there does so in a namespace of its own: its URL leads nowhere from the host
+        self.place = f"{self._folder} (SeaweedFS)"
         self._process: _Process | None = None
         self._keeper: asyncio.Task[None] | None = None
 

@@ -29,7 +29,7 @@ from cloister.iam.context import global_keys
 from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
 from cloister.room import BODIES, BODIES_OF_ONE, Room, whole
-from cloister.s3 import actions, address, buckets, deleting, down, listing, passing
+from cloister.s3 import actions, address, buckets, deleting, down, listing, passing, sse
 from cloister.s3.authorize import TAGS_KNOWN, asks_for_tags, decide_need
 from cloister.s3.backend import Backend
 from cloister.s3.client import Answer, BodyFailed
@@ -73,7 +73,7 @@ class _Asked:
     context: dict[str, Any]
     world: World
     #: condition keys of the tags of the object that a need is about, where they were looked up
-    tags: dict[actions.Need, dict[str, Any]] = field(default_factory=dict)
+    tags: dict[actions.S3Need, dict[str, Any]] = field(default_factory=dict)
 
 
 class Door:
@@ -166,7 +166,9 @@ class Door:
         bucket, key = address.locate(
             headers.get("host", ""), path, lambda name: world.get(Bucket, name) is not None
         )
-        operation = actions.operation(request.method, bucket, key, query, headers)
+        operation = actions.operation(
+            request.method, bucket, key, query, headers, region=self._region, account=self._account
+        )
         context: dict[str, Any] = global_keys(
             principal,
             now=now,
@@ -196,7 +198,7 @@ class Door:
 
     # -- may they -----------------------------------------------------------------------------------
 
-    def _decide(self, asked: _Asked, need: actions.Need) -> Decision:
+    def _decide(self, asked: _Asked, need: actions.S3Need) -> Decision:
         return decide_need(
             asked.world,
             asked.principal,
@@ -227,13 +229,30 @@ class Door:
 
     def _authorize(self, asked: _Asked) -> None:
         for need in asked.operation.needs:
-            decision = self._decide(asked, need)
-            self._observe(asked.origin, need.action, need.resource, decision)
-            if not decision.allowed:
-                raise _denied(asked, decision)
+            self._require(asked, need)
+
+    def _require(self, asked: _Asked, need: actions.S3Need) -> None:
+        decision = self._decide(asked, need)
+        self._observe(asked.origin, need.action, need.resource, decision)
+        if not decision.allowed:
+            raise _denied(asked, decision)
+
+    async def _check_source_key(self, asked: _Asked) -> None:
+        """A copy reads its source."""
+        if asked.operation.source is not None:
+            bucket, key, _ = asked.operation.source
+            async with await self._backend.request("HEAD", self._path(bucket, key)) as answer:
+                self._check_key(asked, answer.headers.get(sse.KEPT, ""))
+
+    def _check_key(self, asked: _Asked, kept: str) -> None:
+        """AWS: to read an object that a KMS key encrypts takes kms:Decrypt on it."""
+        key = kept.partition(" ")[2]
+        if key:
+            arn = sse.key_arn(key, self._region, self._account)
+            self._require(asked, actions.S3Need(action="kms:Decrypt", resource=arn, bucket=None))
 
     def _may_list(self, asked: _Asked) -> bool:
-        need = actions.Need(
+        need = actions.S3Need(
             action="s3:ListBucket", resource=f"arn:aws:s3:::{asked.bucket}", bucket=asked.bucket
         )
         return self._decide(asked, need).allowed
@@ -372,6 +391,7 @@ class Door:
         headers = self._headers_up(asked)
         query = self._query(asked)
         body: AsyncIterator[bytes] | bytes | None = None
+        await self._check_source_key(asked)
         if name in _STREAMED:
             length = _body_length(asked)
             headers.append(("Content-Length", str(length)))
@@ -397,10 +417,14 @@ class Door:
         except (AwsError, OSError) as error:
             raise down.unavailable(error) from None
         async with answer:
+            kept = answer.headers.get(sse.KEPT, "") or sse.kept(name, asked.headers)
+            if name == "GetObject":
+                self._check_key(asked, kept)
+            own = ids | sse.shown(kept, self._region, self._account)
             if first and answer.status == 206:
                 more = partial(self._backend.direct, path)
-                return await down.whole(request, answer, down.headers(answer, ids), more, ask)
-            return await self._pass_back(request, asked, answer, ids)
+                return await down.whole(request, answer, down.headers(answer, own), more, ask)
+            return await self._pass_back(request, asked, answer, own)
 
     def _query(self, asked: _Asked) -> dict[str, str]:
         """For the backend, made anew from what was decided on."""
@@ -428,6 +452,8 @@ class Door:
         made = asked.operation.name in ("PutObject", "CreateMultipartUpload")
         if made and "content-type" not in asked.headers:  # else the store would guess one
             found.append(("content-type", "binary/octet-stream"))
+        if kept := sse.kept(asked.operation.name, asked.headers):
+            found.append((sse.KEPT, kept))
         return found
 
     async def _pass_back(
@@ -475,7 +501,7 @@ class Door:
         done: list[str] = []
         for key, version in objects:
             action = "s3:DeleteObjectVersion" if version else "s3:DeleteObject"
-            need = actions.Need(
+            need = actions.S3Need(
                 action=action, resource=f"arn:aws:s3:::{asked.bucket}/{key}", bucket=asked.bucket
             )
             decision = self._decide(asked, need)

@@ -9,7 +9,7 @@ from contextlib import closing, nullcontext
 from aiohttp import web
 from multidict import CIMultiDict
 
-from cloister.s3 import buckets, passing, splice
+from cloister.s3 import buckets, passing, splice, sse
 from cloister.s3.backend import UNIT
 from cloister.s3.client import Answer
 from cloister.wire.errors import AwsError
@@ -27,7 +27,8 @@ def headers(answer: Answer, ids: dict[str, str]) -> CIMultiDict[str]:
     found: CIMultiDict[str] = CIMultiDict()
     for key, value in answer.headers.items():
         name = key.lower()
-        if name not in passing.DOWN_DROPPED and not name.startswith(("x-seaweedfs", "seaweed-")):
+        own = name in passing.DOWN_DROPPED or name == sse.KEPT
+        if not own and not name.startswith(("x-seaweedfs", "seaweed-")):
             found.add(key, value)
     found.update(ids)
     return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cloister.vpc import addresses as ip
-from cloister.vpc import changes, gateways, interface_endpoints, network_acls
+from cloister.vpc import fixes, gateways, interface_endpoints, network_acls
 from cloister.vpc.explain_gates import End, acl_step, egress_step, ingress_step, reply_ports, there_ports
 from cloister.vpc.explain_routes import edge_step, end_of, endpoint_step, route_step, service_step
 from cloister.vpc.flow import Flow, Step
@@ -228,7 +228,7 @@ def _neighbour_steps(
             return None
         return (
             f"aws ec2 create-route --route-table-id {step.origin.partition('/')[0]} "
-            f"--destination-cidr-block {changes.covering(world, vpc_id, source.address)[0]} "
+            f"--destination-cidr-block {fixes.covering(world, vpc_id, source.address)[0]} "
             f"--vpc-peering-connection-id {hop.route.target}"
         )
 

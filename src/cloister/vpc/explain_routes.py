@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 
 from cloister.vpc import addresses as ip
-from cloister.vpc import changes, interface_endpoints, middleboxes, route_tables
+from cloister.vpc import fixes, interface_endpoints, middleboxes, route_tables
 from cloister.vpc.endpoints import PORTS, GatewayService, prefix_list_of, service_at, service_of
 from cloister.vpc.explain_gates import End
 from cloister.vpc.flow import Flow, Step
@@ -36,14 +36,14 @@ def route_step(world: World, source: End, destination: str) -> tuple[route_table
         service = service_at(destination, subnet.region)
         if service is not None:
             sentence = _no_service_route(world, subnet, name, service)
-        return None, refused("route", name, sentence, changes.of_route(world, sender, table, destination))
+        return None, refused("route", name, sentence, fixes.of_route(world, sender, table, destination))
     origin = f"{name}/{hop.route.destination}"
     if hop.kind == "blackhole":
         sentence = (
             f"The route {hop.route.destination} of {name} is a black hole: "
             f"{hop.route.target} is gone or leads nowhere."
         )
-        fix = changes.of_blackhole(world, table, hop, destination)
+        fix = fixes.of_blackhole(world, table, hop, destination)
         return hop, refused("route", origin, sentence, fix, code="BAD_STATE_ROUTE")
     sentence = f"{name} of {subnet.subnet_id} routes {hop.route.destination} to {hop.route.target}."
     return hop, allowed("route", origin, sentence)
@@ -67,7 +67,7 @@ def edge_step(
             f"The route {hop.route.destination} of {table.route_table_id} ({name}) is a black hole: "
             f"{hop.route.target} is gone or leads nowhere."
         )
-        fix = changes.of_blackhole(world, table, hop, destination)
+        fix = fixes.of_blackhole(world, table, hop, destination)
         return hop, refused("route", origin, sentence, fix, code="BAD_STATE_ROUTE")
     sentence = f"{table.route_table_id} of {name} routes {hop.route.destination} to {hop.route.target}."
     return hop, allowed("route", origin, sentence)
@@ -75,7 +75,7 @@ def edge_step(
 
 def _no_service_route(world: World, subnet: Subnet, where: str, service: GatewayService) -> str:
     """Why a route table leads nowhere to a service: no gateway endpoint, or not with this table."""
-    endpoint = changes.gateway_endpoint(world, subnet.vpc_id, service, subnet.region)
+    endpoint = fixes.gateway_endpoint(world, subnet.vpc_id, service, subnet.region)
     why = (
         f"the gateway endpoint {endpoint} is not associated with it."
         if endpoint is not None
