@@ -14,6 +14,7 @@ The router namespace of a VPC judges a packet in this order (hook, priority):
     forward       8  acl_in      the network ACL of the receiver's subnet
     forward      10  ingress     a tracked connection; or a rule of the receiver's groups; or an endpoint
                  5, 12           flow logs count (`vpc.flow_logs`), where there are any
+                 1, 11           (with interfaces that pass packets on: what each one knows, `vpc.tracking`)
     input         0  input       DNS to the resolver's addresses, nothing else
     output        0  output      the resolver's replies, nothing else
 
