@@ -75,9 +75,9 @@ exec switch_root /new /bin/bash -c '
     mount -t cgroup2 cgroup /sys/fs/cgroup
   else  # as systemd does
     mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
-    for each in cpu,cpuacct cpuset memory pids devices freezer blkio name=systemd; do
-      mkdir /sys/fs/cgroup/\${each#name=}
-      mount -t cgroup -o \$each,\$([ \$each = name=systemd ] && echo none || echo rw) cgroup /sys/fs/cgroup/\${each#name=}
+    for each in cpu,cpuacct cpuset memory pids devices freezer blkio none,name=systemd; do
+      mkdir /sys/fs/cgroup/\${each#none,name=}
+      mount -t cgroup -o \$each cgroup /sys/fs/cgroup/\${each#none,name=}
     done
     if [ "${VM_CGROUPS:-}" = hybrid ]; then
       mkdir /sys/fs/cgroup/unified
@@ -111,11 +111,8 @@ chmod +x "$root/init"
 "$virtiofsd" --socket-path="$work/fs" -o source=/ -o sandbox=chroot -o cache=always >"$work/virtiofsd.log" 2>&1 &
 daemon=$!
 for _ in $(seq 100); do [ -S "$work/fs" ] && break; sleep 0.05; done
-# An emulated machine's time is that of its instructions, one a nanosecond: it does not see how slow it is.
-accel=(-accel "${VM_ACCEL:-tcg}")
-[ -n "${VM_ACCEL:-}" ] || accel+=(-icount shift=0,sleep=on)
 timeout --foreground "${VM_SECONDS:-3600}" \
-  qemu-system-x86_64 -nodefaults -no-reboot -display none "${accel[@]}" -cpu max \
+  qemu-system-x86_64 -nodefaults -no-reboot -display none -accel "${VM_ACCEL:-tcg,thread=multi}" -cpu max \
   -smp 2 -m 3G \
   -object memory-backend-memfd,id=memory,size=3G,share=on -numa node,memdev=memory \
   -chardev socket,id=fs,path="$work/fs" -device vhost-user-fs-pci,chardev=fs,tag=host \

@@ -39,7 +39,7 @@ from cloister.wire import sigv4
 from cloister.wire.denials import of_key
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest
-from cloister.wire.payload import Checks, Decoder, PlainDecoder, decoder
+from cloister.wire.payload import Checks, Decoder, PlainDecoder, decoder, is_unknown
 from cloister.world import World
 
 log = logging.getLogger(__name__)
@@ -353,7 +353,7 @@ class Door:
     def _decoder(self, asked: _Asked) -> Decoder:
         trailer = asked.headers.get("x-amz-trailer", "")
         for name in trailer.split(","):
-            if name.strip().lower() in ("x-amz-checksum-crc32c", "x-amz-checksum-crc64nvme"):
+            if is_unknown(name.strip().lower()):
                 raise _not_implemented(f"x-amz-trailer: {name.strip()}")
         if asked.verified is not None:
             made = decoder(asked.head, asked.verified)

@@ -39,7 +39,7 @@ _CRLF = b"\r\n"
 
 class Decoder(Protocol):
     """`trailers`: what followed the body, by lower-case name; complete after `finish`.
-    `unchecked`: checksums that were given and are not ones we compute (crc32c, crc64nvme)."""
+    `unchecked`: checksums that were given and are not ones we compute."""
 
     trailers: dict[str, str]
     unchecked: dict[str, str]
@@ -82,25 +82,38 @@ def _length(name: str, text: str) -> int:
 # -- checksums --------------------------------------------------------------------------------------------
 
 
-class _Crc32:
-    def __init__(self) -> None:
-        self._value = 0
+class _Crc:
+    def __init__(self, size: int, step: Callable[[bytes | memoryview, int], int]) -> None:
+        self._value, self._size, self._step = 0, size, step
 
     def update(self, data: bytes | memoryview) -> None:
-        self._value = zlib.crc32(data, self._value)
+        self._value = self._step(data, self._value)
 
     def digest(self) -> bytes:
-        return self._value.to_bytes(4, "big")
+        return self._value.to_bytes(self._size, "big")
+
+
+def _of_crt(name: str, size: int) -> _Crc:
+    from awscrt import checksums  # a large library, and most clients send a CRC32
+
+    return _Crc(size, getattr(checksums, name))
 
 
 _ALGORITHMS: dict[str, Callable[[], Any]] = {
-    _CHECKSUM + "crc32": _Crc32,
+    _CHECKSUM + "crc32": lambda: _Crc(4, zlib.crc32),
+    _CHECKSUM + "crc32c": lambda: _of_crt("crc32c", 4),
+    _CHECKSUM + "crc64nvme": lambda: _of_crt("crc64nvme", 8),
     _CHECKSUM + "sha1": hashlib.sha1,
     _CHECKSUM + "sha256": hashlib.sha256,
     "content-md5": lambda: hashlib.md5(usedforsecurity=False),
 }
 #: headers that begin like checksums and are none
 _NO_CHECKSUMS = frozenset({_CHECKSUM + "algorithm", _CHECKSUM + "mode", _CHECKSUM + "type"})
+
+
+def is_unknown(name: str) -> bool:
+    """Whether a header or trailer of this name (lower case) is a checksum that we do not compute."""
+    return name.startswith(_CHECKSUM) and name not in _NO_CHECKSUMS and name not in _ALGORITHMS
 
 
 class Checks:
@@ -124,10 +137,9 @@ class Checks:
 
     def expect(self, name: str, value: str) -> None:
         """A header or trailer; those that are no checksum are ignored."""
-        if name in _NO_CHECKSUMS or not (name.startswith(_CHECKSUM) or name == "content-md5"):
-            return
-        if name not in _ALGORITHMS:
+        if is_unknown(name):
             self.unchecked[name] = value
+        if name not in _ALGORITHMS:
             return
         if self.expected.setdefault(name, value) != value:
             raise AwsError("InvalidRequest", f"The {name} header is given twice and differs.")
