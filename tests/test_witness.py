@@ -23,8 +23,16 @@ from cloister.receipt_key import signing_key
 from cloister.records import LIMIT
 from cloister.services.api import Origin
 from cloister.store import Store
-from cloister.vpc import addresses, nat_gateways
-from cloister.vpc.model import GroupRule, Route, RouteTable, RouteTableAssociation, SecurityGroup, Subnet
+from cloister.vpc import addresses, middleboxes, nat_gateways
+from cloister.vpc.model import (
+    GroupRule,
+    NetworkInterface,
+    Route,
+    RouteTable,
+    RouteTableAssociation,
+    SecurityGroup,
+    Subnet,
+)
 from cloister.why.receipt import refused
 from cloister.witness import Witness
 from cloister.world import Transaction
@@ -136,6 +144,29 @@ def test_the_final_counts_of_a_connection_that_ended_are_told_once(house: House)
         witness._ended("vpc-1", [house.connection(9, 5, 5, source="10.0.9.9")])
         assert flow() == (4, 351, 651)
         assert witness.record(house.job)["gaps"] == []
+
+    house.witnessing(use)
+
+
+def test_a_leg_without_replies_is_no_whole_count(house: House) -> None:
+    """By way of a middlebox, and back another way: the kernel counts the beginning only."""
+
+    def use(witness: Witness) -> None:
+        interface = house.engine.world.get(NetworkInterface, str(house.job.instances[0].interface_id))
+        assert interface is not None
+        zone = next(n for n in range(1, 1 << 16) if middleboxes.is_of(house.engine.world, interface, n))
+
+        def ends(number: int, zone: int, replies: int = 0) -> None:
+            one = house.connection(number, 60, 60, zone=zone)
+            witness._ended("vpc-1", [replace(one, received=(replies, 60 * replies))])
+
+        ends(7, zone + 1)  # another's leg
+        ends(8, 0)  # no answer, and no middlebox
+        ends(9, zone, replies=1)
+        assert witness.record(house.job)["gaps"] == []
+        ends(10, zone)
+        (gap,) = witness.record(house.job)["gaps"]
+        assert "another way" in gap
 
     house.witnessing(use)
 

@@ -58,6 +58,10 @@ _ANEW = (
     "The router's rules were built anew meanwhile: what they refused in the moments before may be missing."
 )
 _MANY = f"Over {refusals.SIZE:,} destinations were refused in the VPC: some may be missing."
+_ASTRAY = (
+    "Of a connection by way of an interface that passes packets on no reply was seen there: where replies "
+    "come another way, its counts are not whole."
+)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS witness (job TEXT PRIMARY KEY, record TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS heard (vpc TEXT PRIMARY KEY, epoch INTEGER NOT NULL, told INTEGER NOT NULL);
@@ -423,6 +427,8 @@ class Witness:
                 record = self._more_of(who.job_id)
                 records.add_connection(record, self._engine.world, who, way, each)
                 record.open.pop(f"{each.number} {way}", None)
+                if each.zone and not each.received[0]:  # conntrack follows TCP by both directions only
+                    self._lacks(who.job_id, _ASTRAY)
 
     def _of(self, vpc_id: str, each: Connection) -> Iterator[tuple[Who, str]]:
         for address, way in ((each.source, "to"), (each.destination, "from")):
