@@ -30,7 +30,7 @@ from cloister.kernel import holder
 
 pytestmark = pytest.mark.e2e
 
-KILLS = 200 if FUZZ else 6
+KILLS = 200 if FUZZ else 4
 DUMP = """
 import json, sys
 from pathlib import Path
