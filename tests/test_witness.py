@@ -369,3 +369,25 @@ def test_a_name_that_does_not_exist_is_told_once_and_not_again_with_the_search_d
         assert refused(witness.record(house.job))[0]["what"] == "algo-1: the name db.corp"
 
     house.witnessing(use)
+
+
+def test_a_job_that_fills_the_disk_does_not_get_rid_of_the_witness(house: House) -> None:
+    def first(witness: Witness) -> None:
+        witness._keep()
+        witness._store.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON witness BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+        )
+        witness._take("vpc-1", [house.connection(7, 10, 20)], [], 1)
+        witness._keep()  # told, and not raised: what calls it goes on
+        end(house)
+        witness._store.execute("DROP TRIGGER full")
+        witness._keep()
+        (line,) = witness.record(house.job)["flows"]
+        assert line["bytes_sent"] == 10
+        assert witness._records == {}
+
+    def end(house: House) -> None:
+        with house.engine.transaction() as tx:
+            tx.put(replace(house.job, state=JobState.COMPLETED))
+
+    house.witnessing(first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -141,4 +142,23 @@ def test_the_log_has_its_size_from_the_start_and_a_copy_of_a_killed_process_load
         again = Store(where / "world.sqlite")
         assert list(again.load().all(NetworkInterface)) == docs
         again.close()
+    store.close()
+
+
+def test_a_transaction_that_sqlite_ended_by_itself_tells_why(tmp_path: Path) -> None:
+    """As it does when the disk is full; here by a trigger."""
+    store = Store(tmp_path / "world.sqlite")
+    store._db.execute(
+        "CREATE TRIGGER full BEFORE INSERT ON document WHEN new.key = 'eni-2'"
+        " BEGIN SELECT RAISE(ROLLBACK, 'no space'); END"
+    )
+
+    def created(number: int) -> Change:
+        doc = interface(number, "subnet-a", ())
+        return Change(kind="network-interface", key=doc.interface_id, before=None, after=doc)
+
+    with pytest.raises(sqlite3.Error, match="no space"):
+        store.save([created(1), created(2)])
+    store.save([created(3)])
+    assert [one.interface_id for one in store.load().all(NetworkInterface)] == ["eni-3"]
     store.close()

@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import socket
+import sqlite3
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -274,7 +275,10 @@ def _bind(address: str, port: int, stack: AsyncExitStack) -> socket.socket:
 async def _expire(logs: LogStore, clock: Callable[[], float]) -> None:
     """Every hour, what is older than its log group keeps."""
     while True:
-        logs.expire(int(clock() * 1000))
+        try:
+            logs.expire(int(clock() * 1000))
+        except sqlite3.Error:  # a full disk, say: the next hour does it
+            log.exception("what log groups do not keep any more could not be removed")
         await asyncio.sleep(3600)
 
 

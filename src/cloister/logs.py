@@ -264,7 +264,8 @@ class LogStore:
                 self._db.execute("UPDATE log_stream SET position = ? WHERE id = ?", (position, stream.id))
             self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite ends it by itself when the disk is full
+                self._db.execute("ROLLBACK")
             raise
 
     def append(

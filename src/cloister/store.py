@@ -108,7 +108,8 @@ class Store:
                     self._db.execute(_UPSERT, (change.kind, change.key, self._encode(change.after)))
             self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite ends it by itself when the disk is full, and says why once
+                self._db.execute("ROLLBACK")
             raise
 
     def close(self) -> None:

@@ -410,6 +410,9 @@ def test_a_name_that_a_container_made_up_does_not_command_the_terminal(state: Pa
     shown = run("why", "etl", state=state).output
     assert "\\x1b[2Jx\\n (1 question)" in shown
     assert not {"\x1b", "\x07"} & set(shown)
+    ANSWERS["/logs?job=evil&after="] = (200, {**ended, "events": [], "next": "1"})
+    shown = run("logs", "evil", state=state).output
+    assert "evil is Failed: \\x1b]0;x" in shown
 
 
 def in_terminal(*arguments: str, state: Path) -> str:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -26,6 +27,8 @@ ACCOUNT, REGION = "123456789012", "us-east-1"
 ENDPOINT, VPC = "vpce-0aaaaaaaaaaaaaaaa", "vpc-0aaaaaaaaaaaaaaaa"
 SECRET = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:x-AbCdEf"
 EVERYTHING = {"Effect": "Allow", "Action": "*", "Resource": "*"}
+QUERY_VERSIONS = {"sts": "2011-06-15", "iam": "2010-05-08"}
+TRUST = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
 TARGETS = {"secretsmanager": "secretsmanager", "logs": "Logs_20140328"}
 
 
@@ -99,9 +102,8 @@ class Site:
         now = self.engine.clock()
         keys = self.credentials.issue(role, "s", 3600, (), {}, now)
         headers: tuple[tuple[str, str], ...]
-        if service == "sts":
-            pairs = {"Action": operation, "Version": "2011-06-15", **params}
-            body = "&".join(f"{key}={value}" for key, value in pairs.items()).encode()
+        if service in QUERY_VERSIONS:
+            body = urlencode({"Action": operation, "Version": QUERY_VERSIONS[service], **params}).encode()
             headers = (("Content-Type", "application/x-www-form-urlencoded"),)
         else:
             body = json.dumps(params).encode()
@@ -219,3 +221,21 @@ def test_what_is_not_done_is_told_and_not_forwarded(site: Site) -> None:
     status, body = site.ask("secretsmanager", "PutResourcePolicy", asked)
     assert (status, "does not implement" in body) == (501, True)
     assert site.side.calls == []
+
+
+def test_a_full_disk_is_told_as_such_and_changes_nothing(site: Site) -> None:
+    site.role("worker", EVERYTHING)
+    (pages,) = site.store._db.execute("PRAGMA page_count").fetchone()
+    site.store._db.execute(f"PRAGMA max_page_count = {pages}")
+    before = site.engine.world
+    for n in range(50):
+        name, trust = f"r{n}", json.dumps({"Version": "2012-10-17", "Statement": [TRUST] * 20})
+        status, body = site.ask("iam", "CreateRole", {"RoleName": name, "AssumeRolePolicyDocument": trust})
+        if status != 200:
+            break
+        before = site.engine.world
+    assert (status, "<Code>InternalFailure</Code>" in body, "No space is left" in body) == (500, True, True)
+    assert site.engine.world is before
+    site.store._db.execute("PRAGMA max_page_count = 1000000")
+    status, _ = site.ask("iam", "CreateRole", {"RoleName": name, "AssumeRolePolicyDocument": trust})
+    assert status == 200

@@ -576,3 +576,10 @@ def test_the_subnet_that_a_tag_chooses_is_the_one_that_is_checked() -> None:
     finding = _check(_world(other), request)["addresses"]
     assert "subnet-2 in us-east-1b has 11 free" in finding.sentence
     assert "subnet-1" not in finding.sentence
+
+
+def test_a_command_to_copy_runs_nothing_that_a_bucket_is_called() -> None:
+    """The file that `cloister check` reads may be anybody's."""
+    for bucket in ("x;reboot.y", "$(reboot).y", "x y.z"):
+        fixes = [step.fix for step in _why(_world(), "GET", f"s3://{bucket}/key").steps if step.fix]
+        assert any(f"create-bucket --bucket '{bucket}'" in fix for fix in fixes), fixes

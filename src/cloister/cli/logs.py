@@ -13,6 +13,7 @@ import click
 
 from cloister.cli.main import json_option
 from cloister.cli.paths import ask_daemon
+from cloister.cli.text import printable
 
 
 @click.command()
@@ -41,7 +42,7 @@ def logs(state: Path, /, job: str, follow: bool, as_json: bool) -> None:
             time.sleep(0.5)
     if not as_json and found["ended"]:
         reason = f": {found['failure_reason']}" if found["failure_reason"] else ""
-        click.echo(f"{job} is {found['status']}{reason}", file=sys.stderr)
+        click.echo(printable(f"{job} is {found['status']}{reason}"), file=sys.stderr)
 
 
 def _line(event: dict[str, object]) -> str:

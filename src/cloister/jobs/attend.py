@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sqlite3
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: seconds until a tunnel that was started has to take packets, and between two starts
 _TUNNEL_SECONDS, _AGAIN_SECONDS = 60.0, 1.0
+#: how often lines of a log are tried to be stored, once a second
+_TRIES = 60
 
 
 class Attendants:
@@ -147,10 +150,20 @@ class Attendants:
             # CloudWatch Logs has no empty events
             events = [(line.time // 1_000_000, line.text) for line in lines if line.text]
             if events:
+                await self._append(stream, events, f"{reached.offset}:{reached.seen}")
+
+    async def _append(self, stream: str, events: list[tuple[int, str]], position: str) -> None:
+        """A disk that a job has filled may have space again when the job has ended."""
+        for tries_left in reversed(range(_TRIES)):
+            try:
                 now = int(self._engine.clock() * 1000)
-                self._logs.append(
-                    LOG_GROUP, stream, events, now=now, position=f"{reached.offset}:{reached.seen}"
-                )
+                self._logs.append(LOG_GROUP, stream, events, now=now, position=position)
+                return
+            except sqlite3.OperationalError as error:
+                if not tries_left:
+                    raise
+                log.warning("the log stream %s could not be written, tried again: %s", stream, error)
+                await asyncio.sleep(1)
 
     async def finish(self, job: ProcessingJob, instance: Instance) -> None:
         """The container has ended: its log is complete in its stream, the others are gone."""

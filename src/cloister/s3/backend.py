@@ -285,13 +285,14 @@ class SeaweedFS(Backend):
         return _Process(pid=found, pidfd=pidfd)
 
     def _left_behind(self) -> int | None:
-        try:
-            pid = int(json.loads((self._folder / "weed.json").read_text())["pid"])
-            same_folder = os.path.samefile(f"/proc/{pid}/cwd", self._folder)
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return pid if same_folder and any(each.endswith(b"weed") for each in argv[:1]) else None
+        """Told by its session and its folder, in which nobody else works: so one is found whose number its
+        daemon was killed before it could write down, or that is still the shell which becomes weed."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                pid = int(process.name)
+                if os.path.samefile(process / "cwd", self._folder) and os.getsid(pid) == pid:
+                    return pid
+        return None
 
     def _reap(self, process: _Process) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -366,7 +367,7 @@ class SeaweedFS(Backend):
     def _choose_ports(self) -> list[int]:
         if self._namespaces is not None:
             return list(range(8333, 8341))
-        if self._left_behind() is not None:
+        if self._left_behind() is not None and (self._folder / "weed.json").exists():
             ports: list[int] = json.loads((self._folder / "weed.json").read_text())["ports"]
             return ports
         with contextlib.ExitStack() as stack:

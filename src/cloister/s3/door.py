@@ -35,6 +35,7 @@ from cloister.s3.backend import Backend
 from cloister.s3.client import Answer, BodyFailed
 from cloister.s3.model import Bucket
 from cloister.services.api import Observe, Origin
+from cloister.store import is_full
 from cloister.wire import sigv4
 from cloister.wire.denials import of_key
 from cloister.wire.errors import AwsError
@@ -107,9 +108,12 @@ class Door:
             refused = error
         except (ConnectionError, asyncio.CancelledError):
             raise
-        except Exception:
+        except Exception as error:
             log.exception("S3 request %s failed", request_id)
-            refused = AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
+            why = "No space is left on the disk of Cloister's state folder." if is_full(error) else ""
+            refused = AwsError(
+                "InternalError", f"We encountered an internal error. {why or 'Please try again.'}", 500
+            )
         resource = request.raw_path.partition("?")[0][:2048]
         body = b"" if request.method == "HEAD" else buckets.error_xml(refused, resource, request_id, host_id)
         answer = web.Response(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -155,7 +156,7 @@ def _steps(
             allowed=False,
             origin=bucket,
             sentence=sentence,
-            fix=f"aws s3api create-bucket --bucket {bucket}{_constraint(region)}",
+            fix=f"aws s3api create-bucket --bucket {shlex.quote(bucket)}{_constraint(region)}",
         )
 
 
