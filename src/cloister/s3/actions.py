@@ -70,6 +70,30 @@ _BUCKET_SETTINGS: dict[str, tuple[str, str, str | None]] = {
     "versioning": ("BucketVersioning", "BucketVersioning", None),
     "website": ("BucketWebsite", "BucketWebsite", "DeleteBucketWebsite"),
 }
+#: newer ones, of which nothing is done: (sub-resource, level) -> operations by method. If they were not here,
+#: what is asked of a sub-resource would be done to the bucket or the object itself.
+_NOT_DONE: dict[tuple[str, str], dict[str, str]] = {
+    ("abac", "bucket"): {"GET": "GetBucketAbac", "PUT": "PutBucketAbac"},
+    ("annotation", "key"): {
+        "GET": "GetObjectAnnotation",
+        "PUT": "PutObjectAnnotation",
+        "DELETE": "DeleteObjectAnnotation",
+    },
+    ("encryption", "key"): {"PUT": "UpdateObjectEncryption"},
+    ("metadataConfiguration", "bucket"): {
+        "GET": "GetBucketMetadataConfiguration",
+        "POST": "CreateBucketMetadataConfiguration",
+        "DELETE": "DeleteBucketMetadataConfiguration",
+    },
+    ("metadataTable", "bucket"): {
+        "GET": "GetBucketMetadataTableConfiguration",
+        "POST": "CreateBucketMetadataTableConfiguration",
+        "DELETE": "DeleteBucketMetadataTableConfiguration",
+    },
+    ("metadataAnnotationTable", "bucket"): {"PUT": "UpdateBucketMetadataAnnotationTableConfiguration"},
+    ("metadataInventoryTable", "bucket"): {"PUT": "UpdateBucketMetadataInventoryTableConfiguration"},
+    ("metadataJournalTable", "bucket"): {"PUT": "UpdateBucketMetadataJournalTableConfiguration"},
+}
 _KEY_SETTINGS: dict[str, tuple[str, bool]] = {  # name -> (noun, has DELETE)
     "acl": ("ObjectAcl", False),
     "legal-hold": ("ObjectLegalHold", False),
@@ -86,6 +110,9 @@ for _sub, (_noun, _deletes) in _KEY_SETTINGS.items():
     _TABLE["PUT", "key", _sub] = (f"Put{_noun}", f"Put{_noun}")
     if _deletes:
         _TABLE["DELETE", "key", _sub] = (f"Delete{_noun}", f"Delete{_noun}")
+for (_sub, _level), _methods in _NOT_DONE.items():
+    for _method, _name in _methods.items():
+        _TABLE[_method, _level, _sub] = (_name, _name)
 
 _SUBRESOURCES = frozenset(sub for _, _, sub in _TABLE if sub)
 #: with ?versionId= the action is the version's own
