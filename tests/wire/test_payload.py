@@ -201,8 +201,20 @@ def test_a_plain_body_is_held_to_its_signed_hash_and_length() -> None:
 
 
 def test_checksums_we_do_not_compute_are_named() -> None:
-    decoder = payload.decoder(put(b"x", x_amz_checksum_crc64nvme="abc="), verified(sigv4.UNSIGNED_PAYLOAD))
-    assert decoder.unchecked == {"x-amz-checksum-crc64nvme": "abc="}
+    decoder = payload.decoder(put(b"x", x_amz_checksum_xxhash64="abc="), verified(sigv4.UNSIGNED_PAYLOAD))
+    assert decoder.unchecked == {"x-amz-checksum-xxhash64": "abc="}
+
+
+def test_checksums_that_others_compute_are_named_and_can_be_ones() -> None:
+    name = "x-amz-checksum-crc64nvme"
+    unsigned, deferred = verified(sigv4.UNSIGNED_PAYLOAD), frozenset({name})
+    decoder = payload.decoder(put(b"x", x_amz_checksum_crc64nvme="AAAAAAAAAAA="), unsigned, deferred)
+    assert decode(decoder, b"x") == b"x"
+    assert decoder.unchecked == {name: "AAAAAAAAAAA="}
+    with pytest.raises(AwsError, match="BadDigest"):
+        decode(payload.decoder(put(b"x", x_amz_checksum_crc64nvme="AAAAAAAAAAA="), unsigned), b"x")
+    with pytest.raises(AwsError, match=f"Value for {name} header is invalid"):
+        payload.decoder(put(b"x", x_amz_checksum_crc64nvme="AAAA"), unsigned, deferred)
 
 
 def test_a_botocore_upload_with_a_trailer_goes_all_the_way() -> None:

@@ -64,6 +64,8 @@ class Backend:
     names: Names = names.PLAIN
     #: bytes of an object that a GET asks for first, to take the rest by `direct`; 0: always asks for all
     first = 0
+    #: whether it computes and keeps the checksum of an object that it is only told the name of
+    computes = False
 
     def __init__(
         self,
@@ -95,9 +97,11 @@ class Backend:
         query: str = "",
         headers: tuple[tuple[str, str], ...] = (),
         body: AsyncIterable[bytes] | bytes | None = None,
+        payload: str = sigv4.UNSIGNED_PAYLOAD,
     ) -> aiohttp.ClientResponse:
-        """Send one signed request; `path` and `query` are canonically encoded. The caller releases the
-        response. Raises AwsError ServiceUnavailable when the backend cannot be reached."""
+        """Send one signed request; `path` and `query` are canonically encoded, `payload` tells how the body
+        is. The caller releases the response. Raises AwsError ServiceUnavailable when the backend cannot be
+        reached."""
         signed = sigv4.sign(
             HttpRequest(
                 method=method, path=path, query=query, headers=(("Host", urlsplit(self.url).netloc), *headers)
@@ -107,7 +111,7 @@ class Backend:
             region=self.region,
             service="s3",
             now=time.time(),
-            payload_hash=sigv4.UNSIGNED_PAYLOAD,
+            payload_hash=payload,
         )
         try:
             return await self._client().request(
@@ -162,6 +166,7 @@ class SeaweedFS(Backend):
     `namespaces` None: it listens on the host's loopback on free ports (tests)."""
 
     first = volumes.FIRST
+    computes = True
 
     def __init__(self, state: Path, namespaces: Netns | None = None) -> None:
         self._folder = state / "objects"

@@ -30,7 +30,7 @@ from cloister.iam.context import global_keys
 from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
 from cloister.room import BODIES, BODIES_OF_ONE, Room, whole
-from cloister.s3 import actions, address, buckets, deleting, down, listing, passing
+from cloister.s3 import actions, address, buckets, checksums, deleting, down, listing, passing
 from cloister.s3.authorize import TAGS_KNOWN, asks_for_tags, decide_need
 from cloister.s3.backend import Backend
 from cloister.s3.model import Bucket
@@ -39,7 +39,7 @@ from cloister.wire import sigv4
 from cloister.wire.denials import of_key
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest
-from cloister.wire.payload import Checks, Decoder, PlainDecoder, decoder
+from cloister.wire.payload import SLOW, Checks, Decoder, PlainDecoder, bad_digest, decoder
 from cloister.world import World
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 MAX_DOCUMENT = 4 << 20
 MAX_OBJECT = 5 << 30  # AWS: one PUT, one part
 MAX_HEADERS = 16 << 10
+#: bytes of a document that are checked without a break
+SLICE = 16 << 10
 
 _STREAMED = frozenset({"PutObject", "UploadPart"})
 #: operations whose answers name keys
@@ -328,40 +330,21 @@ class Door:
         too_large = AwsError(
             "MaxMessageLengthExceeded", "Your request was too big.", MaxMessageLengthBytes=str(MAX_DOCUMENT)
         )
-        checked = self._checked(request, asked)
+        checked = _checked(request, self._decoder(asked), SLICE)
         return await whole(checked, self.room, asked.origin.address, MAX_DOCUMENT, too_large)
 
-    def _decoder(self, asked: _Asked) -> Decoder:
-        trailer = asked.headers.get("x-amz-trailer", "")
-        for name in trailer.split(","):
-            if name.strip().lower() in ("x-amz-checksum-crc32c", "x-amz-checksum-crc64nvme"):
-                raise _not_implemented(f"x-amz-trailer: {name.strip()}")
+    def _decoder(self, asked: _Asked, deferred: frozenset[str] = frozenset()) -> Decoder:
+        if asked.operation.name != "CompleteMultipartUpload":  # whose headers speak of the object
+            checksums.given(asked.headers)
         if asked.verified is not None:
-            made = decoder(asked.head, asked.verified)
-        else:
-            if asked.headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
-                raise AwsError("AccessDenied", "Access Denied", 403)
-            checks = Checks()
-            for name, value in asked.headers.items():
-                checks.expect(name, value)
-            length = asked.headers.get("content-length", "")
-            made = PlainDecoder(None, checks, int(length) if length.isascii() and length.isdigit() else None)
-        if made.unchecked and asked.operation.name in _STREAMED:
-            raise _not_implemented(next(iter(made.unchecked)))
-        return made
-
-    async def _checked(self, request: web.BaseRequest, asked: _Asked) -> AsyncIterator[bytes]:
-        """The body's own bytes. The last piece comes only after everything was found true."""
-        checking = self._decoder(asked)
-        held: bytes | memoryview = b""
-        async for data in request.content.iter_any():
-            for piece in checking.feed(data):
-                if held:
-                    yield bytes(held)
-                held = piece
-        checking.finish()
-        if held:
-            yield bytes(held)
+            return decoder(asked.head, asked.verified, deferred)
+        if asked.headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
+            raise AwsError("AccessDenied", "Access Denied", 403)
+        checks = Checks(deferred)
+        for name, value in asked.headers.items():
+            checks.expect(name, value)
+        length = asked.headers.get("content-length", "")
+        return PlainDecoder(None, checks, int(length) if length.isascii() and length.isdigit() else None)
 
     # -- forwarding -------------------------------------------------------------------------------------
 
@@ -373,12 +356,20 @@ class Door:
         query = self._query(asked)
         body: AsyncIterator[bytes] | bytes | None = None
         failed: list[BaseException] = []
+        payload = sigv4.UNSIGNED_PAYLOAD
         if name in _STREAMED:
-            length = _body_length(asked)
-            headers.append(("Content-Length", str(length)))
-            body = _remembering(self._checked(request, asked), failed) if length else b""
+            length, trailer = _body_length(asked), checksums.left_to_store(asked.headers)
             if not length:
-                await self._document(request, asked)
+                body = await self._document(request, asked)
+            else:
+                checking = self._decoder(asked, frozenset(SLOW))
+                body = _remembering(_checked(request, checking), failed)
+                if trailer:
+                    payload = sigv4.STREAMING_UNSIGNED_TRAILER
+                    headers += (("x-amz-trailer", trailer), ("x-amz-decoded-content-length", str(length)))
+                    body = checksums.framed(body, length, trailer, checking.trailers)
+                    length = checksums.framed_length(length, trailer)
+            headers.append(("Content-Length", str(length)))
         elif asked.head.method in ("PUT", "POST"):
             body = await self._document(request, asked)
             if name == "PutObjectTagging":
@@ -386,10 +377,13 @@ class Door:
         assert asked.bucket is not None
         path = self._path(asked.bucket, asked.key)
         entire = name == "GetObject" and "range" not in asked.headers and "partNumber" not in query
-        first = (("Range", f"bytes=0-{self._backend.first - 1}"),) if entire and self._backend.first else ()
+        most = self._backend.first if entire else 0
+        # Of a part of an object the store gives no checksum back.
+        part = most and not any(each == "x-amz-checksum-mode" for each, _ in headers)
+        first = (("Range", f"bytes=0-{most - 1}"),) if part else ()
         ask = partial(self._backend.request, asked.head.method, path, address.encode_query(query))
         try:
-            answer = await ask((*headers, *first), body)
+            answer = await ask((*headers, *first), body, payload)
             if first and answer.status == 416:  # an object without a first byte
                 answer.release()
                 answer, first = await ask(tuple(headers)), ()
@@ -398,9 +392,9 @@ class Door:
         async with answer:
             if failed:
                 raise failed[0]
-            if first and answer.status == 206:
+            if most and answer.status == (206 if first else 200) and "Content-Length" in answer.headers:
                 more = partial(self._backend.direct, path)
-                return await down.whole(request, answer, down.headers(answer, ids), more, ask)
+                return await down.whole(request, answer, down.headers(answer, ids), more, ask, most)
             return await self._pass_back(request, asked, answer, ids)
 
     def _query(self, asked: _Asked) -> dict[str, str]:
@@ -426,6 +420,7 @@ class Door:
         if asked.operation.source is not None:
             bucket, key, _ = asked.operation.source
             found.append(("x-amz-copy-source", self._path(bucket, key)))
+        found += checksums.asked(asked.operation.name, asked.headers, computes=self._backend.computes).items()
         made = asked.operation.name in ("PutObject", "CreateMultipartUpload")
         if made and "content-type" not in asked.headers:  # else the store would guess one
             found.append(("content-type", "binary/octet-stream"))
@@ -442,7 +437,11 @@ class Door:
             log.error("the object store answered %s: %r", answer.status, (await answer.read())[:500])
             raise AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
         if answer.status >= 400 and asked.head.method != "HEAD":
-            raise down.refusal(answer.status, (await answer.read()).decode("utf-8", "replace"), asked.key)
+            refused = down.refusal(answer.status, (await answer.read()).decode("utf-8", "replace"), asked.key)
+            checksum = checksums.given(asked.headers)[0] if asked.operation.name in _STREAMED else ""
+            if checksum in SLOW and refused.code in ("BadDigest", "InvalidDigest"):
+                raise bad_digest(checksum)
+            raise refused
         headers = down.headers(answer, ids)
         if asked.operation.name in _ANSWERED_BY_NAME and answer.status == 200:
             return web.Response(headers=headers, body=self._renamed(asked, await answer.read()))
@@ -537,6 +536,25 @@ def _body_length(asked: _Asked) -> int:
             MaxSizeAllowed=str(MAX_OBJECT),
         )
     return int(text)
+
+
+async def _checked(
+    request: web.BaseRequest, checking: Decoder, size: int | None = None
+) -> AsyncIterator[bytes]:
+    """The body's own bytes. The last piece comes only after everything was found true. `size`: so many bytes
+    are checked at once, others have their turn between."""
+    held: bytes | memoryview = b""
+    async for data in request.content.iter_any():
+        for start in range(0, len(data), size or len(data) or 1):
+            for piece in checking.feed(data[start : start + size] if size else data):
+                if held:
+                    yield bytes(held)
+                held = piece
+            if size:
+                await asyncio.sleep(0)
+    checking.finish()
+    if held:
+        yield bytes(held)
 
 
 async def _remembering(pieces: AsyncIterator[bytes], failed: list[BaseException]) -> AsyncIterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import closing, nullcontext
@@ -10,7 +11,7 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
-from cloister.s3 import buckets, passing, splice
+from cloister.s3 import buckets, checksums, passing, splice
 from cloister.s3.backend import UNIT
 from cloister.wire.errors import AwsError
 
@@ -29,6 +30,7 @@ def headers(answer: aiohttp.ClientResponse, ids: dict[str, str]) -> CIMultiDict[
         name = key.lower()
         if name not in passing.DOWN_DROPPED and not name.startswith(("x-seaweedfs", "seaweed-")):
             found.add(key, value)
+    checksums.typed(found)
     found.update(ids)
     return found
 
@@ -50,7 +52,7 @@ async def body(
         text = await _read(answer)  # in one packet with its head
         return web.Response(status=answer.status, headers=headers, body=text)
     response = await _begun(request, answer, headers)
-    await _pass(request, response, answer)
+    await _pass(request, response, answer, int(answer.headers.get("Content-Length", "0")))
     await response.write_eof()
     return response
 
@@ -61,20 +63,27 @@ async def whole(
     headers: CIMultiDict[str],
     direct: Direct,
     ask: Ask,
+    first: int,
 ) -> web.StreamResponse:
-    """An object of which `answer` has the first bytes: the rest by the direct way, else by asking for it."""
-    length = int(headers.pop("Content-Range").rpartition("/")[2])
-    beginning = await _read(answer)
+    """An object, of which `answer` has the `first` bytes, or all: the rest by the direct way, else from the
+    answer or by asking for it."""
+    part = headers.pop("Content-Range", None)
+    length = int(part.rpartition("/")[2] if part else answer.headers["Content-Length"])
+    beginning = await _read(answer, min(first, length))
     if len(beginning) == length:
         return web.Response(headers=headers, body=beginning)
     etag = answer.headers.get("ETag", "")
     more = await direct(etag, length)
     response = web.StreamResponse(headers=headers)
     response.content_length = length
+    if more is not None and not part:
+        answer.close()  # it would read ahead what nobody takes
     with closing(more) if more else nullcontext():
         await response.prepare(request)
         await response.write(beginning)
-        if more is None or not await splice.send_more(request, more):
+        if more is None and not part:
+            await _pass(request, response, answer, length - len(beginning))
+        elif more is None or not await splice.send_more(request, more):
             await _pass_rest(request, response, ask, len(beginning), etag)
     await response.write_eof()
     return response
@@ -112,10 +121,11 @@ async def _begun(
     return response
 
 
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
+async def _read(answer: aiohttp.ClientResponse, most: int | None = None) -> bytes:
+    """All of it, or so many bytes."""
     try:
-        return await answer.read()
-    except (aiohttp.ClientError, OSError) as error:
+        return await (answer.read() if most is None else answer.content.readexactly(most))
+    except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
         raise unavailable(error) from None
 
 
@@ -129,14 +139,14 @@ async def _pass_rest(
     async with answer:
         if answer.status != 206:  # another object has its name by now
             raise _broken_off(request)
-        await _pass(request, response, answer)
+        await _pass(request, response, answer, int(answer.headers.get("Content-Length", "0")))
 
 
 async def _pass(
-    request: web.BaseRequest, response: web.StreamResponse, answer: aiohttp.ClientResponse
+    request: web.BaseRequest, response: web.StreamResponse, answer: aiohttp.ClientResponse, left: int
 ) -> None:
-    """Send the body of `answer` after what `response` has sent."""
-    if await splice.send(request, response, answer, int(answer.headers.get("Content-Length", "0"))):
+    """Send the body of `answer`, of which `left` bytes were not read, after what `response` has sent."""
+    if await splice.send(request, response, answer, left):
         return
     try:
         async for piece in answer.content.iter_any():

@@ -21,7 +21,7 @@ UP = frozenset(
 HARMLESS = frozenset(
     {
         *("x-amz-date", "x-amz-content-sha256", "x-amz-security-token", "x-amz-user-agent"),
-        *("x-amz-decoded-content-length", "x-amz-trailer", "x-amz-api-version"),
+        *("x-amz-decoded-content-length", "x-amz-trailer", "x-amz-api-version", "x-amz-mp-object-size"),
         *("x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner", "x-amz-request-payer"),
         *("x-amz-copy-source", "x-amz-acl", "x-amz-bucket-object-lock-enabled"),
         # AWS asks for the first to lock oneself out; the second only adds to a listing what no object has.
