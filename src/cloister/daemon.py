@@ -47,6 +47,7 @@ from cloister.kernel.reconcile import Reconciler
 from cloister.logs import LogStore
 from cloister.options import Options
 from cloister.questions import Questions
+from cloister.s3 import expiry
 from cloister.s3.backend import NAMESPACE, Backend, SeaweedFS
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
@@ -100,8 +101,8 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     authority = Authority(state)
     logs = LogStore(state / "logs.sqlite")
     stack.callback(logs.close)
-    expiry = asyncio.create_task(_expire(logs, engine.clock), name="log retention")
-    stack.callback(expiry.cancel)
+    retention = asyncio.create_task(_expire(logs, engine.clock), name="log retention")
+    stack.callback(retention.cancel)
     log.info("starting: the network")
     namespaces = stack.enter_context(Namespaces(state / "run" / "netns"))
     reconciler = Reconciler(namespaces, foreign=(NAMESPACE, SIDE_NAMESPACE))
@@ -112,6 +113,8 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     log.info("starting: the object store")
     await backend.start()
     stack.push_async_callback(backend.stop)
+    lifecycles = asyncio.create_task(expiry.run(engine, backend, engine.clock), name="lifecycles")
+    stack.callback(lifecycles.cancel)
     log.info("starting: what follows resources")
     flow_logs = FlowLogs(
         state / "flows.sqlite",

@@ -38,6 +38,15 @@ TABLE = [
     ("PUT", "b", "k", {"partNumber": "1", "uploadId": "u"}, {}, "UploadPart", ["s3:PutObject b/k"]),
     ("DELETE", "b", "k", {"uploadId": "u"}, {}, "AbortMultipartUpload", ["s3:AbortMultipartUpload b/k"]),
     ("PUT", "b", "", {"policy": ""}, {}, "PutBucketPolicy", ["s3:PutBucketPolicy b"]),
+    (
+        "GET",
+        "b",
+        "k",
+        {"attributes": ""},
+        {},
+        "GetObjectAttributes",
+        ["s3:GetObjectAttributes b/k", "s3:GetObject b/k"],
+    ),
     ("GET", "b", "", {"encryption": ""}, {}, "GetBucketEncryption", ["s3:GetEncryptionConfiguration b"]),
 ]
 
@@ -88,8 +97,8 @@ def test_no_operation_of_s3_is_taken_for_another(name: str) -> None:
 
 
 def test_what_is_not_implemented_says_its_name() -> None:
-    with pytest.raises(AwsError, match="PutBucketCors") as caught:
-        operation("PUT", "b", "", {"cors": ""}, {})
+    with pytest.raises(AwsError, match="PutBucketWebsite") as caught:
+        operation("PUT", "b", "", {"website": ""}, {})
     assert caught.value.status == 501
     with pytest.raises(AwsError, match="MethodNotAllowed"):
         operation("POST", "b", "k", {"tagging": ""}, {})

@@ -15,7 +15,7 @@ from tests.s3.conftest import REGION, Site
 from tests.s3.test_door import raw
 
 from cloister.s3 import checksums
-from cloister.s3.door import MAX_DOCUMENT
+from cloister.s3.bodies import MAX_DOCUMENT
 from cloister.wire import sigv4
 from cloister.wire.crc import Crc32c, Crc64Nvme
 from cloister.wire.errors import AwsError

@@ -7,7 +7,7 @@ AWS: "Amazon S3 API Reference" (operations) and "Actions, resources, and conditi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote, unquote_plus
 
 from cloister.wire.errors import AwsError
@@ -45,6 +45,7 @@ _TABLE: dict[tuple[str, str, str], tuple[str, str]] = {
 #: sub-resources of a bucket that are read by GET, written by PUT and, where it says so, removed by DELETE:
 #: name -> (operation's noun, action's noun, what DELETE needs: None cannot be deleted)
 _BUCKET_SETTINGS: dict[str, tuple[str, str, str | None]] = {
+    "abac": ("BucketAbac", "BucketAbac", None),
     "accelerate": ("BucketAccelerateConfiguration", "AccelerateConfiguration", None),
     "acl": ("BucketAcl", "BucketAcl", None),
     "analytics": ("BucketAnalyticsConfiguration", "AnalyticsConfiguration", "PutAnalyticsConfiguration"),
@@ -73,7 +74,6 @@ _BUCKET_SETTINGS: dict[str, tuple[str, str, str | None]] = {
 #: newer ones, of which nothing is done: (sub-resource, level) -> operations by method. If they were not here,
 #: what is asked of a sub-resource would be done to the bucket or the object itself.
 _NOT_DONE: dict[tuple[str, str], dict[str, str]] = {
-    ("abac", "bucket"): {"GET": "GetBucketAbac", "PUT": "PutBucketAbac"},
     ("annotation", "key"): {
         "GET": "GetObjectAnnotation",
         "PUT": "PutObjectAnnotation",
@@ -132,19 +132,25 @@ ANSWERED = frozenset(
     {
         *("ListBuckets", "CreateBucket", "DeleteBucket", "HeadBucket", "GetBucketLocation"),
         *("GetBucketPolicy", "PutBucketPolicy", "DeleteBucketPolicy", "GetBucketPolicyStatus"),
-        *("GetBucketTagging", "PutBucketTagging", "DeleteBucketTagging", "GetBucketAcl"),
+        *("GetBucketTagging", "PutBucketTagging", "DeleteBucketTagging"),
+        *("GetBucketAcl", "PutBucketAcl", "PutObjectAcl"),
         *("GetPublicAccessBlock", "PutPublicAccessBlock", "DeletePublicAccessBlock"),
+        *("GetBucketOwnershipControls", "PutBucketOwnershipControls", "DeleteBucketOwnershipControls"),
+        *("GetBucketEncryption", "PutBucketEncryption", "DeleteBucketEncryption"),
+        *("GetBucketVersioning", "PutBucketVersioning"),
+        *("GetBucketCors", "PutBucketCors", "DeleteBucketCors"),
+        *("GetBucketLifecycleConfiguration", "PutBucketLifecycleConfiguration"),
+        *("DeleteBucketLifecycleConfiguration", "GetObjectLockConfiguration"),
+        *("GetBucketReplication", "DeleteBucketReplication", "GetBucketWebsite", "DeleteBucketWebsite"),
+        *("GetBucketLogging", "PutBucketLogging", "GetBucketAbac", "PutBucketAbac"),
+        *("GetBucketRequestPayment", "PutBucketRequestPayment"),
+        *("GetBucketNotificationConfiguration", "PutBucketNotificationConfiguration"),
+        *("GetBucketAccelerateConfiguration", "PutBucketAccelerateConfiguration"),
         *(
-            "PutBucketAcl",
-            "PutObjectAcl",
-            "PutBucketOwnershipControls",
-            "GetBucketEncryption",
-            "GetBucketOwnershipControls",
-            "GetBucketCors",
+            f"{verb}Bucket{kind}Configuration"
+            for verb in ("Get", "Delete")
+            for kind in ("Analytics", "IntelligentTiering", "Inventory", "Metrics")
         ),
-        *("GetBucketLifecycleConfiguration", "GetBucketReplication", "GetBucketWebsite"),
-        *("GetObjectLockConfiguration", "GetBucketLogging", "GetBucketRequestPayment"),
-        *("GetBucketNotificationConfiguration", "GetBucketAccelerateConfiguration", "GetBucketVersioning"),
     }
 )
 #: carried out by the backend
@@ -155,6 +161,7 @@ FORWARDED = frozenset(
         *("CreateMultipartUpload", "UploadPart", "UploadPartCopy", "CompleteMultipartUpload"),
         *("AbortMultipartUpload", "ListParts"),
         *("GetObjectTagging", "PutObjectTagging", "DeleteObjectTagging"),
+        *("GetObjectAcl", "GetObjectAttributes"),
     }
 )
 
@@ -170,11 +177,13 @@ class Need:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """`needs` must all be allowed. `source`: bucket, key, version of a copy's source."""
+    """`needs` must all be allowed. `source`: bucket, key, version of a copy's source; `of_tags` must be, too,
+    if that has tags, which are copied."""
 
     name: str
     needs: tuple[Need, ...]
     source: tuple[str, str, str | None] | None = None
+    of_tags: tuple[Need, ...] = ()
 
 
 def operation(
@@ -223,10 +232,23 @@ def operation(
             needs.append(Need(action="s3:PutObjectTagging", resource=arn, bucket=bucket))
         if any(each == "x-amz-acl" or each.startswith("x-amz-grant-") for each in headers):
             needs.append(Need(action="s3:PutObjectAcl", resource=arn, bucket=bucket))
-    if source is not None:
-        wanted = "s3:GetObjectVersion" if source[2] else "s3:GetObject"
-        needs.append(Need(action=wanted, resource=f"arn:aws:s3:::{source[0]}/{source[1]}", bucket=source[0]))
-    return Operation(name=name, needs=tuple(needs), source=source)
+    if name == "GetObjectAttributes":
+        wanted = "s3:GetObjectVersion" if query.get("versionId") else "s3:GetObject"
+        needs.append(Need(action=wanted, resource=arn, bucket=bucket))
+    if source is None:
+        return Operation(name=name, needs=tuple(needs))
+    read = Need(
+        action="s3:GetObjectVersion" if source[2] else "s3:GetObject",
+        resource=f"arn:aws:s3:::{source[0]}/{source[1]}",
+        bucket=source[0],
+    )
+    of_tags: tuple[Need, ...] = ()
+    if name == "CopyObject" and headers.get("x-amz-tagging-directive", "COPY").upper() != "REPLACE":
+        of_tags = (
+            replace(read, action=f"{read.action}Tagging"),
+            Need(action="s3:PutObjectTagging", resource=arn, bucket=bucket),
+        )
+    return Operation(name=name, needs=(*needs, read), source=source, of_tags=of_tags)
 
 
 def copy_source(text: str) -> tuple[str, str, str | None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, MutableMapping
 
 from cloister.wire.errors import AwsError
-from cloister.wire.payload import SLOW
+from cloister.wire.payload import SLOW, bad_digest
 
 PREFIX = "x-amz-checksum-"
 ALGORITHMS = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
@@ -91,6 +91,19 @@ def typed(headers: MutableMapping[str, str]) -> None:
     names = {name.lower() for name in headers}
     if PREFIX + "type" not in names and any(PREFIX + each.lower() in names for each in ALGORITHMS):
         headers[PREFIX + "type"] = "FULL_OBJECT"
+
+
+def refusal(headers: Mapping[str, str], refused: AwsError) -> None:
+    """Of a body: what the store did not take, if it is its checksum, in AWS's words. Raises that."""
+    name, _ = given(headers)
+    if name in SLOW and refused.code in ("BadDigest", "InvalidDigest"):
+        raise bad_digest(name)
+    if name and (refused.code, refused.message) == ("InvalidRequest", "Invalid Request"):
+        raise AwsError(
+            "InvalidRequest",
+            "Checksum Type mismatch occurred, expected checksum Type: that of the upload, actual checksum Type: "
+            f"{name.removeprefix(PREFIX)}",
+        )
 
 
 def _of_upload(headers: Mapping[str, str]) -> dict[str, str]:

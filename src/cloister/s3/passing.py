@@ -23,6 +23,7 @@ HARMLESS = frozenset(
         *("x-amz-date", "x-amz-content-sha256", "x-amz-security-token", "x-amz-user-agent"),
         *("x-amz-decoded-content-length", "x-amz-trailer", "x-amz-api-version", "x-amz-mp-object-size"),
         *("x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner", "x-amz-request-payer"),
+        *("x-amz-object-attributes", "x-amz-max-parts", "x-amz-part-number-marker"),
         *("x-amz-copy-source", "x-amz-acl", "x-amz-bucket-object-lock-enabled"),
         # AWS asks for the first to lock oneself out; the second only adds to a listing what no object has.
         *("x-amz-confirm-remove-self-bucket-access", "x-amz-optional-object-attributes"),

@@ -1,0 +1,267 @@
+"""What the object store carries out: a request on its way up, made anew from what was decided on, and the
+answer on its way down, as `passing.py` has them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from functools import partial
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+
+from cloister.engine import Engine
+from cloister.room import Room
+from cloister.s3 import (
+    actions,
+    address,
+    attributes,
+    bodies,
+    buckets,
+    checksums,
+    deleting,
+    down,
+    listing,
+    passing,
+)
+from cloister.s3.asked import Asked
+from cloister.s3.backend import Backend
+from cloister.s3.bodies import decoding, document
+from cloister.s3.permits import Permits, denied
+from cloister.wire import sigv4
+from cloister.wire.errors import AwsError
+from cloister.wire.payload import SLOW
+
+log = logging.getLogger(__name__)
+
+_STREAMED = frozenset({"PutObject", "UploadPart"})
+#: operations that answer with an object's encryption: AWS's own is that of every object
+_ENCRYPTED = _STREAMED | {
+    *("GetObject", "HeadObject", "CopyObject", "UploadPartCopy"),
+    *("CreateMultipartUpload", "CompleteMultipartUpload"),
+}
+#: operations that are answered by what the store says of an object
+DESCRIBED = frozenset({"GetObjectAcl", "GetObjectAttributes"})
+#: operations whose answers name keys
+_ANSWERED_BY_NAME = listing.OPERATIONS | {
+    *("ListMultipartUploads", "ListParts", "CreateMultipartUpload", "CompleteMultipartUpload"),
+    *("CopyObject", "UploadPartCopy"),
+}
+
+
+class Forward:
+    def __init__(
+        self, engine: Engine, backend: Backend, permits: Permits, room: Room, *, account: str
+    ) -> None:
+        self._engine = engine
+        self._backend = backend
+        self._permits = permits
+        self._room = room
+        self._account = account
+
+    async def forward(
+        self, request: web.BaseRequest, asked: Asked, ids: dict[str, str]
+    ) -> web.StreamResponse:
+        name = asked.operation.name
+        if name in _ENCRYPTED:
+            ids = {**ids, "x-amz-server-side-encryption": "AES256"}
+        headers = self._headers_up(asked)
+        query = self._query(asked)
+        body: AsyncIterator[bytes] | bytes | None = None
+        failed: list[BaseException] = []
+        payload = sigv4.UNSIGNED_PAYLOAD
+        if name in _STREAMED:
+            chunked = asked.verified is not None and asked.verified.is_chunked
+            length, trailer = (
+                bodies.length(asked.headers, chunked=chunked),
+                checksums.left_to_store(asked.headers),
+            )
+            if not length:
+                body = await document(request, asked, self._room)
+            else:
+                checking = decoding(asked, frozenset(SLOW))
+                body = bodies.remembering(bodies.checked(request, checking), failed)
+                if trailer:
+                    payload = sigv4.STREAMING_UNSIGNED_TRAILER
+                    headers += (("x-amz-trailer", trailer), ("x-amz-decoded-content-length", str(length)))
+                    body = checksums.framed(body, length, trailer, checking.trailers)
+                    length = checksums.framed_length(length, trailer)
+            headers.append(("Content-Length", str(length)))
+        elif asked.head.method in ("PUT", "POST"):
+            body = await document(request, asked, self._room)
+            if name == "PutObjectTagging":
+                passing.check_tags(buckets.parse_tags(body))
+        assert asked.bucket is not None
+        path = self._path(asked.bucket, asked.key)
+        entire = name == "GetObject" and "range" not in asked.headers and "partNumber" not in query
+        most = self._backend.first if entire else 0
+        # Of a part of an object the store gives no checksum back.
+        part = most and not any(each == "x-amz-checksum-mode" for each, _ in headers)
+        first = (("Range", f"bytes=0-{most - 1}"),) if part else ()
+        ask = partial(self._backend.request, asked.head.method, path, address.encode_query(query))
+        try:
+            answer = await ask((*headers, *first), body, payload)
+            if first and answer.status == 416:  # an object without a first byte
+                answer.release()
+                answer, first = await ask(tuple(headers)), ()
+        except (AwsError, aiohttp.ClientError, OSError) as error:
+            raise (failed[0] if failed else down.unavailable(error)) from None
+        async with answer:
+            if failed:
+                raise failed[0]
+            if most and answer.status == (206 if first else 200) and "Content-Length" in answer.headers:
+                more = partial(self._backend.direct, path)
+                return await down.whole(
+                    request, answer, self._headers_down(asked, answer, ids), more, ask, most
+                )
+            return await self._pass_back(request, asked, answer, ids)
+
+    def _query(self, asked: Asked) -> dict[str, str]:
+        """For the backend, made anew from what was decided on."""
+        name, names = asked.operation.name, self._backend.names
+        if name in listing.OPERATIONS:
+            query = listing.asked(name, asked.query, names)
+            if not names.can_begin(asked.query.get("prefix", "")):
+                query["max-keys"] = "0"
+            return query
+        query = passing.query(name, asked.query)
+        return listing.asked_for_uploads(query, names) if name == "ListMultipartUploads" else query
+
+    def _headers_up(self, asked: Asked) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        for name, value in asked.headers.items():
+            if name in passing.UP or name.startswith(("x-amz-meta-", "x-amz-copy-source-if-")):
+                found.append((name, value))
+            elif name == "content-encoding":
+                kept = ",".join(each.strip() for each in value.split(",") if each.strip() != "aws-chunked")
+                if kept:
+                    found.append((name, kept))
+        if asked.operation.source is not None:
+            bucket, key, _ = asked.operation.source
+            found.append(("x-amz-copy-source", self._path(bucket, key)))
+        found += checksums.asked(asked.operation.name, asked.headers, computes=self._backend.computes).items()
+        made = asked.operation.name in ("PutObject", "CreateMultipartUpload")
+        if made and "content-type" not in asked.headers:  # else the store would guess one
+            found.append(("content-type", "binary/octet-stream"))
+        return found
+
+    def _headers_down(
+        self, asked: Asked, answer: aiohttp.ClientResponse, ids: dict[str, str]
+    ) -> CIMultiDict[str]:
+        found = down.headers(answer, ids)
+        # AWS tells the number of tags to who may read them, and that of parts of an upload in parts only.
+        if "x-amz-tagging-count" in found and not self._permits.may(asked, "s3:GetObjectTagging"):
+            del found["x-amz-tagging-count"]
+        if "x-amz-mp-parts-count" in found and "-" not in found.get("ETag", "-"):
+            del found["x-amz-mp-parts-count"]
+        return found
+
+    async def _pass_back(
+        self, request: web.BaseRequest, asked: Asked, answer: aiohttp.ClientResponse, ids: dict[str, str]
+    ) -> web.StreamResponse:
+        reading = asked.operation.name in ("GetObject", "HeadObject")
+        if answer.status == 404 and reading:
+            self._permits.missing(asked)
+        if answer.status >= 500:
+            log.error("the object store answered %s: %r", answer.status, (await answer.read())[:500])
+            raise AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
+        if answer.status >= 400 and asked.head.method != "HEAD":
+            refused = down.refusal(answer.status, (await answer.read()).decode("utf-8", "replace"), asked.key)
+            if asked.operation.name in _STREAMED:
+                checksums.refusal(asked.headers, refused)
+            raise refused
+        headers = self._headers_down(asked, answer, ids)
+        if asked.operation.name in _ANSWERED_BY_NAME and answer.status == 200:
+            return web.Response(headers=headers, body=self._renamed(asked, await answer.read()))
+        if asked.head.method == "HEAD":
+            return await down.head(request, answer, headers)
+        return await down.body(request, answer, headers)
+
+    def _renamed(self, asked: Asked, body: bytes) -> bytes:
+        """An answer in which the store says its own names, with the client's."""
+        name, names = asked.operation.name, self._backend.names
+        owner = buckets.canonical_user(self._account)
+        if name in listing.OPERATIONS:
+            return listing.answer(name, asked.query, buckets.parse_xml(body), names, owner)
+        if name == "ListMultipartUploads":
+            return listing.uploads(asked.query, body, names, owner)
+        scheme = "https" if asked.origin.secure else "http"
+        host, path = asked.headers.get("host", ""), address.encode_path(asked.bucket or "", asked.key)
+        return listing.of_one_key(body, asked.key, f"{scheme}://{host}{path}")
+
+    async def describe(self, asked: Asked, ids: dict[str, str]) -> web.Response:
+        """What is said of an object beside its bytes."""
+        name, path = asked.operation.name, self._path(asked.bucket or "", asked.key)
+        wanted = attributes.wanted(asked.headers) if name == "GetObjectAttributes" else frozenset()
+        async with await self._backend.request(
+            "HEAD", path, "", (("x-amz-checksum-mode", "ENABLED"),)
+        ) as head:
+            if head.status != 200:
+                self._permits.missing(asked)
+                raise AwsError("NoSuchKey", "The specified key does not exist.", 404, Key=asked.key)
+        said = {name.lower(): value for name, value in head.headers.items()}
+        told = {"Content-Type": "application/xml", "Last-Modified": said.get("last-modified", ""), **ids}
+        if name == "GetObjectAcl":
+            body = buckets.access_control(buckets.existing(self._engine, asked.bucket).owner_account)
+            return web.Response(headers=told, body=body)
+        parts = None
+        if "ObjectParts" in wanted and "-" in said.get("etag", ""):
+            limits = ("x-amz-max-parts", "x-amz-part-number-marker")
+            more = tuple((each, asked.headers[each]) for each in limits if each in asked.headers)
+            ask = (("x-amz-object-attributes", "ObjectParts"), *more)
+            async with await self._backend.request("GET", path, "attributes=", ask) as answer:
+                text = await answer.read()
+            if answer.status != 200:
+                raise down.refusal(answer.status, text.decode("utf-8", "replace"), asked.key)
+            parts = buckets.parse_xml(text).find("ObjectParts")
+        return web.Response(headers=told, body=attributes.document(wanted, said, parts))
+
+    def _path(self, bucket: str, key: str) -> str:
+        return address.encode_path(bucket, self._backend.names.stored(key) if key else "")
+
+    async def delete_objects(
+        self, request: web.BaseRequest, asked: Asked, ids: dict[str, str]
+    ) -> web.StreamResponse:
+        """Each key is asked for by itself; what is denied is told in the answer, the rest is deleted."""
+        objects, quiet = deleting.parse(await document(request, asked, self._room))
+        names = self._backend.names
+        wanted: list[str] = []
+        errors: list[str] = []
+        done: list[str] = []
+        for key, version in objects:
+            action = "s3:DeleteObjectVersion" if version else "s3:DeleteObject"
+            need = actions.Need(
+                action=action, resource=f"arn:aws:s3:::{asked.bucket}/{key}", bucket=asked.bucket
+            )
+            decision = self._permits.decide(asked, need)
+            if not decision.allowed:
+                errors.append(deleting.error(key, "AccessDenied", denied(asked, decision).message))
+            elif version not in ("", "null"):
+                message = "The specified version does not exist."
+                errors.append(deleting.error(key, "NoSuchVersion", message, version))
+            elif names.can_be(key):
+                wanted.append(key)
+            else:  # deleting it succeeds, as for any missing key
+                done.append(deleting.deleted(key))
+        if wanted:
+            stored = {names.stored(key): key for key in wanted}
+            sent = deleting.document(stored)
+            digest = base64.b64encode(hashlib.md5(sent, usedforsecurity=False).digest()).decode()
+            headers = (("Content-MD5", digest), ("Content-Type", "application/xml"))
+            path = address.encode_path(asked.bucket or "")
+            async with await self._backend.request("POST", path, "delete=", headers, sent) as answer:
+                told = await answer.read()
+            if answer.status != 200:
+                raise down.refusal(answer.status, told.decode("utf-8", "replace"), "")
+            for name, code, message in deleting.told(told):
+                key = stored.get(name, name)
+                if code is None:
+                    done.append(deleting.deleted(key))
+                else:
+                    errors.append(deleting.error(key, code, message))
+        body = deleting.answer([*(() if quiet else done), *errors])
+        return web.Response(body=body, headers={"Content-Type": "application/xml", **ids})
