@@ -146,6 +146,7 @@ ANSWERED = frozenset(
         *("GetBucketRequestPayment", "PutBucketRequestPayment"),
         *("GetBucketNotificationConfiguration", "PutBucketNotificationConfiguration"),
         *("GetBucketAccelerateConfiguration", "PutBucketAccelerateConfiguration"),
+        *("GetObjectLegalHold", "PutObjectLegalHold", "GetObjectRetention", "PutObjectRetention"),
         *(
             f"{verb}Bucket{kind}Configuration"
             for verb in ("Get", "Delete")
@@ -232,6 +233,9 @@ def operation(
             needs.append(Need(action="s3:PutObjectTagging", resource=arn, bucket=bucket))
         if any(each == "x-amz-acl" or each.startswith("x-amz-grant-") for each in headers):
             needs.append(Need(action="s3:PutObjectAcl", resource=arn, bucket=bucket))
+    if name in ("PutObject", "CompleteMultipartUpload") and "if-match" in headers:
+        # AWS (conditional writes): who compares an object's ETag must be allowed to read it.
+        needs.append(Need(action="s3:GetObject", resource=arn, bucket=bucket))
     if name == "GetObjectAttributes":
         wanted = "s3:GetObjectVersion" if query.get("versionId") else "s3:GetObject"
         needs.append(Need(action=wanted, resource=arn, bucket=bucket))

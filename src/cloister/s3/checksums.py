@@ -101,7 +101,7 @@ def refusal(headers: Mapping[str, str], refused: AwsError) -> None:
     if name and (refused.code, refused.message) == ("InvalidRequest", "Invalid Request"):
         raise AwsError(
             "InvalidRequest",
-            "Checksum Type mismatch occurred, expected checksum Type: that of the upload, actual checksum Type: "
+            "Checksum Type mismatch occurred, expected checksum Type: the upload's, actual checksum Type: "
             f"{name.removeprefix(PREFIX)}",
         )
 

@@ -24,11 +24,17 @@ Direct = Callable[[str, int], Awaitable[splice.Source | None]]
 
 
 def headers(answer: aiohttp.ClientResponse, ids: dict[str, str]) -> CIMultiDict[str]:
-    """The client's headers: the store's, but for its own affairs, and the request's ids."""
+    """The client's headers: the store's, but for its own affairs, and the request's ids. SeaweedFS shows an
+    object's tags to who reads it, which needs a permission of its own."""
     found: CIMultiDict[str] = CIMultiDict()
     for key, value in answer.headers.items():
         name = key.lower()
-        if name not in passing.DOWN_DROPPED and not name.startswith(("x-seaweedfs", "seaweed-")):
+        tags = name.startswith("x-amz-tagging-") and name != "x-amz-tagging-count"
+        if (
+            not tags
+            and name not in passing.DOWN_DROPPED
+            and not name.startswith(passing.DOWN_DROPPED_FAMILIES)
+        ):
             found.add(key, value)
     checksums.typed(found)
     found.update(ids)

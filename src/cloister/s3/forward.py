@@ -31,6 +31,7 @@ from cloister.s3 import (
 from cloister.s3.asked import Asked
 from cloister.s3.backend import Backend
 from cloister.s3.bodies import decoding, document
+from cloister.s3.parts import check_parts
 from cloister.s3.permits import Permits, denied
 from cloister.wire import sigv4
 from cloister.wire.errors import AwsError
@@ -70,6 +71,8 @@ class Forward:
         if name in _ENCRYPTED:
             ids = {**ids, "x-amz-server-side-encryption": "AES256"}
         headers = self._headers_up(asked)
+        if name == "CopyObject" and passing.changes_itself(asked.headers):
+            headers += await self._own_metadata(asked)
         query = self._query(asked)
         body: AsyncIterator[bytes] | bytes | None = None
         failed: list[BaseException] = []
@@ -93,6 +96,8 @@ class Forward:
             headers.append(("Content-Length", str(length)))
         elif asked.head.method in ("PUT", "POST"):
             body = await document(request, asked, self._room)
+            if name == "CompleteMultipartUpload":
+                check_parts(body)
             if name == "PutObjectTagging":
                 passing.check_tags(buckets.parse_tags(body))
         assert asked.bucket is not None
@@ -173,6 +178,8 @@ class Forward:
             refused = down.refusal(answer.status, (await answer.read()).decode("utf-8", "replace"), asked.key)
             if asked.operation.name in _STREAMED:
                 checksums.refusal(asked.headers, refused)
+            if answer.status == 412:
+                return await self._condition_failed(asked, refused, ids)
             raise refused
         headers = self._headers_down(asked, answer, ids)
         if asked.operation.name in _ANSWERED_BY_NAME and answer.status == 200:
@@ -180,6 +187,32 @@ class Forward:
         if asked.head.method == "HEAD":
             return await down.head(request, answer, headers)
         return await down.body(request, answer, headers)
+
+    async def _own_metadata(self, asked: Asked) -> list[tuple[str, str]]:
+        """Of a copy over itself: the store takes it only if the metadata is written anew."""
+        source = asked.operation.source
+        if source is None or source[:2] != (asked.bucket, asked.key):
+            return []
+        async with await self._backend.request("HEAD", self._path(*source[:2])) as head:
+            said = {name.lower(): value for name, value in head.headers.items()}
+        kept = [(name, said[name]) for name in said if name in passing.OWN or name.startswith("x-amz-meta-")]
+        return [*kept, ("x-amz-metadata-directive", "REPLACE")] if head.status == 200 else []
+
+    async def _condition_failed(
+        self, asked: Asked, refused: AwsError, ids: dict[str, str]
+    ) -> web.StreamResponse:
+        """AWS: of a missing object If-Match is no failed condition: a write is 404, a deletion done."""
+        name = asked.operation.name
+        if "if-match" in asked.headers and name in ("PutObject", "CompleteMultipartUpload", "DeleteObject"):
+            async with await self._backend.request("HEAD", self._path(asked.bucket or "", asked.key)) as head:
+                pass
+            if head.status == 404 and name == "DeleteObject":
+                return web.Response(status=204, headers=ids)
+            if head.status == 404:
+                raise AwsError("NoSuchKey", "The specified key does not exist.", 404, Key=asked.key)
+        conditions = ("If-Match", "If-None-Match", "If-Unmodified-Since", "If-Modified-Since")
+        told = next((each for each in conditions if each.lower() in asked.headers), "")
+        raise AwsError(refused.code, refused.message, 412, **({"Condition": told} if told else {}))
 
     def _renamed(self, asked: Asked, body: bytes) -> bytes:
         """An answer in which the store says its own names, with the client's."""

@@ -54,6 +54,7 @@ DOWN_DROPPED = frozenset(
         *("access-control-allow-methods", "access-control-allow-headers", "access-control-allow-credentials"),
     }
 )
+DOWN_DROPPED_FAMILIES = ("x-seaweedfs", "seaweed-")
 _SHOWN_AS = (
     *("response-cache-control", "response-content-disposition", "response-content-encoding"),
     *("response-content-language", "response-content-type", "response-expires"),
@@ -80,6 +81,28 @@ _QUERIES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "PutObjectTagging": ({"tagging": ""}, ()),
     "DeleteObjectTagging": ({"tagging": ""}, ()),
 }
+#: what of an object a copy of it over itself keeps, beside x-amz-meta-*
+OWN = (
+    "content-type",
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "expires",
+)
+#: of which one at least changes by such a copy, if not its metadata
+_CHANGING = (
+    *("x-amz-storage-class", "x-amz-server-side-encryption", "x-amz-website-redirect-location"),
+    *("x-amz-checksum-algorithm",),
+)
+
+
+def changes_itself(headers: Mapping[str, str]) -> bool:
+    """Whether a copy over itself, of which the metadata stays, says anything new."""
+    copies = headers.get("x-amz-metadata-directive", "COPY").upper() != "REPLACE"
+    return copies and any(name in headers for name in _CHANGING)
+
+
 _UPLOAD = re.compile(r"[\x21-\x7e]{1,1024}")
 MAX_PART = 10_000
 

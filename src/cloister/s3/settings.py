@@ -182,6 +182,12 @@ def _never(code: str, message: str) -> Answering:
     return answer
 
 
+def _unlocked(ask: Ask) -> Answer:
+    """Of objects in a bucket without object lock, as all are."""
+    _ = ask.bucket
+    raise AwsError("InvalidRequest", "Bucket is missing Object Lock Configuration")
+
+
 def _delete(name: str) -> Answering:
     """AWS: deleting what is not set is no error. What is never kept is never set."""
 
@@ -253,6 +259,10 @@ ANSWERS: dict[str, Answering] = {
     "PutBucketAccelerateConfiguration": _only("AccelerateConfiguration", "Status", "Suspended"),
     "GetBucketAbac": _default(f"<AbacStatus {XMLNS}><Status>Disabled</Status></AbacStatus>"),
     "PutBucketAbac": _only("AbacStatus", "Status", "Disabled"),
+    "GetObjectLegalHold": _unlocked,
+    "PutObjectLegalHold": _unlocked,
+    "GetObjectRetention": _unlocked,
+    "PutObjectRetention": _unlocked,
     "DeleteBucketOwnershipControls": _delete("ownership"),
     **_configurations("Analytics"),
     **_configurations("IntelligentTiering"),
