@@ -162,7 +162,7 @@ FORWARDED = frozenset(
         *("CreateMultipartUpload", "UploadPart", "UploadPartCopy", "CompleteMultipartUpload"),
         *("AbortMultipartUpload", "ListParts"),
         *("GetObjectTagging", "PutObjectTagging", "DeleteObjectTagging"),
-        *("GetObjectAcl", "GetObjectAttributes"),
+        *("GetObjectAcl", "GetObjectAttributes", "PostObject"),
     }
 )
 

@@ -53,6 +53,20 @@ async def checked(
         yield bytes(held)
 
 
+async def compared(pieces: AsyncIterator[bytes], checks: Checks) -> AsyncIterator[bytes]:
+    """A file's pieces, the last of which comes when its checksums were found true."""
+    held = b""
+    async for piece in pieces:
+        if checks.update is not None:
+            checks.update(piece)
+        if held:
+            yield held
+        held = piece
+    checks.finish()
+    if held:
+        yield held
+
+
 async def remembering(pieces: AsyncIterator[bytes], failed: list[BaseException]) -> AsyncIterator[bytes]:
     """Pass on; keep what went wrong, which aiohttp would bury in an error of its own."""
     try:

@@ -14,6 +14,7 @@ import asyncio
 import base64
 import logging
 import secrets
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -24,14 +25,7 @@ from cloister.iam.collect import principal_tags
 from cloister.iam.context import global_keys
 from cloister.iam.model import Principal
 from cloister.room import BODIES, BODIES_OF_ONE, Room
-from cloister.s3 import (
-    actions,
-    address,
-    buckets,
-    cors,
-    passing,
-    settings,
-)
+from cloister.s3 import actions, address, bodies, buckets, cors, passing, post, settings
 from cloister.s3.asked import Asked
 from cloister.s3.backend import Backend
 from cloister.s3.bodies import document
@@ -110,15 +104,13 @@ class Door:
             site, method, wanted = (request.headers.get(each) for each in names)
             told = cors.preflight(self._cors(request), site, method, wanted or "")
             return web.Response(headers={**told, **ids})
+        form = request.method == "POST" and request.content_type == "multipart/form-data"
+        if form and "?" not in request.raw_path and "Authorization" not in request.headers:
+            return await self._post(request, origin, ids)
         asked = self._take_apart(request, origin)
-        await self._permits.look_up_tags(asked)
-        self._permits.authorize(asked, asked.operation.needs)
-        self._check(asked)
-        if asked.operation.of_tags:
-            await self._permits.authorize_tags(asked)
+        await self._permit(asked)
         if request.headers.get("Expect", "").lower() == "100-continue":
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0
+            await self._go_on(request)
         name = asked.operation.name
         if name == "DeleteObject" and not self._backend.names.can_be(asked.key):
             # as for any missing key; it never reaches the backend
@@ -126,11 +118,73 @@ class Door:
         if name in actions.ANSWERED:
             status, headers, body = await self._answer(asked, await document(request, asked, self.room))
             return web.Response(status=status, headers={**headers, **ids}, body=body)
+        if name == "PostObject":
+            raise AwsError(
+                "PreconditionFailed",
+                "At least one of the pre-conditions you specified did not hold",
+                412,
+                Condition="Bucket POST must be of the enclosure-type multipart/form-data",
+            )
         if name == "DeleteObjects":
             return await self._forward.delete_objects(request, asked, ids)
         if name in DESCRIBED:
             return await self._forward.describe(asked, ids)
         return await self._forward.forward(request, asked, ids)
+
+    async def _permit(self, asked: Asked) -> None:
+        await self._permits.look_up_tags(asked)
+        self._permits.authorize(asked, asked.operation.needs)
+        self._check(asked)
+        if asked.operation.of_tags:
+            await self._permits.authorize_tags(asked)
+
+    async def _post(
+        self, request: web.BaseRequest, origin: Origin, ids: dict[str, str]
+    ) -> web.StreamResponse:
+        """A browser's form: who may put the object is who signed its policy."""
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await self._go_on(request)
+        head, world = _head(request), self._engine.world
+        bucket, _ = address.locate(
+            request.headers.get("Host", ""), head.path, lambda name: world.get(Bucket, name) is not None
+        )
+        if bucket is None:
+            raise AwsError(
+                "MethodNotAllowed",
+                "The specified method is not allowed against this resource.",
+                405,
+                Method="POST",
+            )
+        form = await post.read(request)
+        made, principal, now = post.signed(form.fields, self._region), None, self._engine.clock()
+        least, most = 0, None
+        if made is not None:
+            secret, principal = self._lookup(made.access_key_id, made.token, now)
+            post.verify(made, secret, self._region)
+            least, most = post.check(made.policy, form.fields, bucket, now)
+        key = form.fields.get("key", "")
+        if not 1 <= len(key.encode()) <= address.MAX_KEY:
+            raise AwsError(
+                "InvalidArgument", "Bucket POST must contain a field named 'key', of at most "
+                f"{address.MAX_KEY} bytes.", ArgumentName="key", ArgumentValue=key[:200],
+            )  # fmt: skip
+        sent = {**post.headers(form.fields), "user-agent": request.headers.get("User-Agent", "")}
+        asked = self._asked(head, origin, sent, {}, (bucket, key), principal, method="PUT")
+        if made is not None:
+            asked.context.update({"s3:signatureversion": sigv4.ALGORITHM, "s3:authType": "POST"})
+        await self._permit(asked)
+        file = post.limited(
+            form.file, least, min(bodies.MAX_OBJECT, bodies.MAX_OBJECT if most is None else most)
+        )
+        etag = await self._forward.put_file(asked, file)
+        scheme, host = "https" if origin.secure else "http", request.headers.get("Host", "")
+        location = f"{scheme}://{host}{address.encode_path(bucket, key)}"
+        status, headers, body = post.answer(form.fields, bucket, key, etag, location)
+        return web.Response(status=status, headers={**headers, **ids}, body=body)
+
+    async def _go_on(self, request: web.BaseRequest) -> None:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
 
     def _cors(self, request: web.BaseRequest) -> bytes | None:
         """The document of the bucket that a request is about."""
@@ -143,30 +197,45 @@ class Door:
     # -- who asks, for what -------------------------------------------------------------------------
 
     def _take_apart(self, request: web.BaseRequest, origin: Origin) -> Asked:
-        pairs = tuple(
-            (name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers
-        )
-        if sum(len(name) + len(value) + 4 for name, value in pairs) > MAX_HEADERS:
-            raise AwsError("RequestHeaderSectionTooLarge", "Your request header section exceeds the limit.")
-        path, _, raw_query = request.raw_path.partition("?")
-        head = HttpRequest(method=request.method, path=path, query=raw_query, headers=pairs)
+        head = _head(request)
         world = self._engine.world
         signed_by = sigv4.parse_authorization(head)
         principal, verified, now = None, None, self._engine.clock()
         if signed_by is not None:
-            secret, principal = self._lookup(signed_by, now)
+            secret, principal = self._lookup(signed_by.access_key_id, signed_by.token, now)
             verified = sigv4.verify(
                 head, signed_by, secret, now, service="s3", region=self._region, streamed=True
             )
-        headers = {name.lower(): value.strip() for name, value in reversed(pairs)}
-        query = address.decode_query(raw_query)
+        query = address.decode_query(head.query)
+        if signed_by is not None and signed_by.mode == "query":
+            head = replace(head, headers=(*head.headers, *passing.from_query(query)))
+        headers = {name.lower(): value.strip() for name, value in reversed(head.headers)}
         bucket, key = address.locate(
-            headers.get("host", ""), path, lambda name: world.get(Bucket, name) is not None
+            headers.get("host", ""), head.path, lambda name: world.get(Bucket, name) is not None
         )
-        operation = actions.operation(request.method, bucket, key, query, headers)
+        asked = self._asked(head, origin, headers, query, (bucket, key), principal, verified)
+        if signed_by is not None:
+            asked.context["s3:signatureversion"] = sigv4.ALGORITHM
+            asked.context["s3:authType"] = "REST-QUERY-STRING" if signed_by.mode == "query" else "REST-HEADER"
+            asked.context["s3:signatureAge"] = int((now - signed_by.time) * 1000)
+        return asked
+
+    def _asked(
+        self,
+        head: HttpRequest,
+        origin: Origin,
+        headers: dict[str, str],
+        query: dict[str, str],
+        where: tuple[str | None, str],
+        principal: Principal | None,
+        verified: sigv4.Verified | None = None,
+        method: str | None = None,
+    ) -> Asked:
+        world, (bucket, key) = self._engine.world, where
+        operation = actions.operation(method or head.method, bucket, key, query, headers)
         context: dict[str, Any] = global_keys(
             principal,
-            now=now,
+            now=self._engine.clock(),
             address=origin.address,
             endpoint_id=origin.endpoint_id,
             vpc_id=origin.vpc_id,
@@ -176,20 +245,16 @@ class Door:
             tags=principal_tags(world, principal),
         )
         context.update(actions.context(query, headers))
-        if signed_by is not None:
-            context["s3:signatureversion"] = sigv4.ALGORITHM
-            context["s3:authType"] = "REST-QUERY-STRING" if signed_by.mode == "query" else "REST-HEADER"
-            context["s3:signatureAge"] = int((now - signed_by.time) * 1000)
         return Asked(
             head=head, headers=headers, query=query, bucket=bucket, key=key, operation=operation,
             principal=principal, verified=verified, origin=origin, context=context, world=world,
         )  # fmt: skip
 
-    def _lookup(self, signed_by: sigv4.SignedBy, now: float) -> tuple[str, Principal]:
+    def _lookup(self, access_key_id: str, token: str | None, now: float) -> tuple[str, Principal]:
         try:
-            return self._credentials.lookup(signed_by.access_key_id, signed_by.token, now)
+            return self._credentials.lookup(access_key_id, token, now)
         except AwsError as error:
-            raise of_key("s3", error, signed_by.access_key_id) from None
+            raise of_key("s3", error, access_key_id) from None
 
     def _check(self, asked: Asked) -> None:
         """What must be true of the request itself once it is allowed."""
@@ -273,6 +338,15 @@ class Door:
         if answer.status not in good:
             log.error("the object store answered %s to %s %s: %s", answer.status, method, bucket, text[:500])
             raise AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
+
+
+def _head(request: web.BaseRequest) -> HttpRequest:
+    """Raises AwsError RequestHeaderSectionTooLarge."""
+    pairs = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers)
+    if sum(len(name) + len(value) + 4 for name, value in pairs) > MAX_HEADERS:
+        raise AwsError("RequestHeaderSectionTooLarge", "Your request header section exceeds the limit.")
+    path, _, query = request.raw_path.partition("?")
+    return HttpRequest(method=request.method, path=path, query=query, headers=pairs)
 
 
 def _not_implemented(what: str) -> AwsError:

@@ -35,7 +35,7 @@ from cloister.s3.parts import check_parts
 from cloister.s3.permits import Permits, denied
 from cloister.wire import sigv4
 from cloister.wire.errors import AwsError
-from cloister.wire.payload import SLOW
+from cloister.wire.payload import SLOW, Checks
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +79,9 @@ class Forward:
         payload = sigv4.UNSIGNED_PAYLOAD
         if name in _STREAMED:
             chunked = asked.verified is not None and asked.verified.is_chunked
-            length, trailer = (
-                bodies.length(asked.headers, chunked=chunked),
-                checksums.left_to_store(asked.headers),
-            )
+            with_trailer = asked.verified is not None and asked.verified.payload in sigv4.WITH_TRAILER
+            length = bodies.length(asked.headers, chunked=chunked)
+            trailer = checksums.left_to_store(asked.headers) if with_trailer else ""
             if not length:
                 body = await document(request, asked, self._room)
             else:
@@ -124,6 +123,30 @@ class Forward:
                     request, answer, self._headers_down(asked, answer, ids), more, ask, most
                 )
             return await self._pass_back(request, asked, answer, ids)
+
+    async def put_file(self, asked: Asked, file: AsyncIterator[bytes]) -> str:
+        """Store a form's file, whose length is not known; the object's ETag."""
+        failed: list[BaseException] = []
+        checks = Checks(frozenset(SLOW))
+        checksums.given(asked.headers)
+        for name, value in asked.headers.items():
+            checks.expect(name, value)
+        body = bodies.remembering(bodies.compared(file, checks), failed)
+        path = self._path(asked.bucket or "", asked.key)
+        try:
+            answer = await self._backend.request("PUT", path, "", tuple(self._headers_up(asked)), body)
+        except (AwsError, aiohttp.ClientError, OSError) as error:
+            raise (failed[0] if failed else down.unavailable(error)) from None
+        async with answer:
+            if failed:
+                raise failed[0]
+            if answer.status != 200:
+                refused = down.refusal(
+                    answer.status, (await answer.read()).decode("utf-8", "replace"), asked.key
+                )
+                checksums.refusal(asked.headers, refused)
+                raise refused
+            return answer.headers.get("ETag", "")
 
     def _query(self, asked: Asked) -> dict[str, str]:
         """For the backend, made anew from what was decided on."""

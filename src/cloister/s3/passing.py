@@ -145,6 +145,37 @@ def _part(text: str) -> str:
     return str(int(text))
 
 
+#: parameters of a presigned URL that are its signature's
+_OF_SIGNATURE = frozenset(
+    {
+        *("x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-expires", "x-amz-signedheaders"),
+        *("x-amz-signature", "x-amz-security-token", "x-amz-content-sha256", "x-amz-user-agent"),
+    }
+)
+
+
+def from_query(query: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The headers that who presigned a URL wrote into it: some SDKs put every x-amz-* header there, and S3
+    takes them for headers."""
+    return tuple(
+        (name.lower(), header_text(name, value))
+        for name, value in query.items()
+        if name.lower().startswith("x-amz-") and name.lower() not in _OF_SIGNATURE
+    )
+
+
+def header_text(name: str, value: str) -> str:
+    """What came otherwise, to be a header: it cannot end one. Raises AwsError InvalidArgument."""
+    if not (name + value).replace(" ", "").isprintable():
+        raise AwsError(
+            "InvalidArgument",
+            f"The value of {name[:100]} has characters that a header cannot have.",
+            ArgumentName=name[:100],
+            ArgumentValue=value[:200],
+        )
+    return value
+
+
 def refused(headers: Mapping[str, str]) -> str | None:
     """The first header that asks for what is not done here, as the answer names it: nothing that changes what
     happens is dropped in silence."""
