@@ -25,11 +25,11 @@ check: install
 	.venv/bin/lint-imports --no-logo
 	$(PYTHON) -m pytest -q -n 3 --ignore tests/fabric --ignore tests/e2e
 
-# Real packets, in a throw-away private world.
+# Real packets, in throw-away private worlds: two files side by side, because tests mostly wait.
 fabric: install
-	$(PYTHON) -m cloister.kernel.holder --exec $(PYTHON) -m pytest -q tests/fabric
+	$(PYTHON) -m cloister.kernel.holder --exec $(PYTHON) -m pytest -q -n 2 --dist loadfile tests/fabric
 
-# A whole Cloister, driven by real clients: three of them side by side, because tests mostly wait.
+# A whole Cloister, driven by real clients: three of them side by side.
 e2e: install
 	$(PYTHON) -m pytest -q -n 3 --dist loadfile tests/e2e
 

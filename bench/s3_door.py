@@ -2,20 +2,22 @@
 
 The client is curl for 1 GiB (its own clock, the body to /dev/null) and wrk for 4 KiB (4 connections that stay
 open): both cost little, so that on few cores the door shows and not the client. The peer runs them in the
-backend's namespace over plain HTTP, for our HTTPS too. "signed": the payload's SHA-256 is in the signature
-(the peer gets the same header, and checks it as well).
+backend's namespace: over plain HTTP, and for our HTTPS also over SeaweedFS's own. "signed": the payload's
+SHA-256 is in the signature (the peer gets the same header, and checks it as well).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import file_digest, sha256
 from ipaddress import ip_network
@@ -145,12 +147,54 @@ def _sides(up: Up, net: Network) -> dict[str, Side]:
     return sides
 
 
+@contextlib.contextmanager
+def _over_tls(up: Up, peer: Side) -> Iterator[Side]:
+    """SeaweedFS asked over its own HTTPS: one more S3 gateway in front of the same store."""
+    folder = up.state / "bench-tls"
+    folder.mkdir()
+    shutil.copy(up.state / "objects" / "s3.json", folder)
+    certificate = [
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    files = ["-subj", "/CN=store", "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run(["openssl", "req", *certificate, *files], check=True, capture_output=True, timeout=30)
+    weed = shutil.which("weed", path=os.path.join(sys.prefix, "bin")) or "weed"
+    gateway = [
+        *(weed, "s3", "-filer=127.0.0.1:8339.8340", "-ip.bind=127.0.0.1", "-port=8350", "-port.grpc=8351"),
+        *("-port.https=8352", f"-cert.file={folder}/cert.pem", f"-key.file={folder}/key.pem", "-iam=false"),
+        *(f"-config={folder}/s3.json", "-port.iceberg=0", "-port.lance=0"),
+    ]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(peer.command(*gateway), stdout=log, stderr=log)
+    try:
+        side = replace(peer, url="https://127.0.0.1:8352")
+        deadline = time.monotonic() + 30
+        while subprocess.run(
+            side.command("curl", "-sk", "-o", "/dev/null", side.url), check=False, timeout=30
+        ).returncode:
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError(f"no S3 gateway with TLS: {(folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.1)
+        yield side
+    finally:
+        process.kill()
+        process.wait()
+
+
 def run(rounds: int) -> list[measure.Row]:
     for program in ("curl", "wrk"):
         if shutil.which(program) is None:
             raise RuntimeError(f"{program} is not installed (Debian package {program})")
     rows: list[measure.Row] = []
-    with cloister_up.cloister() as up:
+    with contextlib.ExitStack() as stack:
+        up = stack.enter_context(cloister_up.cloister())
         net = cloister_up.network(up)
         sides = _sides(up, net)
         large, small, script = up.state / "large", up.state / "small", up.state / "put.lua"
@@ -163,12 +207,16 @@ def run(rounds: int) -> list[measure.Row]:
         peer = sides["peer"]
         peer.curl("large", "-T", str(large))
 
+        over_tls = stack.enter_context(_over_tls(up, peer))
+
         def compare(what: str, unit: str, act: Callable[[Side], float], limits: dict[str, float]) -> None:
-            for scheme, limit in limits.items():
-                side = sides[scheme]
-                act(side), act(peer)
-                samples = measure.interleave(partial(act, side), partial(act, peer), rounds)
-                label = f"s3 door: {what}, {scheme.upper()}"
+            pairs = [("http", peer), ("https", peer), ("https", over_tls)]
+            for scheme, other in pairs:
+                side, limit = sides[scheme], limits[scheme]
+                act(side), act(other)
+                samples = measure.interleave(partial(act, side), partial(act, other), rounds)
+                against = ", over HTTPS both" if other is over_tls else ""
+                label = f"s3 door: {what}, {scheme.upper()}{against}"
                 rows.append(measure.row(label, unit, *samples, at_least=limit))
                 print(measure.table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
 

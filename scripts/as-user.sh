@@ -25,5 +25,5 @@ find "$home/cloister/.venv/lib" -name '__editable__*' -exec sed -i "s|$PWD/|$hom
 sed -i "s|$PWD|$home/cloister|g" "$home/cloister/.venv/installed" "$home/cloister/.venv/pyvenv.cfg"
 chown -R "$user:" "$home"
 run() { su - "$user" -c "cd ~/cloister && $1"; }
-run ".venv/bin/python -m cloister.kernel.holder --exec .venv/bin/python -m pytest -q tests/fabric"
+run ".venv/bin/python -m cloister.kernel.holder --exec .venv/bin/python -m pytest -q -n 2 --dist loadfile tests/fabric"
 run ".venv/bin/python -m pytest -q -n 3 --dist loadfile tests/e2e"

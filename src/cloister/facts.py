@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
-
 from cloister.jobs.images import Images, is_in_a_registry, registry_of
 from cloister.jobs.objects import split_uri
 from cloister.s3 import listing
@@ -44,7 +42,7 @@ async def _keys(backend: Backend, uri: str) -> list[str] | None:
                 if answer.status != 200:
                     return None
                 listed = parse_xml(await answer.read())
-    except (AwsError, TimeoutError, OSError, aiohttp.ClientError):
+    except (AwsError, OSError):
         return None
     return [key for key, _ in listing.objects(listed, prefix, backend.names)]
 

@@ -10,7 +10,6 @@ import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
 from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from cloister.s3 import splice
+from cloister.s3.client import Client, to_url
 
 BODY = random.Random(7).randbytes(splice.LEAST + 12_345)
 GET = b"GET /large HTTP/1.1\r\nHost: s3\r\n\r\n"
@@ -63,23 +63,24 @@ async def _front(folder: Path, used: list[bool]) -> AsyncIterator[int]:
         return runner, runner.addresses[0][1]
 
     stores, behind = await serve(web.Server(store), None)
-    async with aiohttp.ClientSession() as session:
+    client = Client(to_url(f"http://127.0.0.1:{behind}"))
 
-        async def pass_on(request: web.BaseRequest) -> web.StreamResponse:
-            async with session.get(f"http://127.0.0.1:{behind}/") as answer:
-                response = web.StreamResponse()
-                response.content_length = len(BODY)
-                await response.prepare(request)
-                used.append(await splice.send(request, response, answer, len(BODY)))
-                await response.write_eof()
-                return response
+    async def pass_on(request: web.BaseRequest) -> web.StreamResponse:
+        async with await client.request("GET", "/", (("Host", "store"),)) as answer:
+            response = web.StreamResponse()
+            response.content_length = len(BODY)
+            await response.prepare(request)
+            used.append(await splice.send(request, response, answer, len(BODY)))
+            await response.write_eof()
+            return response
 
-        fronts, port = await serve(web.Server(pass_on), _context(folder))
-        try:
-            yield port
-        finally:
-            await fronts.cleanup()
-            await stores.cleanup()
+    fronts, port = await serve(web.Server(pass_on), _context(folder))
+    try:
+        yield port
+    finally:
+        await fronts.cleanup()
+        await client.close()
+        await stores.cleanup()
 
 
 async def _connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

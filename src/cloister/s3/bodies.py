@@ -67,14 +67,11 @@ async def compared(pieces: AsyncIterator[bytes], checks: Checks) -> AsyncIterato
         yield held
 
 
-async def remembering(pieces: AsyncIterator[bytes], failed: list[BaseException]) -> AsyncIterator[bytes]:
-    """Pass on; keep what went wrong, which aiohttp would bury in an error of its own."""
-    try:
-        async for piece in pieces:
-            yield piece
-    except Exception as error:
-        failed.append(error)
-        raise
+async def chunked(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """A body whose length is not known, as HTTP has it."""
+    async for piece in pieces:
+        yield b"%x\r\n%b\r\n" % (len(piece), piece)
+    yield b"0\r\n\r\n"
 
 
 async def document(request: web.BaseRequest, asked: Asked, room: Room) -> bytes:

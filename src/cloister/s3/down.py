@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import closing, nullcontext
 
-import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
 from cloister.s3 import buckets, checksums, passing, splice
 from cloister.s3.backend import UNIT
+from cloister.s3.client import Answer
 from cloister.wire.errors import AwsError
 
 log = logging.getLogger(__name__)
 
 #: asks the store the same again, with these headers
-Ask = Callable[[tuple[tuple[str, str], ...]], Awaitable[aiohttp.ClientResponse]]
+Ask = Callable[[tuple[tuple[str, str], ...]], Awaitable[Answer]]
 #: `Backend.direct` of the object: of its ETag and length
 Direct = Callable[[str, int], Awaitable[splice.Source | None]]
 
 
-def headers(answer: aiohttp.ClientResponse, ids: dict[str, str]) -> CIMultiDict[str]:
+def headers(answer: Answer, ids: dict[str, str]) -> CIMultiDict[str]:
     """The client's headers: the store's, but for its own affairs, and the request's ids. SeaweedFS shows an
     object's tags to who reads it, which needs a permission of its own."""
     found: CIMultiDict[str] = CIMultiDict()
@@ -41,18 +40,14 @@ def headers(answer: aiohttp.ClientResponse, ids: dict[str, str]) -> CIMultiDict[
     return found
 
 
-async def head(
-    request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: CIMultiDict[str]
-) -> web.StreamResponse:
+async def head(request: web.BaseRequest, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
     """The answer to a HEAD: the length of a body that does not come."""
     response = await _begun(request, answer, headers)
     await response.write_eof()
     return response
 
 
-async def body(
-    request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: CIMultiDict[str]
-) -> web.StreamResponse:
+async def body(request: web.BaseRequest, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
     """The answer with its body. ConnectionError when either side breaks off inside of it."""
     if int(answer.headers.get("Content-Length", UNIT + 1)) <= UNIT:
         text = await _read(answer)  # in one packet with its head
@@ -65,7 +60,7 @@ async def body(
 
 async def whole(
     request: web.BaseRequest,
-    answer: aiohttp.ClientResponse,
+    answer: Answer,
     headers: CIMultiDict[str],
     direct: Direct,
     ask: Ask,
@@ -75,7 +70,8 @@ async def whole(
     answer or by asking for it."""
     part = headers.pop("Content-Range", None)
     length = int(part.rpartition("/")[2] if part else answer.headers["Content-Length"])
-    beginning = await _read(answer, min(first, length))
+    found = await (_read(answer) if part else _first(answer, min(first, length)))
+    beginning = found[:first]
     if len(beginning) == length:
         return web.Response(headers=headers, body=beginning)
     etag = answer.headers.get("ETag", "")
@@ -83,12 +79,13 @@ async def whole(
     response = web.StreamResponse(headers=headers)
     response.content_length = length
     if more is not None and not part:
-        answer.close()  # it would read ahead what nobody takes
+        answer.release()  # it would read ahead what nobody takes
     with closing(more) if more else nullcontext():
         await response.prepare(request)
         await response.write(beginning)
         if more is None and not part:
-            await _pass(request, response, answer, length - len(beginning))
+            await response.write(found[first:])
+            await _pass(request, response, answer, length - len(found))
         elif more is None or not await splice.send_more(request, more):
             await _pass_rest(request, response, ask, len(beginning), etag)
     await response.write_eof()
@@ -117,9 +114,7 @@ def unavailable(error: BaseException) -> AwsError:
     return AwsError("ServiceUnavailable", "The object store does not answer. Please try again.", 503)
 
 
-async def _begun(
-    request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: CIMultiDict[str]
-) -> web.StreamResponse:
+async def _begun(request: web.BaseRequest, answer: Answer, headers: CIMultiDict[str]) -> web.StreamResponse:
     response = web.StreamResponse(status=answer.status, headers=headers)
     if "Content-Length" in answer.headers:
         response.content_length = int(answer.headers["Content-Length"])
@@ -127,11 +122,23 @@ async def _begun(
     return response
 
 
-async def _read(answer: aiohttp.ClientResponse, most: int | None = None) -> bytes:
-    """All of it, or so many bytes."""
+async def _first(answer: Answer, least: int) -> bytes:
+    """The first bytes of its body, so many or more."""
+    found = bytearray()
     try:
-        return await (answer.read() if most is None else answer.content.readexactly(most))
-    except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+        async for piece in answer.pieces():
+            found += piece
+            if len(found) >= least:
+                break
+    except OSError as error:
+        raise unavailable(error) from None
+    return bytes(found)
+
+
+async def _read(answer: Answer) -> bytes:
+    try:
+        return await answer.read()
+    except OSError as error:
         raise unavailable(error) from None
 
 
@@ -140,7 +147,7 @@ async def _pass_rest(
 ) -> None:
     try:
         answer = await ask((("Range", f"bytes={start}-"), ("If-Match", etag)))
-    except (AwsError, aiohttp.ClientError, OSError) as error:
+    except (AwsError, OSError) as error:
         raise _broken_off(request) from error
     async with answer:
         if answer.status != 206:  # another object has its name by now
@@ -148,16 +155,14 @@ async def _pass_rest(
         await _pass(request, response, answer, int(answer.headers.get("Content-Length", "0")))
 
 
-async def _pass(
-    request: web.BaseRequest, response: web.StreamResponse, answer: aiohttp.ClientResponse, left: int
-) -> None:
+async def _pass(request: web.BaseRequest, response: web.StreamResponse, answer: Answer, left: int) -> None:
     """Send the body of `answer`, of which `left` bytes were not read, after what `response` has sent."""
     if await splice.send(request, response, answer, left):
         return
     try:
-        async for piece in answer.content.iter_any():
+        async for piece in answer.pieces():
             await response.write(piece)
-    except aiohttp.ClientError as error:
+    except OSError as error:
         raise _broken_off(request) from error
 
 

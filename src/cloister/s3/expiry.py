@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from xml.etree import ElementTree
 
-import aiohttp
-
 from cloister.engine import Engine
 from cloister.s3 import buckets, lifecycle, listing
 from cloister.s3.address import encode_path, encode_query
@@ -31,7 +29,7 @@ async def run(engine: Engine, backend: Backend, clock: Callable[[], float]) -> N
             if document := bucket.settings.get("lifecycle"):
                 try:
                     await carry_out(backend, bucket.name, lifecycle.parse(document.encode()), clock())
-                except (AwsError, aiohttp.ClientError, OSError) as error:
+                except (AwsError, OSError) as error:
                     log.warning("the lifecycle of %s waits for an hour: %s", bucket.name, error)
         await asyncio.sleep(EVERY)
 

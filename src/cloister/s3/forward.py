@@ -10,7 +10,6 @@ import logging
 from collections.abc import AsyncIterator
 from functools import partial
 
-import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
@@ -31,6 +30,7 @@ from cloister.s3 import (
 from cloister.s3.asked import Asked
 from cloister.s3.backend import Backend
 from cloister.s3.bodies import decoding, document
+from cloister.s3.client import Answer, BodyFailed
 from cloister.s3.parts import check_parts
 from cloister.s3.permits import Permits, denied
 from cloister.wire import sigv4
@@ -75,7 +75,6 @@ class Forward:
             headers += await self._own_metadata(asked)
         query = self._query(asked)
         body: AsyncIterator[bytes] | bytes | None = None
-        failed: list[BaseException] = []
         payload = sigv4.UNSIGNED_PAYLOAD
         if name in _STREAMED:
             chunked = asked.verified is not None and asked.verified.is_chunked
@@ -86,7 +85,7 @@ class Forward:
                 body = await document(request, asked, self._room)
             else:
                 checking = decoding(asked, frozenset(SLOW))
-                body = bodies.remembering(bodies.checked(request, checking), failed)
+                body = bodies.checked(request, checking)
                 if trailer:
                     payload = sigv4.STREAMING_UNSIGNED_TRAILER
                     headers += (("x-amz-trailer", trailer), ("x-amz-decoded-content-length", str(length)))
@@ -112,11 +111,11 @@ class Forward:
             if first and answer.status == 416:  # an object without a first byte
                 answer.release()
                 answer, first = await ask(tuple(headers)), ()
-        except (AwsError, aiohttp.ClientError, OSError) as error:
-            raise (failed[0] if failed else down.unavailable(error)) from None
+        except BodyFailed as error:
+            raise error.reason from None
+        except (AwsError, OSError) as error:
+            raise down.unavailable(error) from None
         async with answer:
-            if failed:
-                raise failed[0]
             if most and answer.status == (206 if first else 200) and "Content-Length" in answer.headers:
                 more = partial(self._backend.direct, path)
                 return await down.whole(
@@ -126,20 +125,20 @@ class Forward:
 
     async def put_file(self, asked: Asked, file: AsyncIterator[bytes]) -> str:
         """Store a form's file, whose length is not known; the object's ETag."""
-        failed: list[BaseException] = []
         checks = Checks(frozenset(SLOW))
         checksums.given(asked.headers)
         for name, value in asked.headers.items():
             checks.expect(name, value)
-        body = bodies.remembering(bodies.compared(file, checks), failed)
+        body = bodies.chunked(bodies.compared(file, checks))
+        headers = (*self._headers_up(asked), ("Transfer-Encoding", "chunked"))
         path = self._path(asked.bucket or "", asked.key)
         try:
-            answer = await self._backend.request("PUT", path, "", tuple(self._headers_up(asked)), body)
-        except (AwsError, aiohttp.ClientError, OSError) as error:
-            raise (failed[0] if failed else down.unavailable(error)) from None
+            answer = await self._backend.request("PUT", path, "", headers, body)
+        except BodyFailed as error:
+            raise error.reason from None
+        except (AwsError, OSError) as error:
+            raise down.unavailable(error) from None
         async with answer:
-            if failed:
-                raise failed[0]
             if answer.status != 200:
                 refused = down.refusal(
                     answer.status, (await answer.read()).decode("utf-8", "replace"), asked.key
@@ -177,9 +176,7 @@ class Forward:
             found.append(("content-type", "binary/octet-stream"))
         return found
 
-    def _headers_down(
-        self, asked: Asked, answer: aiohttp.ClientResponse, ids: dict[str, str]
-    ) -> CIMultiDict[str]:
+    def _headers_down(self, asked: Asked, answer: Answer, ids: dict[str, str]) -> CIMultiDict[str]:
         found = down.headers(answer, ids)
         # AWS tells the number of tags to who may read them, and that of parts of an upload in parts only.
         if "x-amz-tagging-count" in found and not self._permits.may(asked, "s3:GetObjectTagging"):
@@ -189,7 +186,7 @@ class Forward:
         return found
 
     async def _pass_back(
-        self, request: web.BaseRequest, asked: Asked, answer: aiohttp.ClientResponse, ids: dict[str, str]
+        self, request: web.BaseRequest, asked: Asked, answer: Answer, ids: dict[str, str]
     ) -> web.StreamResponse:
         reading = asked.operation.name in ("GetObject", "HeadObject")
         if answer.status == 404 and reading:

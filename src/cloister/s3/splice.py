@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import aiohttp
 from aiohttp import web
+
+from cloister.s3.client import Answer
 
 #: bytes from which the threads' hand-over pays
 LEAST = 4 << 20
@@ -78,28 +79,17 @@ def _tls(client: asyncio.Transport) -> _Tls | None:
     return None
 
 
-async def send(
-    request: web.BaseRequest, response: web.StreamResponse, answer: aiohttp.ClientResponse, length: int
-) -> bool:
+async def send(request: web.BaseRequest, response: web.StreamResponse, answer: Answer, length: int) -> bool:
     """Send what is left of the body of `answer`, `length` bytes, after what the prepared `response` has sent.
     False, and nothing was done, when this way is not open: a small or a chunked body, too many copies.
     ConnectionError when either side breaks off."""
-    connection = answer.connection
-    if length < LEAST or connection is None:
-        return False
-    transport, protocol = connection.transport, connection.protocol
-    if not isinstance(transport, asyncio.Transport) or protocol is None:
-        return False
-    # When the parser was held up, it may keep bytes that we do not see.
-    if transport.get_extra_info("sslcontext") or not transport.is_reading() or protocol._tail:
+    transport = answer.transport
+    if length < LEAST or transport.get_extra_info("sslcontext"):
         return False
     async with _client(request) as client:
-        if client is None:
+        if client is None or (held := answer.take_over()) is None:
             return False
-        protocol.pause_reading()
-        held = answer.content.read_nowait(-1)
-        protocol.pause_reading()  # taking the bytes let it read again
-        await response.write(held or b"")
+        await response.write(held)
         if not held:
             request.writer.send_headers()
         with _duplicate(transport) as source:
