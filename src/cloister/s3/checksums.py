@@ -8,13 +8,16 @@ object if it is another one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Mapping
 
 from cloister.wire.errors import AwsError
 from cloister.wire.payload import SLOW, bad_digest
 
 PREFIX = "x-amz-checksum-"
 ALGORITHMS = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
+HEADERS = frozenset(PREFIX + each.lower() for each in ALGORITHMS)
+#: where an answer of the store's does not say it, its checksum is of all bytes
+TYPE = PREFIX + "type"
 #: AWS computes this one where a client gives none
 DEFAULT = "CRC64NVME"
 #: that AWS has, and the store does not
@@ -84,13 +87,6 @@ def asked(operation: str, headers: Mapping[str, str], *, computes: bool) -> dict
     if algorithm and computes:
         found["x-amz-sdk-checksum-algorithm"] = algorithm
     return found
-
-
-def typed(headers: MutableMapping[str, str]) -> None:
-    """Of an answer with an object's checksum: where the store does not say its type, it is of all bytes."""
-    names = {name.lower() for name in headers}
-    if PREFIX + "type" not in names and any(PREFIX + each.lower() in names for each in ALGORITHMS):
-        headers[PREFIX + "type"] = "FULL_OBJECT"
 
 
 def refusal(headers: Mapping[str, str], refused: AwsError) -> None:

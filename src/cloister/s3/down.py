@@ -28,14 +28,16 @@ def headers(answer: Answer, ids: dict[str, str]) -> CIMultiDict[str]:
     found: CIMultiDict[str] = CIMultiDict()
     for key, value in answer.headers.items():
         name = key.lower()
-        tags = name.startswith("x-amz-tagging-") and name != "x-amz-tagging-count"
-        if (
-            not tags
-            and name not in passing.DOWN_DROPPED
-            and not name.startswith(passing.DOWN_DROPPED_FAMILIES)
-        ):
+        if name in passing.DOWN_DROPPED or name.startswith(passing.DOWN_DROPPED_FAMILIES):
+            continue
+        if name.startswith("x-amz-tagging-") and name != "x-amz-tagging-count":
+            continue
+        if name in checksums.HEADERS:
+            found.setdefault(checksums.TYPE, "FULL_OBJECT")
+        if name == checksums.TYPE:
+            found[name] = value
+        else:
             found.add(key, value)
-    checksums.typed(found)
     found.update(ids)
     return found
 
