@@ -6,7 +6,7 @@
 #     scripts/in-vm.sh .venv/bin/python -m pytest …
 #
 # Emulated, and so some ten times slower; VM_ACCEL=kvm where there is KVM. Its exit code is the command's.
-# It is ended after VM_SECONDS (an hour).
+# It is ended after VM_SECONDS (an hour). VM_CGROUPS=1 or hybrid: cgroups as hosts before version 2 have them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || { sed -n '2,10s/^# \?//p' "$0" >&2; exit 2; }
@@ -71,7 +71,20 @@ exec switch_root /new /bin/bash -c '
   mount -t tmpfs memory /dev/shm
   mount -t devpts pts /dev/pts
   modprobe tun && chmod 666 /dev/net/tun  # as udev does
-  mount -t cgroup2 cgroup /sys/fs/cgroup
+  if [ "${VM_CGROUPS:-2}" = 2 ]; then
+    mount -t cgroup2 cgroup /sys/fs/cgroup
+  else  # as systemd does
+    mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
+    for each in cpu,cpuacct cpuset memory pids devices freezer blkio none,name=systemd; do
+      mkdir /sys/fs/cgroup/\${each#none,name=}
+      mount -t cgroup -o \$each cgroup /sys/fs/cgroup/\${each#none,name=}
+    done
+    if [ "${VM_CGROUPS:-}" = hybrid ]; then
+      mkdir /sys/fs/cgroup/unified
+      mount -t cgroup2 cgroup /sys/fs/cgroup/unified
+    fi
+    mount -o remount,ro /sys/fs/cgroup
+  fi
   ip link set lo up
   export CLOISTER_TEST_PATIENCE=5 PYTEST_TIMEOUT=1200  # tests wait for what has to come
   export HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

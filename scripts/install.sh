@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing: Debian packages (with apt, as root or with passwordless sudo; otherwise prints the
 # one command and stops) and the virtual environment. Quick when nothing is missing. Arguments: more packages.
+# CLOISTER_PYTHON is the Python of the environment, where it shall not be the distribution's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,14 +13,17 @@ if [ ! -x /usr/bin/aws ] && apt-cache show awscli >/dev/null 2>&1; then
 fi
 
 python=
-for candidate in /usr/bin/python3.11 /usr/bin/python3.12 /usr/bin/python3.13 /usr/bin/python3; do
+for candidate in ${CLOISTER_PYTHON:-/usr/bin/python3.11 /usr/bin/python3.12 /usr/bin/python3.13 /usr/bin/python3}; do
   if [ -x "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     python=$candidate
     break
   fi
 done
 if [ -z "$python" ]; then
-  packages+=(python3.11 python3.11-venv)
+  # Ubuntu 22.04 has 3.11 beside its 3.10; later releases have no 3.11, and need none.
+  version=3
+  if apt-cache show python3.11 >/dev/null 2>&1; then version=3.11; fi
+  packages+=("python$version" "python$version-venv")
 elif ! "$python" -c 'import ensurepip' 2>/dev/null; then
   packages+=("python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv")
 fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,9 +18,7 @@ class Supervisor:
 
 def test_what_garbage_there_is_is_told_one_by_one() -> None:
     nothing = cast(Any, None)
-    control = Control(
-        {}, nothing, nothing, cast(Any, Supervisor()), nothing, nothing, nothing, nothing, nothing
-    )
+    control = Control({}, nothing, nothing, cast(Any, Supervisor()), *[nothing] * 5, Path("/"), "cloister")
 
     def answer(**query: str) -> Any:
         response = asyncio.run(control._gc(cast(Any, SimpleNamespace(query=query))))

@@ -8,14 +8,14 @@ from typing import Any, cast
 from tests.s3.conftest import Site, bucket, site
 
 from cloister.facts import facts_of
-from cloister.jobs.images import Images
+from cloister.jobs.images import Image, ImageConfig, Images
 
 __all__ = ["bucket", "site"]  # fixtures
 
 
 class _NoImages:
-    def local(self, uri: str) -> object:
-        return object()
+    def local(self, uri: str) -> Image:
+        return Image(name=uri, digest="sha256:0", layers=(), config=ImageConfig())
 
 
 def test_the_objects_of_an_input_are_found_by_the_names_that_their_store_gave_them(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +22,9 @@ ACCOUNT = "123456789012"
 
 
 @pytest.fixture
-def questions(tmp_path: Path) -> Questions:
-    engine = Engine(Store(tmp_path / "world.sqlite"))
+def questions(tmp_path: Path) -> Iterator[Questions]:
+    store = Store(tmp_path / "world.sqlite")
+    engine = Engine(store)
     with engine.transaction() as tx:
         for document in documents():
             tx.put(document)
@@ -33,7 +35,7 @@ def questions(tmp_path: Path) -> Questions:
     async def look(request: Any) -> Facts:
         return Facts()
 
-    return Questions(
+    yield Questions(
         tmp_path,
         engine,
         Credentials(tmp_path, ACCOUNT),
@@ -42,6 +44,7 @@ def questions(tmp_path: Path) -> Questions:
         region="us-east-1",
         account=ACCOUNT,
     )
+    store.close()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,21 +18,37 @@ from cloister.jobs.allocation import allocate
 from cloister.jobs.lifecycle import JobState
 from cloister.jobs.model import Instance, ProcessingJob
 from cloister.kernel.conntrack import Connection
-from cloister.kernel.netns import Namespaces
+from cloister.kernel.netns import Namespaces, NoNamespace
+from cloister.receipt_key import signing_key
 from cloister.records import LIMIT
 from cloister.services.api import Origin
 from cloister.store import Store
 from cloister.vpc import addresses, nat_gateways
 from cloister.vpc.model import GroupRule, Route, RouteTable, RouteTableAssociation, SecurityGroup, Subnet
 from cloister.why.receipt import refused
-from cloister.witness import Witness, signing_key
+from cloister.witness import Witness
 from cloister.world import Transaction
+
+
+class Nowhere:
+    """There are no namespaces."""
+
+    def number(self, name: str) -> None:
+        return None
+
+    def call(self, name: str, function: object) -> None:
+        raise NoNamespace(name)
+
+
+async def steer(vpc_id: str, commands: str) -> None:
+    raise AssertionError
 
 
 class House:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.engine = Engine(Store(folder / "world.sqlite"))
+        self.store = Store(folder / "world.sqlite")
+        self.engine = Engine(self.store)
         with self.engine.transaction() as tx:
             for document in documents():
                 tx.put(document)
@@ -43,8 +59,9 @@ class House:
 
     def witnessing(self, use: Callable[[Witness], None]) -> None:
         async def run() -> None:
-            witness = Witness(self.folder / "witness.sqlite", self.engine, cast(Namespaces, None))
+            witness = Witness(self.folder / "witness.sqlite", self.engine, cast(Namespaces, Nowhere()), steer)
             await witness.start()
+            await witness.first(self.job)
             use(witness)
             await witness.stop()
 
@@ -71,23 +88,25 @@ def _job() -> ProcessingJob:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
+def house(tmp_path: Path) -> Iterator[House]:
+    made = House(tmp_path)
+    yield made
+    made.store.close()
 
 
 def test_a_connection_counts_once_however_often_it_is_read_also_by_the_next_daemon(house: House) -> None:
     def first(witness: Witness) -> None:
         for size in (10, 100, 100):
-            witness._take("vpc-1", [house.connection(7, size, 2 * size)], [])
-        witness._take("vpc-1", [house.connection(7, 100, 200), house.connection(8, 1, 1)], [])
+            witness._take("vpc-1", [house.connection(7, size, 2 * size)], [], 1)
+        witness._take("vpc-1", [house.connection(7, 100, 200), house.connection(8, 1, 1)], [], 1)
 
     def second(witness: Witness) -> None:
-        witness._take("vpc-1", [house.connection(7, 150, 200)], [])
+        witness._take("vpc-1", [house.connection(7, 150, 200)], [], 1)
         (line,) = witness.record(house.job)["flows"]
         assert (line["connections"], line["bytes_sent"], line["bytes_received"]) == (2, 151, 201)
         assert (line["who"], line["way"], line["other"]) == ("algo-1", "to", "10.0.3.200")
-        witness._take("vpc-1", [], [])
-        witness._take("vpc-1", [house.connection(7, 5, 5)], [])  # the number is used again
+        witness._take("vpc-1", [], [], 1)
+        witness._take("vpc-1", [house.connection(7, 5, 5)], [], 1)  # the number is used again
         (line,) = witness.record(house.job)["flows"]
         assert (line["connections"], line["bytes_sent"]) == (3, 156)
 
@@ -102,16 +121,16 @@ def test_the_final_counts_of_a_connection_that_ended_are_told_once(house: House)
             return line["connections"], line["bytes_sent"], line["bytes_received"]
 
         # read, and ended afterwards with more
-        witness._take("vpc-1", [house.connection(7, 10, 20)], [])
+        witness._take("vpc-1", [house.connection(7, 10, 20)], [], 1)
         witness._ended("vpc-1", [house.connection(7, 100, 200)])
         assert flow() == (1, 100, 200)
         # begun and ended between two readings, twice under the same number
         witness._ended("vpc-1", [house.connection(7, 100, 200), house.connection(7, 150, 250)])
         assert flow() == (3, 350, 650)
         # read while the kernel told of its end, which comes after
-        witness._take("vpc-1", [house.connection(8, 1, 1)], [])
+        witness._take("vpc-1", [house.connection(8, 1, 1)], [], 1)
         witness._ended("vpc-1", [house.connection(8, 1, 1)])
-        witness._miss("vpc-1", witness._take("vpc-1", [], []))
+        witness._miss("vpc-1", witness._take("vpc-1", [], [], 1))
         assert flow() == (4, 351, 651)
         # not the job's
         witness._ended("vpc-1", [house.connection(9, 5, 5, source="10.0.9.9")])
@@ -124,7 +143,7 @@ def test_the_final_counts_of_a_connection_that_ended_are_told_once(house: House)
 def test_a_connection_that_one_reading_missed_is_not_counted_again(house: House) -> None:
     def use(witness: Witness) -> None:
         def read(*found: Connection) -> None:
-            witness._miss("vpc-1", witness._take("vpc-1", list(found), []))
+            witness._miss("vpc-1", witness._take("vpc-1", list(found), [], 1))
 
         read(house.connection(7, 10, 10))
         read()
@@ -143,8 +162,8 @@ def test_a_connection_that_one_reading_missed_is_not_counted_again(house: House)
 def test_a_refusal_is_told_with_the_rule_of_its_time(house: House) -> None:
     def use(witness: Witness) -> None:
         for packets in (1, 3):
-            witness._take("vpc-1", [], [(house.port, "8.8.8.8", 17, 53, packets, 60 * packets)])
-        witness._take("vpc-1", [], [(house.port, "8.8.8.8", 17, 53, 1, 60)])  # the set was made anew
+            witness._take("vpc-1", [], [(house.port, "8.8.8.8", 17, 53, packets, 60 * packets)], 1)
+        witness._take("vpc-1", [], [(house.port, "8.8.8.8", 17, 53, 1, 60)], 1)  # the set was made anew
         (line,) = witness.record(house.job)["refused"]
         assert (line["packets"], line["bytes"], line["protocol"], line["port"]) == (4, 240, "udp", 53)
         assert (line["gate"], line["by"]) == ("route", "rtb-1")
@@ -173,19 +192,61 @@ def test_a_request_from_elsewhere_is_its_jobs_by_the_keys_that_signed_it(house: 
     house.witnessing(next_daemon)
 
 
+def test_a_killed_daemons_last_decision_and_the_name_that_was_asked_for_are_told_by_the_next(
+    house: House,
+) -> None:
+    who = Principal(
+        arn="arn:aws:sts::1:assumed-role/jobs/x", account="1", user_id="A:x", access_key_id="ASIA7"
+    )
+    asked = Request(principal=who, action="s3:GetObject", resource="arn:aws:s3:::b/k")
+    inside = Origin(address=house.own, secure=True, vpc_id="vpc-1", endpoint_id="vpce-1")
+
+    def killed(witness: Witness) -> None:
+        witness.decided(inside, "s3:GetObject", "arn:aws:s3:::b/k", decide(asked, Policies()))
+        witness.told("vpc-1", house.own, "db.corp", ())
+        witness._changed.clear()  # it comes to nothing more
+
+    def next_daemon(witness: Witness) -> None:
+        record = witness.record(house.job)
+        assert [(line["action"], line["outcome"]) for line in record["requests"]] == [
+            ("s3:GetObject", "refused")
+        ]
+        assert [line["name"] for line in record["unknown_names"]] == ["db.corp"]
+
+    house.witnessing(killed)
+    house.witnessing(next_daemon)
+
+
 def test_a_record_is_bounded_and_says_what_it_left_out(house: House) -> None:
     def use(witness: Witness) -> None:
         noted = [(house.port, "8.8.8.8", 17, port, 1, 60) for port in range(1, LIMIT + 6)]
-        witness._take("vpc-1", [], noted)
+        for _ in range(3):
+            witness._take("vpc-1", [], noted, 1)
         record = witness.record(house.job)
         assert (len(record["refused"]), record["left_out"]) == (LIMIT, 5)
 
     house.witnessing(use)
 
 
+def test_of_connections_beyond_the_bound_it_is_told_what_they_carried_together(house: House) -> None:
+    def use(witness: Witness) -> None:
+        for size in (10, 30):
+            found = [
+                house.connection(n, size, 1, destination=f"10.9.{n >> 8}.{n & 255}") for n in range(LIMIT + 7)
+            ]
+            witness._take("vpc-1", found, [], 1)
+        record = witness.record(house.job)
+        assert (len(record["flows"]), record["left_out"]) == (LIMIT + 1, 7)
+        assert sum(line["bytes_sent"] for line in record["flows"]) == 30 * (LIMIT + 7)
+        line = record["flows"][-1]
+        assert (line["other"], line["connections"], line["bytes_sent"]) == ("others", 7, 210)
+
+    house.witnessing(use)
+
+
 def test_a_record_goes_with_its_job_and_outlives_its_end(house: House) -> None:
     def use(witness: Witness) -> None:
-        witness._take("vpc-1", [house.connection(7, 10, 10)], [])
+        witness._take("vpc-1", [house.connection(7, 10, 10)], [], 1)
         ended = replace(house.job, state=JobState.COMPLETED)
         with house.engine.transaction() as tx:
             tx.put(ended)
@@ -235,7 +296,7 @@ def test_a_connection_that_ends_at_a_gateway_is_a_refusal_by_the_name_that_was_a
     def use(witness: Witness) -> None:
         witness.told("vpc-1", house.own, "sts.us-east-1.amazonaws.com", ("203.0.113.108",))
         lost = replace(house.connection(1, 60, 0, destination="203.0.113.108"), received=(0, 0))
-        witness._take("vpc-1", [lost], [])
+        witness._take("vpc-1", [lost], [], 1)
         record = witness.record(house.job)
         assert record["flows"] == []
         (line,) = record["refused"]
@@ -258,7 +319,7 @@ def test_a_service_without_an_endpoint_is_refused_by_its_name_with_the_endpoint_
 ) -> None:
     def use(witness: Witness) -> None:
         witness.told("vpc-1", house.own, "sts.us-east-1.amazonaws.com", ("203.0.113.108",))
-        witness._take("vpc-1", [], [(house.port, "203.0.113.108", 6, 443, 1, 60)])
+        witness._take("vpc-1", [], [(house.port, "203.0.113.108", 6, 443, 1, 60)], 1)
         (line,) = witness.record(house.job)["refused"]
         assert "has no route to 203.0.113.108 (sts.us-east-1.amazonaws.com): " in line["why"]
         assert "vpc-1 has no interface endpoint for com.amazonaws.us-east-1.sts" in line["why"]

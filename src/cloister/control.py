@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,13 @@ from cloister.vpc.service_network import hidden
 from cloister.way_out import WayOut
 from cloister.world import World
 
+#: with less of its disk left Cloister soon fails on what it is asked
+_LITTLE_MIB = 32
+
 
 class Control:
-    """GET /ping, GET /status, GET /logs?job=NAME&after=N, POST /gc[?dry_run=1], and the routes of
-    `questions` and `attachments`; answers are JSON."""
+    """GET /ping, GET /status, GET /under-way (jobs that have not ended), GET /logs?job=NAME&after=N,
+    POST /gc[?dry_run=1], and the routes of `questions` and `attachments`; answers are JSON."""
 
     def __init__(
         self,
@@ -38,7 +42,11 @@ class Control:
         questions: Questions,
         attachments: Attachments,
         way_out: WayOut,
+        state: Path,
+        command: str,
     ) -> None:
+        self._state = state
+        self._command = command
         self._running = running
         self._engine = engine
         self._fabric = fabric
@@ -53,6 +61,7 @@ class Control:
         app = web.Application()
         app.router.add_get("/ping", self._ping)
         app.router.add_get("/status", self._status)
+        app.router.add_get("/under-way", self._under_way)
         app.router.add_get("/logs", self._log_events)
         app.router.add_post("/gc", self._gc)
         self._questions.add_routes(app)
@@ -80,8 +89,8 @@ class Control:
             | {
                 "up": True,
                 "memory_mb": _memory_mb(),
-                "s3": self._backend.url,
-                "problem": self._fabric.problem,
+                "s3": self._backend.place,
+                "problem": self._fabric.problem or _full_disk(self._state),
                 "way_out": self._way_out.state,
                 "resources": {
                     name: sum(not hidden(world, each) for each in _all(world, cls))
@@ -94,12 +103,16 @@ class Control:
             }
         )
 
+    async def _under_way(self, _: web.Request) -> web.Response:
+        jobs = self._engine.world.all(ProcessingJob)
+        return web.json_response([job.name for job in jobs if not job.terminal])
+
     async def _log_events(self, request: web.Request) -> web.Response:
         name = request.query.get("job", "")
         job = self._engine.world.get(ProcessingJob, name)
         if job is None:
             return web.json_response(
-                {"error": f"No job is named {name!r}. `cloister status` lists the latest."}, status=404
+                {"error": f"No job is named {name!r}. `{self._command} status` lists the latest."}, status=404
             )
         ended = job.terminal  # before reading, so that nothing written after it is missed
         place = self._place(request.query.get("after", ""))
@@ -142,6 +155,11 @@ def _all(world: World, cls: type) -> Iterable[object]:
 def _where(job: ProcessingJob) -> str | None:
     """The subnet that a job is in, as far as it is the customer's."""
     return "the service's network" if job.subnet_id and job.vpc_config is None else job.subnet_id
+
+
+def _full_disk(state: Path) -> str | None:
+    free = shutil.disk_usage(state).free >> 20
+    return f"the disk of {state} is full: {free} MiB are left" if free < _LITTLE_MIB else None
 
 
 def _memory_mb() -> int:

@@ -1,8 +1,8 @@
 """The composition root: makes every part, connects them, runs until told to stop. The only module that
 imports everything.
 
-`python -m cloister.daemon STATE`, started by the holder, inside the holder's user, mount and pid namespaces
-and in the host's network namespace.
+`python -m cloister.daemon STATE [COMMAND]`, started by the holder, inside the holder's user, mount and pid
+namespaces and in the host's network namespace.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from cloister.facts import facts_of
 from cloister.flowlog import FlowLogs
 from cloister.forwarding import Forwarder
 from cloister.front import Front
+from cloister.gateway_endpoints import GatewayDoors
 from cloister.interface_endpoints import InterfaceDoors
 from cloister.internet import InternetDoors
 from cloister.jobs.containers import Containers
@@ -44,6 +46,7 @@ from cloister.jobs.supervise import Supervisor
 from cloister.kernel.mounts import in_user_namespace
 from cloister.kernel.netns import Namespaces
 from cloister.kernel.reconcile import Reconciler
+from cloister.kernel.shelf import Shelf
 from cloister.logs import LogStore
 from cloister.options import Options
 from cloister.questions import Questions
@@ -51,12 +54,13 @@ from cloister.s3 import expiry
 from cloister.s3.backend import NAMESPACE, Backend, SeaweedFS
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
-from cloister.s3.doors import EndpointDoors, server
+from cloister.s3.doors import server
+from cloister.s3.mend import mend
 from cloister.services.ec2 import default_vpc
 from cloister.side.process import NAMESPACE as SIDE_NAMESPACE
 from cloister.side.process import SideServices
-from cloister.store import Store
-from cloister.vpc.model import Vpc
+from cloister.store import Store, UnreadableState
+from cloister.vpc.model import PrefixList
 from cloister.way_out import WayOut
 from cloister.witness import Witness
 
@@ -67,14 +71,14 @@ class CannotStart(Exception):
     """Why, in a sentence for who started it."""
 
 
-async def run(state: Path, options: Options) -> None:
-    """Serve until SIGTERM or SIGINT."""
+async def run(state: Path, options: Options, command: str) -> None:
+    """Serve until SIGTERM or SIGINT. `command` begins a command line about this state folder."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        url = await compose(state, options, stack)
+        url = await compose(state, options, command, stack)
         # What is there now stays: no collection need look through it again, or come for every small thing.
         gc.collect()
         gc.freeze()
@@ -84,19 +88,21 @@ async def run(state: Path, options: Options) -> None:
         log.info("stopping")
 
 
-async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
+async def compose(state: Path, options: Options, command: str, stack: AsyncExitStack) -> str:
     """Make and start every part; what is to be stopped is pushed on `stack`. The URL to reach it."""
     log.info("starting: resources")
-    place = _bind(options.address, options.port, stack)
-    plain = _bind(options.address, options.http_port, stack) if options.http_port else None
+    try:
+        place = _bind(options.address, options.port, stack)
+        plain = _bind(options.address, options.http_port, stack) if options.http_port else None
+    except CannotStart as error:
+        raise CannotStart(f"{error}. Choose another: {command} up --port PORT (--http-port PORT).") from error
     services.load()
     store = Store(state / "world.sqlite")
     stack.callback(store.close)
     engine = Engine(store)
-    if engine.world.count(Vpc) == 0 and not (state / "seeded").exists():
-        with engine.transaction() as tx:
-            default_vpc.seed(tx, region=options.region, account=options.account)
-        (state / "seeded").touch()
+    seed(state, engine, options)
+    with engine.transaction() as tx:
+        default_vpc.add_prefix_lists(tx, options.region)
     credentials = Credentials(state, options.account)
     authority = Authority(state)
     logs = LogStore(state / "logs.sqlite")
@@ -107,12 +113,20 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     namespaces = stack.enter_context(Namespaces(state / "run" / "netns"))
     reconciler = Reconciler(namespaces, foreign=(NAMESPACE, SIDE_NAMESPACE))
     fabric = Fabric(engine, namespaces, reconciler)
+
+    async def steer(vpc_id: str, commands: str) -> None:
+        await fabric.in_turn(partial(reconciler.steer, vpc_id, commands))
+
+    witness = Witness(state / "witness.sqlite", engine, namespaces, steer, Shelf.of_the_holder())
+    await witness.start()
+    stack.push_async_callback(witness.stop)
     await fabric.start()
     stack.push_async_callback(fabric.stop)
     backend = make_backend(state, options, namespaces)
     log.info("starting: the object store")
     await backend.start()
     stack.push_async_callback(backend.stop)
+    await mend(engine.world, backend)
     lifecycles = asyncio.create_task(expiry.run(engine, backend, engine.clock), name="lifecycles")
     stack.callback(lifecycles.cancel)
     log.info("starting: what follows resources")
@@ -129,9 +143,6 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
     )
     await flow_logs.start()
     stack.push_async_callback(flow_logs.stop)
-    witness = Witness(state / "witness.sqlite", engine, namespaces)
-    await witness.start()
-    stack.push_async_callback(witness.stop)
     door = Door(
         engine,
         credentials,
@@ -140,9 +151,6 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         account=options.account,
         observe=witness.decided,
     )
-    doors = EndpointDoors(engine, fabric, namespaces, door, authority)
-    await doors.start()
-    stack.push_async_callback(doors.stop)
     way_out = WayOut(engine, fabric, namespaces, state / "slirp4netns.log", enabled=options.internet)
     await way_out.start()
     stack.push_async_callback(way_out.stop)
@@ -168,9 +176,8 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         logs=logs,
         namespaces=namespaces,
         options=options,
-        noticed=witness.noticed,
-        last_look=witness.last,
-        issued=witness.issued,
+        witness=witness,
+        command=command,
     )
     side = SideServices(state, namespaces, account=options.account, region=options.region)
     stack.push_async_callback(side.stop)
@@ -189,6 +196,9 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         observe=witness.decided,
     )
     front = Front(dispatcher, door, cors_origins=options.cors_origins)
+    gateway_doors = GatewayDoors(engine, fabric, namespaces, front, door, authority)
+    await gateway_doors.start()
+    stack.push_async_callback(gateway_doors.stop)
     interface_doors = InterfaceDoors(engine, fabric, namespaces, front, door, authority)
     await interface_doors.start()
     stack.push_async_callback(interface_doors.stop)
@@ -217,16 +227,30 @@ async def compose(state: Path, options: Options, stack: AsyncExitStack) -> str:
         credentials,
         witness,
         look=lambda request: facts_of(request, backend, images),
+        command=command,
         region=options.region,
         account=options.account,
     )
     attachments = Attachments(engine, fabric, namespaces, region=options.region)
     await attachments.start()
     stack.push_async_callback(attachments.stop)
-    control = Control(running, engine, fabric, supervisor, logs, backend, questions, attachments, way_out)
+    control = Control(
+        running, engine, fabric, supervisor, logs, backend, questions, attachments, way_out, state, command
+    )
     await _serve_control(state, control, stack)
     _write_running(state, running)
     return str(running["url"])
+
+
+def seed(state: Path, engine: Engine, options: Options) -> None:
+    """Make what a new account finds, once: who deletes the default VPC has deleted it, also when the first
+    start was cut off between the two lines that make it and say so."""
+    if (state / "seeded").exists():
+        return
+    if engine.world.count(PrefixList) == 0:
+        with engine.transaction() as tx:
+            default_vpc.seed(tx, region=options.region, account=options.account)
+    (state / "seeded").touch()
 
 
 def make_backend(state: Path, options: Options, namespaces: Namespaces) -> Backend:
@@ -246,10 +270,7 @@ def _bind(address: str, port: int, stack: AsyncExitStack) -> socket.socket:
     try:
         place.bind((address, port))
     except OSError as error:
-        raise CannotStart(
-            f"port {port} of {address} cannot be had: {error.strerror}. "
-            "Choose another: cloister up --port PORT (--http-port PORT)."
-        ) from error
+        raise CannotStart(f"port {port} of {address} cannot be had: {error.strerror}") from error
     return place
 
 
@@ -295,10 +316,10 @@ def main() -> None:
     )
     # The fabric's worker compiles beside the loop: a request must not wait 5 ms until it yields.
     sys.setswitchinterval(0.0002)
-    state = Path(sys.argv[1])
+    state, command = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "cloister"
     try:
-        asyncio.run(run(state, options_file.read(state)))
-    except CannotStart as error:
+        asyncio.run(run(state, options_file.read(state), command))
+    except (CannotStart, UnreadableState) as error:
         log.error("cannot start: %s", error)
         sys.exit(1)
 

@@ -22,6 +22,7 @@ from cloister.iam.model import Principal
 from cloister.services.api import OPERATIONS, Call, Observe, Operation, Origin, Params, needs_of
 from cloister.side import actions
 from cloister.side.process import SideServices
+from cloister.store import is_full
 from cloister.wire import denials, protocol, sigv4
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest, HttpResponse
@@ -90,9 +91,11 @@ class Dispatcher:
             return protocol.render(target, result, request_id)
         except AwsError as error:
             return protocol.render_error(target, error, request_id)
-        except Exception:
+        except Exception as error:
             log.exception("request %s failed inside Cloister", request_id)
             sentence = f"Cloister failed on this request; its daemon.log says why, under {request_id}."
+            if is_full(error):
+                sentence = "No space is left on the disk of Cloister's state folder."
             return protocol.render_error(target, AwsError("InternalFailure", sentence, 500), request_id)
 
     def _authenticate(self, request: HttpRequest, target: protocol.Target) -> Principal:

@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from cloister.jobs.image_look import look
 from cloister.jobs.images import Images, is_in_a_registry, registry_of
+from cloister.jobs.model import CONFIG_PATH, OUTPUT_PATH
 from cloister.jobs.objects import split_uri
 from cloister.s3 import listing
 from cloister.s3.address import encode_path, encode_query
 from cloister.s3.backend import Backend
 from cloister.s3.buckets import parse_xml
-from cloister.why.preflight import Facts
+from cloister.why.preflight import Facts, ImageFacts
 from cloister.wire.errors import AwsError
 
 #: keys of an input that are looked at
@@ -28,7 +30,7 @@ async def facts_of(request: Mapping[str, Any], backend: Backend, images: Images)
     listed = await asyncio.gather(*(_keys(backend, uri) for uri in uris))
     return Facts(
         keys={uri: keys for uri, keys in zip(uris, listed, strict=True) if keys is not None},
-        image_trouble=await _image_trouble(images, request["AppSpecification"]["ImageUri"]),
+        image=await _image(images, request),
     )
 
 
@@ -47,17 +49,40 @@ async def _keys(backend: Backend, uri: str) -> list[str] | None:
     return [key for key, _ in listing.objects(listed, prefix, backend.names)]
 
 
-async def _image_trouble(images: Images, uri: str) -> str:
+async def _image(images: Images, request: Mapping[str, Any]) -> ImageFacts:
     """An image that is not here is pulled when a job needs it, if its registry is reached at all."""
-    if await asyncio.to_thread(images.local, uri) is not None:
-        return ""
+    app = request["AppSpecification"]
+    uri = app["ImageUri"]
+    image = await asyncio.to_thread(images.local, uri)
+    if image is not None:
+        found = await asyncio.to_thread(
+            look,
+            image,
+            app.get("ContainerEntrypoint") or (),
+            app.get("ContainerArguments") or (),
+            request.get("Environment") or {},
+            _mounted(request),
+        )
+        return ImageFacts(seen=found.seen, command_trouble=found.trouble)
     if not is_in_a_registry(uri):
-        return f"{uri} is not in podman's storage, and no name of an image in a registry."
+        return ImageFacts(trouble=f"{uri} is not in podman's storage, and no name of an image in a registry.")
     host, port = registry_of(uri)
     try:
         async with asyncio.timeout(_CONNECT_SECONDS):
             _, writer = await asyncio.open_connection(host, port)
         writer.close()
     except (TimeoutError, OSError):
-        return f"{uri} is not in podman's storage, and its registry {host} is not reached from this host."
-    return ""
+        said = f"{uri} is not in podman's storage, and its registry {host} is not reached from this host."
+        return ImageFacts(trouble=said)
+    return ImageFacts(
+        seen=f"{uri} is not in podman's storage, and will be pulled: {host} is reached. Not looked at: "
+        "whether it has the image, also for this machine, and what that can start. After `podman pull` it is."
+    )
+
+
+def _mounted(request: Mapping[str, Any]) -> list[str]:
+    """Where the platform puts files of its own over an image's."""
+    channels = [each.get("S3Input") or {} for each in request.get("ProcessingInputs") or ()]
+    outputs = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or ()
+    channels += [each.get("S3Output") or {} for each in outputs]
+    return [CONFIG_PATH, OUTPUT_PATH, *(each["LocalPath"] for each in channels if each.get("LocalPath"))]

@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import aiohttp
@@ -235,10 +234,10 @@ class FlowLogs:
         services: dict[str, str] = {}
         paths: dict[str, int] = {}
         if "pkt-src-aws-service" in fields or "pkt-dst-aws-service" in fields:
-            blocks = [IPv4Network(text) for text in endpoints.s3_prefix_list(self._region).entries]
             for address in {a for key in traffic.flows for a in (key.source, key.destination)}:
-                if any(IPv4Address(address) in block for block in blocks):
-                    services[address] = "S3"
+                service = endpoints.service_at(address, self._region)
+                if service is not None:
+                    services[address] = service.label
                 elif gateways.is_service(address):
                     services[address] = "AMAZON"
         if "traffic-path" in fields:

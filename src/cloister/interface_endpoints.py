@@ -1,4 +1,4 @@
-"""The doors of interface endpoints: a TLS server in the namespace of each endpoint's interfaces.
+"""The doors of interface endpoints: a server in the namespace of each endpoint's interfaces.
 
 Which endpoint a request came through is known from the socket it was accepted on; only the endpoint's own
 service is answered there. An endpoint is "pending" until all its interfaces are served.
@@ -10,18 +10,15 @@ import contextlib
 import socket
 from dataclasses import replace
 
-from aiohttp import web
-
+from cloister.endpoint_door import serve_endpoint
 from cloister.engine import Engine
 from cloister.fabric import Fabric
 from cloister.front import Front
 from cloister.kernel.netns import Namespaces
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
-from cloister.s3.doors import listen, serve, server
 from cloister.servers import Close, Servers
-from cloister.services.api import Origin
-from cloister.vpc.interface_endpoints import HTTP, HTTPS, InterfaceService, service_of
+from cloister.vpc.interface_endpoints import service_of
 from cloister.vpc.model import NetworkInterface, VpcEndpoint
 from cloister.world import World
 
@@ -67,7 +64,9 @@ class InterfaceDoors:
             listeners: dict[int, socket.socket] = {}
             for port in service.ports:
                 listeners[port] = stack.enter_context(self._namespaces.bound(interface_id, port))
-            close = await self._serve(endpoint, service, listeners)
+            close = await serve_endpoint(
+                self._front, self._door, self._context, endpoint, service.service, listeners
+            )
             stack.pop_all()
         self._open_now.add(key)
         self._applied(self._fabric.applied_world)
@@ -77,23 +76,6 @@ class InterfaceDoors:
             await close()
 
         return close_and_forget
-
-    async def _serve(
-        self, endpoint: VpcEndpoint, service: InterfaceService, listeners: dict[int, socket.socket]
-    ) -> Close:
-        endpoint_id, vpc_id = endpoint.endpoint_id, endpoint.vpc_id
-        if service.service == "s3":
-            plain, tls = listeners.get(HTTP), listeners.get(HTTPS)
-            return await serve(self._door, plain, tls, self._context, endpoint_id, vpc_id)
-
-        async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            origin = Origin(address=request.remote or "", endpoint_id=endpoint_id, vpc_id=vpc_id, secure=True)
-            return await self._front.at_endpoint(request, origin, service.service)
-
-        runner = web.ServerRunner(server(handle), shutdown_timeout=1.0)
-        await runner.setup()
-        await listen(runner, None, listeners[HTTPS], self._context)
-        return runner.cleanup
 
     def _applied(self, world: World) -> None:
         """Endpoints of which the kernel holds and we serve everything become available."""

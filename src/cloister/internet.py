@@ -1,14 +1,13 @@
 """What is outside of every VPC: the doors of AWS services on their public addresses.
 
-They listen in the namespace `INTERNET`, for whoever comes by an internet gateway: S3 on its own blocks by
-HTTP and HTTPS, all other services on the stand-in block by HTTPS. A caller is known by its public address
-alone, as on the internet: `aws:SourceIp` is the Elastic IP, and no key of a VPC is there.
+They listen in the namespace `INTERNET`, for whoever comes by an internet gateway: S3 and DynamoDB on blocks
+of their own by HTTP and HTTPS, all other services on the stand-in block by HTTPS. A caller is known by its
+public address alone, as on the internet: `aws:SourceIp` is the Elastic IP, and no key of a VPC is there.
 """
 
 from __future__ import annotations
 
 import contextlib
-from ipaddress import IPv4Address
 
 from aiohttp import web
 
@@ -21,7 +20,8 @@ from cloister.s3.door import Door
 from cloister.s3.doors import HTTP, HTTPS, listen, server
 from cloister.servers import Close, Servers
 from cloister.services.api import Origin
-from cloister.vpc.gateways import INTERNET, STAND_IN
+from cloister.vpc.endpoints import service_in_any_region
+from cloister.vpc.gateways import INTERNET
 from cloister.vpc.model import InternetGateway
 from cloister.world import World
 
@@ -71,17 +71,15 @@ class InternetDoors:
         return runner.cleanup
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        if not _is_stand_in(request):
-            return await self._door.handle(
-                request, Origin(address=request.remote or "", secure=request.secure)
-            )
+        """Which service is asked is told by the address that was called."""
+        transport = request.transport
+        called = transport.get_extra_info("sockname") if transport is not None else None
+        origin = Origin(address=request.remote or "", secure=request.secure)
+        service = service_in_any_region(called[0]) if called is not None else None
+        if service is not None and service.service == "s3":
+            return await self._door.handle(request, origin)
+        if service is not None:
+            return await self._front.at_endpoint(request, origin, service.service)
         if not request.secure:
             return web.Response(status=403, text="This service is spoken to by HTTPS only.\n")
         return await self._front.handle(request)
-
-
-def _is_stand_in(request: web.BaseRequest) -> bool:
-    """Whether the request came to a service other than S3: told by the address that was called."""
-    transport = request.transport
-    called = transport.get_extra_info("sockname") if transport is not None else None
-    return called is None or IPv4Address(called[0]) in STAND_IN

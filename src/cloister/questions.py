@@ -23,6 +23,7 @@ from cloister.credentials import Credentials
 from cloister.engine import Engine
 from cloister.iam.model import Role
 from cloister.jobs.model import ProcessingJob
+from cloister.receipt_key import signing_key
 from cloister.services.api import Call, Origin
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Verdict
@@ -34,7 +35,7 @@ from cloister.why.request import is_address, session_of, why_request
 from cloister.wire import protocol
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest
-from cloister.witness import Witness, signing_key
+from cloister.witness import Witness
 
 _PROTOCOLS = ("tcp", "udp", "icmp")
 _CREATE = protocol.Target(service="sagemaker", operation="CreateProcessingJob", protocol="json")
@@ -55,8 +56,10 @@ class Questions:
         look: Callable[[Mapping[str, Any]], Awaitable[Facts]],
         region: str,
         account: str,
+        command: str = "cloister",
     ) -> None:
         self._look = look
+        self._command = command
         self._state = state
         self._engine = engine
         self._witness = witness
@@ -89,7 +92,7 @@ class Questions:
     def _job(self, name: str) -> ProcessingJob:
         job = self._engine.world.get(ProcessingJob, name)
         if job is None:
-            raise BadQuestion(f"No job is named {name!r}. `cloister status` lists the latest.")
+            raise BadQuestion(f"No job is named {name!r}. `{self._command} status` lists the latest.")
         return job
 
     def _why_job(self, name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A job's record: what it reached and was refused, line by line. Pure: a line is added to a `Record`.
 
-Beyond `LIMIT` lines of one kind only their number is kept. Rules are looked up when a line is first seen:
-later changes do not alter it.
+Beyond `LIMIT` lines of one kind only their number is kept, up to `LEFT_OUT`, and of connections what they
+carried together. Rules are looked up when a line is first seen: later changes do not alter it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
+from zlib import crc32
 
 from cloister.iam.decide import Decision
 from cloister.kernel.conntrack import Connection
@@ -23,6 +24,10 @@ from cloister.world import World
 
 #: lines of one kind in a job's record
 LIMIT = 1000
+LEFT_OUT = 10_000
+#: in place of an address
+OTHERS = "others"
+_ANY = (OTHERS, "all", None, None)
 _NAMES = {1: "icmp", 6: "tcp", 17: "udp"}
 
 
@@ -42,13 +47,19 @@ class Record:
     """`network` is what it was when the job's interfaces were there first."""
 
     network: dict[str, Any] = field(default_factory=dict)
+    #: who has the job's addresses, from the moment at which anything may use them (`begun`)
+    whos: list[Who] = field(default_factory=list)
+    begun: bool = False
+    #: the handle of the router's table when its notes were read last
+    table: int = 0
     #: "algo-1 tcp 10.0.0.7 443 to" -> line
     flows: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: the kernel's number and a way -> [packets and bytes sent, received] so far
     open: dict[str, list[int]] = field(default_factory=dict)
     refused: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: dict[str, dict[str, Any]] = field(default_factory=dict)
-    left_out: int = 0
+    #: digests of the lines that are left out
+    beyond: set[int] = field(default_factory=set)
     #: why connections may be missing
     gaps: list[str] = field(default_factory=list)
     #: access key id of a session of the job's -> whose it is
@@ -74,7 +85,7 @@ def told(record: Record) -> dict[str, Any]:
         ],
         "requests": [_plain(line) for line in record.requests.values()],
         "unknown_names": [_plain(line) for line in record.unknown.values()],
-        "left_out": record.left_out,
+        "left_out": len(record.beyond),
         "gaps": list(record.gaps),
     }
 
@@ -88,13 +99,14 @@ def add_request(
     resource: str,
     decision: Decision,
     alike: Callable[[], str | None],
-) -> None:
-    """A decision of policies. `alike` finds the ARN of all objects that are asked for like this one."""
+) -> bool:
+    """A decision of policies; whether it is the first of its line. `alike` finds the ARN of all objects that
+    are asked for like this one."""
     place = resource.partition("/")[0] if action.startswith("s3:") else resource
     outcome = "allowed" if decision.allowed else "refused"
-    line = _line(record, record.requests, f"{who} {action} {place} {endpoint_id} {outcome}")
+    line = _line(record, "requests", f"{who} {action} {place} {endpoint_id} {outcome}")
     if line is None:
-        return
+        return False
     if not line:
         wanted = "Allow" if decision.allowed else "Deny"
         line |= {
@@ -110,14 +122,17 @@ def add_request(
             refusal = permission.refusal(world, decision, endpoint_id=endpoint_id, objects=alike())
             line |= {"example": resource, "why": refusal.sentence, "fix": refusal.fix}
     line["count"] += 1
+    return bool(line["count"] == 1)
 
 
-def add_name(record: Record, world: World, who: Who, name: str, addresses: tuple[str, ...]) -> None:
-    """The VPC's resolver gave these addresses for a name."""
+def add_name(record: Record, world: World, who: Who, name: str, addresses: tuple[str, ...]) -> bool:
+    """The VPC's resolver gave these addresses for a name; whether anything of it is new."""
+    before = len(record.names), len(record.unknown)
     for address in addresses[: max(0, LIMIT - len(record.names))]:
         record.names[address] = name
     if not addresses:
         _add_unknown(record, world, who, name)
+    return before != (len(record.names), len(record.unknown))
 
 
 def _add_unknown(record: Record, world: World, who: Who, name: str) -> None:
@@ -130,7 +145,7 @@ def _add_unknown(record: Record, world: World, who: Who, name: str) -> None:
     bare = name.removesuffix(f".{private_domain(region)}")
     if bare != name and f"{who.name} {bare}" in record.unknown:
         return
-    line = _line(record, record.unknown, f"{who.name} {name}")
+    line = _line(record, "unknown", f"{who.name} {name}")
     if line is None:
         return
     if not line:
@@ -143,16 +158,16 @@ def add_connection(record: Record, world: World, who: Who, way: str, each: Conne
     """A connection "to" or "from" others, as it is counted now."""
     other = each.destination if way == "to" else each.source
     protocol = _NAMES.get(each.protocol, str(each.protocol))
-    line = _line(record, record.flows, f"{who.name} {protocol} {other} {each.port} {way}")
+    line, told = _line(record, "flows", f"{who.name} {protocol} {other} {each.port} {way}"), True
     if line is None:
-        return
+        line, told = record.flows.setdefault(f"{who.name} {OTHERS} {way}", {}), False
     if not line:
-        line |= {"who": who.name, "way": way, "other": other, "protocol": protocol}
-        line["name"] = record.names.get(other)
-        line["port"] = each.port or None
+        place = (other, protocol, record.names.get(other), each.port or None)
+        line |= {"who": who.name, "way": way}
+        line |= zip(("other", "protocol", "name", "port"), place if told else _ANY, strict=True)
         line |= dict.fromkeys(("connections", "packets_sent", "bytes_sent"), 0)
         line |= dict.fromkeys(("packets_received", "bytes_received"), 0)
-        if way == "to":
+        if told and way == "to":
             verdict = _explain(record, world, who, other, protocol, each.port)
             line["through"] = [step.origin for step in verdict.steps if step.allowed]
             if verdict.refusal is not None:  # further on than where the router notes it
@@ -169,12 +184,22 @@ def add_connection(record: Record, world: World, who: Who, way: str, each: Conne
     record.open[f"{each.number} {way}"] = counts
 
 
+def count_from_zero(record: Record, table: int) -> bool:
+    """Note which table of the router counts refusals now; whether it is another than before."""
+    anew = record.table not in (0, table)
+    record.table = table
+    if anew:
+        for line in record.refused.values():
+            line["_last"] = [0, 0]
+    return anew
+
+
 def add_refusal(
     record: Record, world: World, who: Who, address: str, protocol: int, port: int, packets: int, size: int
 ) -> None:
     """Packets that the router has refused so far."""
     name = _NAMES.get(protocol, str(protocol))
-    line = _line(record, record.refused, f"{who.name} {name} {address} {port}")
+    line = _line(record, "refused", f"{who.name} {name} {address} {port}")
     if line is None:
         return
     if not line:
@@ -182,7 +207,7 @@ def add_refusal(
         line |= {"who": who.name, "to": address, "name": record.names.get(address)}
         line |= {"protocol": name, "port": port or None}
         line |= told_of(refusal) | {"packets": 0, "bytes": 0, "_last": [0, 0]}
-    last = line["_last"] if packets >= line["_last"][0] else [0, 0]  # less: the set was made anew
+    last = line["_last"] if packets >= line["_last"][0] else [0, 0]  # less: the note was cleared
     line["packets"] += packets - last[0]
     line["bytes"] += size - last[1]
     line["_last"] = [packets, size]
@@ -207,9 +232,11 @@ def _explain(record: Record, world: World, who: Who, address: str, protocol: str
     return replace(found, steps=tuple(steps))
 
 
-def _line(record: Record, lines: dict[str, dict[str, Any]], key: str) -> dict[str, Any] | None:
+def _line(record: Record, kind: str, key: str) -> dict[str, Any] | None:
+    lines: dict[str, dict[str, Any]] = getattr(record, kind)
     if key not in lines and len(lines) >= LIMIT:
-        record.left_out += 1
+        if len(record.beyond) < LEFT_OUT:
+            record.beyond.add(crc32(f"{kind} {key}".encode()))
         return None
     return lines.setdefault(key, {})
 

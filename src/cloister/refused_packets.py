@@ -1,16 +1,15 @@
-"""What a VPC's router noted of the packets that it refused (`vpc/refusals.py`): read, and cleared.
+"""What a VPC's router noted of the packets that it refused (`vpc/refusals.py`).
 
-Both are called in the router's namespace.
+All is called in its namespace.
 """
 
 from __future__ import annotations
 
 import struct
-from socket import inet_ntoa
+from socket import IPPROTO_TCP, IPPROTO_UDP, inet_ntoa
 
 from cloister.kernel.conntrack import Connection, connections
 from cloister.kernel.flows import Counts
-from cloister.kernel.nft import Nft
 from cloister.kernel.plan import TABLE
 from cloister.vpc import refusals
 
@@ -18,8 +17,8 @@ _TO_PORT, _TO = struct.Struct("!16s4sB3xH2x"), struct.Struct("!16s4sB3x")
 Noted = tuple[str, str, int, int, int, int]  # port of the router, address, protocol, port, packets, bytes
 
 
-def look() -> tuple[list[Connection], list[Noted]]:
-    """The router's connections, and its notes of what it refused."""
+def look() -> tuple[list[Connection], list[Noted], int]:
+    """The router's connections, its notes of what it refused, and the handle of the table that has them."""
     counts = Counts()
     try:
         noted: list[Noted] = []
@@ -28,14 +27,29 @@ def look() -> tuple[list[Connection], list[Noted]]:
                 port, address, protocol, *number = form.unpack(key)
                 where = port.rstrip(b"\0").decode()
                 noted.append((where, inet_ntoa(address), protocol, number[0] if number else 0, packets, size))
-        return connections(), noted
+        return connections(), noted, counts.table() or 0
     finally:
         counts.close()
 
 
-def clear(ports: set[str]) -> None:
-    """Delete the notes of these ports of the router."""
-    counts, nft = Counts(), Nft()
+def table() -> int:
+    """The handle of the table: another when it was built anew, and the notes with it."""
+    counts = Counts()
+    try:
+        return counts.table() or 0
+    finally:
+        counts.close()
+
+
+def overflow(noted: list[Noted]) -> bool:
+    """Whether a set is full, so that some may not have been noted."""
+    with_port = sum(protocol in (IPPROTO_TCP, IPPROTO_UDP) for _, _, protocol, *_ in noted)
+    return max(with_port, len(noted) - with_port) >= refusals.SIZE
+
+
+def clearing(ports: set[str]) -> str:
+    """The nft commands that delete the notes of these ports of the router."""
+    counts = Counts()
     try:
         commands = []
         for name, form in ((refusals.BY_PORT, _TO_PORT), (refusals.BY_PROTOCOL, _TO)):
@@ -45,8 +59,6 @@ def clear(ports: set[str]) -> None:
                 if where in ports:
                     parts = [f'"{where}"', inet_ntoa(address), str(protocol), *map(str, number)]
                     commands.append(f"delete element ip {TABLE} {name} {{ {' . '.join(parts)} }}")
-        if commands:
-            nft.run("\n".join(commands))
+        return "\n".join(commands)
     finally:
-        nft.close()
         counts.close()

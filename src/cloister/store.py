@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterable
@@ -42,13 +43,36 @@ def _extend(log: Path) -> None:
         os.fsync(file.fileno())
 
 
+_REMEDY = (
+    "Go on with the version that made this state folder, or name another one: cloister --state FOLDER up"
+)
+
+
+class UnreadableState(Exception):
+    """The documents cannot be read by this version; the sentence says which, and what to do."""
+
+
+def is_full(error: Exception) -> bool:
+    """Whether this is how a full disk shows."""
+    if isinstance(error, sqlite3.OperationalError):
+        return error.sqlite_errorcode == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 class Store:
     """The durable side of the World. Used from one thread."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._db = sqlite3.connect(path, isolation_level=None)
         path.chmod(0o600)
-        self._db.execute("PRAGMA journal_mode = WAL")
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:  # the disk's fault, not the file's
+            raise
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise UnreadableState(f"{path} cannot be read: {error}. {_REMEDY}") from error
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(_SCHEMA)
         _extend(path.with_name(path.name + "-wal"))
@@ -59,8 +83,17 @@ class Store:
 
     def load(self) -> World:
         """The World as last acknowledged. A document of a kind this version does not know is left alone."""
-        rows = self._db.execute("SELECT kind, body FROM document ORDER BY number")
-        return World.of(self._decoders[kind].decode(body) for kind, body in rows if kind in self._decoders)
+        rows = self._db.execute("SELECT kind, key, body FROM document ORDER BY number")
+        return World.of(self._read(*row) for row in rows if row[0] in self._decoders)
+
+    def _read(self, kind: str, key: str, body: bytes) -> Any:
+        try:
+            return self._decoders[kind].decode(body)
+        except msgspec.DecodeError as error:
+            raise UnreadableState(
+                f"{self._path} holds the {kind} {key} as this version of Cloister does not know it "
+                f"({error}): another version wrote it. {_REMEDY}"
+            ) from error
 
     def save(self, changes: Iterable[Change]) -> None:
         """All of these changes, durably, or none of them (sqlite3.Error)."""

@@ -30,7 +30,7 @@ from click.testing import CliRunner, Result
 
 from cloister.cli import lifecycle
 from cloister.cli.main import main
-from cloister.cli.paths import Running
+from cloister.cli.paths import Running, in_any_shell
 
 COMMANDS = main.list_commands(Context(main))
 #: without output of their own to parse: a script for a shell; the output of somebody's command
@@ -128,7 +128,8 @@ def test_what_needs_a_daemon_says_how_to_start_one(arguments: list[str], tmp_pat
     ("arguments", "code", "answer"),
     [
         (["status", "--json"], 3, {"up": False}),
-        (["down", "--json"], 0, {"was_up": False}),
+        (["down", "--json"], 0, {"was_up": False, "ended_jobs": []}),
+        (["env", "--unset", "--json"], 0, list(lifecycle.VARIABLES)),
         (["gc", "--json"], 0, {"removed": []}),
         (["gc", "--dry-run", "--json"], 0, {"removed": []}),
     ],
@@ -185,14 +186,32 @@ def test_options_that_cannot_be_read_are_told_by_their_file(text: str, tmp_path:
         (["--port", "70000"], "70000 is not in the range 1<=x<=65535"),
         (["--rules-per-security-group", "0"], "is not in the range"),
         (["--stop-grace", "long"], "is not a valid float"),
+        (["--stop-grace", "-1"], "-1.0 is not in the range"),
+        (["--region", "not a region"], "--region takes a name like eu-west-1, not 'not a region'"),
+        (["--s3-backend", "http://[x"], "--s3-backend takes a URL like"),
+        (["--s3-backend", "http://x:port"], "--s3-backend takes a URL like"),
+        (["--s3-backend", "nonsense"], "--s3-backend takes a URL like http://10.0.0.9:9000, not 'nonsense'"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused_by_its_value(
     arguments: list[str], told: str, tmp_path: Path
 ) -> None:
     result = run("up", *arguments, state=tmp_path)
-    assert result.exit_code != 0
+    assert result.exit_code == 2
     assert told in result.output
+    kept = tmp_path / "options.json"
+    assert not kept.exists() or json.loads(kept.read_text())["region"] == "us-east-1", "nothing of it is kept"
+
+
+def test_a_state_folder_stays_of_its_region_and_account(tmp_path: Path) -> None:
+    (tmp_path / "world.sqlite").touch()
+    result = run("up", "--region", "eu-west-1", state=tmp_path)
+    assert result.exit_code == 1
+    assert "are of region us-east-1, account 123456789012, and stay so" in result.output
+
+
+def test_the_variables_are_taken_back_also_when_cloister_is_down(tmp_path: Path) -> None:
+    assert run("env", "--unset", state=tmp_path).output.splitlines()[0] == "unset AWS_ENDPOINT_URL"
 
 
 def test_the_state_folder_comes_from_the_option_the_variable_or_the_home(tmp_path: Path) -> None:
@@ -251,7 +270,7 @@ STATUS = {
     "region": "us-east-1",
     "account": "123456789012",
     "memory_mb": 70,
-    "s3": "http://127.0.0.1:8333",
+    "s3": "/var/lib/cloister/objects (SeaweedFS)",
     "problem": "the kernel refused a rule",
     "way_out": "none",
     "resources": {"VPCs": 2, "jobs": 1},
@@ -265,12 +284,16 @@ ANSWERS: dict[str, tuple[int, Any]] = {
     "/ping": (200, {"pid": 1}),
     "/status": (200, STATUS),
     "/gc": (200, ["/x/jobs/etl-1"]),
+    "/under-way": (200, ["etl"]),
     "/logs?job=etl&after=": (
         200,
         {"events": EVENTS, "next": "2", "ended": True, "status": "Failed", "failure_reason": "exit code 3"},
     ),
     "/logs?job=nobody&after=": (404, {"error": "There is no job nobody; `cloister status` lists them."}),
 }
+
+
+_FINDING = {"ok": True, "about": "role", "sentence": "It may.", "fix": None, "steps": []}
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -408,7 +431,7 @@ def in_terminal(*arguments: str, state: Path) -> str:
 
 def test_a_refusal_of_the_daemon_is_shown_in_its_words(state: Path) -> None:
     result = run("logs", "nobody", state=state)
-    assert result.exit_code == 1
+    assert result.exit_code == 2, "the question makes no sense"
     assert result.output == "Error: There is no job nobody; `cloister status` lists them.\n"
 
 
@@ -423,7 +446,40 @@ def test_up_with_other_options_does_not_change_a_running_cloister(state: Path) -
     assert f"First: cloister --state {state} down\n" in result.output
 
 
+def test_the_pid_that_is_told_is_the_daemons_on_this_host(state: Path) -> None:
+    told = json.loads(run("up", "--json", state=state).output)
+    assert told["pid"] == os.getpid(), "who listens on its socket, whatever it calls itself"
+
+
+def test_a_reader_that_has_seen_enough_is_no_daemon_that_is_down(state: Path) -> None:
+    program = "from cloister.cli.main import main; main(prog_name='cloister')"
+    command = [sys.executable, "-c", program, "--state", str(state), "logs", "etl"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_no_color_is_kept_to(
+    state: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], coloured: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setitem(ANSWERS, "/check", (200, {"ok": True, "findings": [_FINDING]}))
+    (state / "job.json").write_text("{}")
+    result = CliRunner().invoke(
+        main, ["--state", str(state), "check", str(state / "job.json")], env=variables, color=True
+    )
+    assert ("\x1b[" in result.output) is coloured
+
+
 # -- starting --
+
+
+@dataclass
+class Usage:
+    free: int
 
 
 @dataclass
@@ -451,8 +507,9 @@ class Daemon:
     def ends(self, _: Path, __: int) -> int:
         return self._passed(self.ends_at)
 
-    def stop(self, _: Path, __: float) -> None:
+    def stop(self, _: Path, __: float) -> bool:
         self.stopped = True
+        return True
 
     def read_running(self, _: Path) -> Running | None:
         if not self.began:
@@ -507,3 +564,25 @@ def test_up_tells_on_no_terminal_too_that_it_still_waits(
     monkeypatch.setattr(lifecycle, "TELL_SECONDS", 0.2)
     daemon.steps, daemon.up_after = [0.1], 0.5
     assert "still starting after 0 s: step 0" in run("up", state=daemon.folder).output
+
+
+def test_who_interrupts_up_ends_what_was_started(daemon: Daemon) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    daemon.ensure = interrupted  # type: ignore[method-assign]
+    result = run("up", state=daemon.folder)
+    assert (result.exit_code, daemon.stopped) == (130, True)
+    assert "Interrupted: Cloister is not up." in result.output
+
+
+def test_up_on_a_full_disk_says_so(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle.shutil, "disk_usage", lambda _: Usage(free=4096))
+    daemon.holder_lives = False
+    told = run("up", state=daemon.folder).output
+    assert f"the daemon ended, and the disk of {daemon.folder} is full (4 KiB are left)" in told
+
+
+def test_what_is_told_to_be_typed_names_the_state_folder_where_it_is_not_the_usual(tmp_path: Path) -> None:
+    assert in_any_shell(tmp_path) == f"cloister --state {tmp_path}"
+    assert in_any_shell(Path("/var/lib/cloister")) == "cloister" or os.geteuid() != 0

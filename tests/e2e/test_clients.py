@@ -474,8 +474,6 @@ def test_the_aws_cli_drives_cloister_and_works_inside_a_job(
 
 # ---- what is not there yet ---------------------------------------------------------------------------
 
-KEY = "arn:aws:kms:us-east-1:123456789012:key/11111111-2222-3333-4444-555555555555"
-
 
 def _input_with(**changes: Any) -> dict[str, Any]:
     s3 = {"S3Uri": "s3://b/k", "LocalPath": IN, "S3DataType": "S3Prefix", "S3InputMode": "File"}
@@ -497,14 +495,11 @@ NOT_YET: dict[str, dict[str, Any]] = {
     "DatasetDefinition (input in)": {
         "ProcessingInputs": [{"InputName": "in", "DatasetDefinition": {"LocalPath": IN}}]
     },
-    "AppManaged (input in)": {"ProcessingInputs": [{"InputName": "in", "AppManaged": True}]},
-    "AppManaged (output out)": _output_with(AppManaged=True),
     "FeatureStoreOutput (output out)": _output_with(FeatureStoreOutput={"FeatureGroupName": "g"}),
-    "S3UploadMode Continuous (output out)": _output_with(
-        S3Output={"S3Uri": "s3://b/k", "LocalPath": OUT, "S3UploadMode": "Continuous"}
-    ),
-    "ProcessingOutputConfig.KmsKeyId": {"ProcessingOutputConfig": {"Outputs": [], "KmsKeyId": KEY}},
-    "ClusterConfig.VolumeKmsKeyId": {"cluster": {"VolumeKmsKeyId": KEY}},
+    "an alias as ProcessingOutputConfig.KmsKeyId (alias/x)": {
+        "ProcessingOutputConfig": {"Outputs": [], "KmsKeyId": "alias/x"}
+    },
+    "an alias as ClusterConfig.VolumeKmsKeyId (alias/x)": {"cluster": {"VolumeKmsKeyId": "alias/x"}},
     "ClusterConfig.InstancePreferences": {
         "cluster": {"InstanceType": None, "InstancePreferences": [{"InstanceType": "ml.m5.large"}]}
     },

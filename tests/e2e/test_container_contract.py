@@ -161,7 +161,7 @@ def test_the_two_configuration_files_are_as_the_container_contract_says(whole: d
             }
         },
         "RoleArn": request["RoleArn"],
-        "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+        "StoppingCondition": request["StoppingCondition"],
     }
     for number, report in enumerate(whole["reports"], 1):
         assert set(report["config"]) == {"processingjobconfig.json", "resourceconfig.json"}

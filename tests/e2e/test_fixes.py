@@ -117,3 +117,36 @@ def test_every_change_that_is_proposed_takes_one_wall_away_and_the_check_knows_w
     assert spared == ["vpce-00000000000000000", lab.endpoint]
     endpoint = on.ec2.describe_vpc_endpoints(VpcEndpointIds=[lab.endpoint])["VpcEndpoints"][0]
     assert json.loads(endpoint["PolicyDocument"])["Statement"][1]["Action"] == ["s3:DeleteObject"]
+
+
+@pytest.mark.skipif(not AWS.exists(), reason="this distribution has no package awscli")
+def test_a_key_that_the_role_may_not_use_is_told_before_and_after_and_the_change_helps(
+    cloister: Cloister, lab: Lab, tmp_path: Path
+) -> None:
+    lab.put("in/a.csv", b"1,2\n")
+    key = "arn:aws:kms:us-east-1:123456789012:key/11111111-2222-3333-4444-555555555555"
+    results = {"Outputs": [lab.output("out", f"s3://{lab.bucket}/out", OUT)], "KmsKeyId": key}
+    given = [lab.input("in", f"s3://{lab.bucket}/in/", IN)]
+    role = lab.role.rsplit("/", 1)[-1]
+    what = {"ProcessingInputs": given, "ProcessingOutputConfig": results}
+
+    request = lab.request(f"locked-{lab.on.mark}", *COPY, **what)
+    (finding,) = [
+        each
+        for each in ask(cloister.state, "POST", "/check", {"request": request})["findings"]
+        if not each["ok"]
+    ]
+    assert f"kms:GenerateDataKey on resource: {key}" in finding["sentence"]
+    job = lab.outcome(request)
+    assert job["ProcessingJobStatus"] == "Failed"
+    assert f"not authorized to perform: kms:GenerateDataKey on resource: {key}" in job["FailureReason"]
+    lab.on.undo.append(
+        lambda: lab.on.iam.delete_role_policy(RoleName=role, PolicyName="allow-kms-GenerateDataKey")
+    )
+    assert finding["fix"] in job["FailureReason"] or "prints the change" in job["FailureReason"]
+    _carry_out(cloister, finding["fix"], tmp_path)
+    request = lab.request(f"opened-{lab.on.mark}", *COPY, **what)
+    assert ask(cloister.state, "POST", "/check", {"request": request})["ok"]
+    assert lab.outcome(request)["ProcessingJobStatus"] == "Completed"
+    head = lab.on.s3.head_object(Bucket=lab.bucket, Key="out/a.csv")
+    assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", key)

@@ -120,7 +120,7 @@ class Endpoints:
             "kms": ("kms", "list_keys", {}, None),
             **{f"kms {n}": ("kms", "list_keys", {}, f"https://{name}") for n, name in enumerate(own)},
             "s3": ("s3", "head_object", {"Bucket": self.lab.bucket, "Key": "through.txt"}, s3),
-            "dynamodb": ("dynamodb", "list_tables", {}, None),
+            "sqs": ("sqs", "list_queues", {}, None),
         }
 
     def ask(self) -> dict[str, Said]:
@@ -258,7 +258,7 @@ def test_a_job_calls_services_by_their_own_names_through_endpoints(endpoints: En
 
 
 def test_a_service_without_an_endpoint_is_out_of_reach(endpoints: Endpoints) -> None:
-    said = endpoints.before["dynamodb"]
+    said = endpoints.before["sqs"]
     assert said["failed"] == SHUT_OUT
     assert said["addresses"][0].startswith("203.0.113.")
 

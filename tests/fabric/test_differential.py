@@ -54,7 +54,7 @@ FUZZ = bool(os.environ.get("CLOISTER_FUZZ"))
 EXAMPLES, PROBES = (200, 60) if FUZZ else (8, 60)
 WAIT = 0.5  # seconds until what has not answered is taken for dropped
 VPCS = ("vpc-0000000000000000a", "vpc-0000000000000000b")
-S3, SERVICE, NOBODY = "52.216.0.10", "203.0.113.9", "10.0.0.250"
+S3, DYNAMODB, SERVICE, NOBODY = "52.216.0.10", "52.94.0.10", "203.0.113.9", "10.0.0.250"
 PEERING, LIST = "pcx-0000000000000000c", "pl-0000000000000000d"
 TCP_PORTS, UDP_PORTS = (80, 443, 5000), (5000, 6001)
 
@@ -153,8 +153,15 @@ def acl_entries(draw: st.DrawFn) -> tuple[AclEntry, ...]:
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     """Two VPCs with two subnets each; six interfaces; every kind of gate, there or not; and, there or not, a
-    third subnet with an interface by way of which the two lead to each other."""
-    middles: dict[int, str] = {}
+    third and a fourth subnet, each with an interface by way of which the others lead to each other or out.
+
+    In half of them most passes: else hardly anything would pass the gates of several interfaces."""
+    is_open = draw(st.booleans())
+
+    def rather(usual: list[Any], every: list[Any]) -> Any:
+        return draw(one_of([*(usual * 4), *every] if is_open else every))
+
+    middles: dict[int, list[str]] = {}
     docs: list[object] = [
         PrefixList(prefix_list_id=LIST, name="l", owner_id="1", entries={"10.0.1.0/24": "", S3 + "/32": ""})
     ]
@@ -164,6 +171,12 @@ def worlds(draw: st.DrawFn) -> World:
         docs.append(Vpc(vpc_id=vpc_id, cidr=f"10.{vpc}.0.0/16", cidr_association_id="x"))
         for n in range(2):
             rules = tuple(draw(group_rules(vpc, 10 * n + i)) for i in range(draw(st.integers(1, 4))))
+            # Not for 0.0.0.0/0, which both ways is no tracked connection.
+            rules += tuple(
+                GroupRule(rule_id=f"sgr-{vpc}{n}w{egress}", egress=egress, protocol="-1", cidr=cidr)
+                for egress in (True, False)
+                for cidr in rather([["0.0.0.0/1", "128.0.0.0/1"]], [[]])
+            )
             docs.append(
                 SecurityGroup(group_id=groups[n], vpc_id=vpc_id, name=f"g{n}", description="", rules=rules)
             )
@@ -175,12 +188,11 @@ def worlds(draw: st.DrawFn) -> World:
                     cidr=f"10.{vpc}.{n}.0/24",
                     zone="us-east-1a",
                     zone_id="use1-az1",
-                    network_acl_id=draw(one_of(["", acls[0], acls[1]])),
+                    network_acl_id=rather([""], ["", acls[0], acls[1]]),
                 )
             )
-        middle = f"eni-00000{'ab'[vpc]}0000000000{'ab'[vpc]}" if draw(st.booleans()) else None
-        if middle is not None:
-            middles[vpc] = middle
+        middles[vpc] = [f"eni-00000{c}0000000000{c}" for c in ("ac", "bd")[vpc][: rather([1, 2], [0, 1, 2])]]
+        if middles[vpc]:
             everything = tuple(
                 GroupRule(rule_id=f"sgr-{vpc}o{egress}", egress=egress, protocol="-1", cidr="0.0.0.0/0")
                 for egress in (True, False)
@@ -194,29 +206,38 @@ def worlds(draw: st.DrawFn) -> World:
                     rules=everything,
                 )
             )
+        for n, middle in enumerate(middles[vpc], 2):
             docs.append(
                 Subnet(
-                    subnet_id=_ids("subnet", vpc, 3)[2],
+                    subnet_id=_ids("subnet", vpc, 4)[n],
                     vpc_id=vpc_id,
-                    cidr=f"10.{vpc}.2.0/24",
+                    cidr=f"10.{vpc}.{n}.0/24",
                     zone="us-east-1a",
                     zone_id="use1-az1",
-                    network_acl_id=draw(one_of(["", acls[0], acls[1]])),
+                    network_acl_id=rather([""], ["", acls[0], acls[1]]),
                 )
             )
+            others = [one for one in middles[vpc] if one != middle]
+            onward = {
+                f"10.{vpc}.0.0/24": rather([None], [None, *others]),
+                f"10.{vpc}.1.0/24": rather([None], [None, *others]),
+                "0.0.0.0/0": rather([igw], [None, igw, nat, PEERING, *others]),
+                f"10.{1 - vpc}.0.0/16": rather([PEERING], [None, igw, nat, PEERING, *others]),
+            }
             docs.append(
                 RouteTable(
-                    route_table_id=_ids("rtb", vpc, 3)[2],
+                    route_table_id=_ids("rtb", vpc, 4)[n],
                     vpc_id=vpc_id,
-                    number=1002,
+                    number=1000 + n,
+                    routes=tuple(Route(destination=to, target=by) for to, by in onward.items() if by),
                     associations=(
-                        RouteTableAssociation(association_id="c", subnet_id=_ids("subnet", vpc, 3)[2]),
+                        RouteTableAssociation(association_id=f"c{n}", subnet_id=_ids("subnet", vpc, 4)[n]),
                     ),
                 )
             )
-        if draw(st.booleans()):
-            docs.append(InternetGateway(internet_gateway_id=igw, vpc_id=draw(one_of([vpc_id, vpc_id, None]))))
-        targets = [igw, nat, PEERING, vpce]
+        if rather([True], [True, False]):
+            docs.append(InternetGateway(internet_gateway_id=igw, vpc_id=rather([vpc_id], [vpc_id, None])))
+        targets = [igw, nat, PEERING, vpce, *middles[vpc]]
         other = f"10.{1 - vpc}.0.0/16"
         for n in range(2):
             routes = draw(
@@ -230,6 +251,9 @@ def worlds(draw: st.DrawFn) -> World:
                     unique_by=lambda route: route.destination,
                 )
             )
+            if is_open and not any(route.destination == "0.0.0.0/0" for route in routes):
+                routes.append(Route(destination="0.0.0.0/0", target=draw(one_of([igw, *middles[vpc]]))))
+            by = draw(one_of([*middles[vpc], *middles[vpc], None]))
             peered = draw(st.booleans()) and not any(route.destination == other for route in routes)
             docs.append(
                 RouteTable(
@@ -239,7 +263,7 @@ def worlds(draw: st.DrawFn) -> World:
                     routes=(
                         *routes,
                         *([Route(destination=other, target=PEERING)] if peered else []),
-                        *([Route(destination=f"10.{vpc}.{1 - n}.0/24", target=middle)] if middle else []),
+                        *([Route(destination=f"10.{vpc}.{1 - n}.0/24", target=by)] if by else []),
                     ),
                     associations=(
                         RouteTableAssociation(association_id="m", subnet_id=None, main=True)
@@ -253,15 +277,30 @@ def worlds(draw: st.DrawFn) -> World:
                 VpcEndpoint(
                     endpoint_id=vpce,
                     vpc_id=vpc_id,
-                    service_name="com.amazonaws.us-east-1.s3",
+                    service_name=f"com.amazonaws.us-east-1.{draw(one_of(['s3', 's3', 'dynamodb']))}",
                     policy="",
                     route_table_ids=tuple(
-                        draw(st.lists(one_of(_ids("rtb", vpc, 2)), max_size=2, unique=True))
+                        draw(st.lists(one_of(_ids("rtb", vpc, 4)), max_size=2, unique=True))
                     ),
                     created=0,
                 )
             )
-    status = draw(one_of(["active", "active", "pending-acceptance"]))
+        # AWS: a gateway's table leads to interfaces only
+        if middles[vpc] and draw(st.booleans()):
+            onto = rather([[0, 1], [0], [1]], [[], [0, 1]])
+            docs.append(
+                RouteTable(
+                    route_table_id=_ids("rtb", vpc, 5)[4],
+                    vpc_id=vpc_id,
+                    number=1004,
+                    routes=tuple(
+                        Route(destination=f"10.{vpc}.{k}.0/24", target=draw(one_of(middles[vpc])))
+                        for k in onto
+                    ),
+                    associations=(RouteTableAssociation(association_id="g", subnet_id=None, gateway_id=igw),),
+                )
+            )
+    status = rather(["active"], ["active", "active", "pending-acceptance"])
     docs.append(
         VpcPeering(
             peering_id=PEERING,
@@ -275,16 +314,14 @@ def worlds(draw: st.DrawFn) -> World:
     tx = World.of(docs).begin()
     for place, (vpc, n) in enumerate([(0, 0), (0, 0), (0, 1), (0, 1), (1, 0), (1, 1)]):
         groups = draw(st.lists(one_of(_ids("sg", vpc, 2)), min_size=1, max_size=2, unique=True))
-        public = f"198.51.100.{10 + place}" if draw(st.booleans()) else None
+        public = f"198.51.100.{10 + place}" if rather([True], [True, False]) else None
         _add_interface(tx, f"eni-00000{place}0000000000{place}", vpc, n, groups, public)
-    for vpc, middle in middles.items():
-        # mostly open, or hardly anything would pass three interfaces' groups
-        groups = [draw(one_of([*_ids("sg", vpc, 3), _ids("sg", vpc, 3)[2], _ids("sg", vpc, 3)[2]]))]
-        made = _add_interface(tx, middle, vpc, 2, groups, None)
-        tx.put(replace(made, source_dest_check=draw(one_of([True, False, False]))))
+    for vpc, n, middle in ((v, n, one) for v, found in middles.items() for n, one in enumerate(found, 2)):
+        groups = [rather([_ids("sg", vpc, 3)[2]], _ids("sg", vpc, 3))]
+        made = _add_interface(tx, middle, vpc, n, groups, None)
+        tx.put(replace(made, source_dest_check=rather([False], [True, False])))
     for vpc, vpc_id in enumerate(VPCS):
-        # A NAT gateway would answer one of two subnets by way of the third: by UDP that may or may not pass.
-        if vpc not in middles and draw(st.booleans()):
+        if draw(st.booleans()):
             number = f"eni-00000{6 + vpc}0000000000{6 + vpc}"
             held = _add_interface(tx, number, vpc, 0, [], f"198.51.100.{20 + vpc}", NAT_INTERFACE)
             tx.put(
@@ -327,7 +364,7 @@ def _add_interface(
     kind: str = "interface",
 ) -> NetworkInterface:
     made = create_interface(
-        tx, subnet_id=_ids("subnet", vpc, 3)[n], group_ids=_ids("sg", vpc, 1), now=0, addresses=()
+        tx, subnet_id=_ids("subnet", vpc, 4)[n], group_ids=_ids("sg", vpc, 1), now=0, addresses=()
     )
     tx.delete(NetworkInterface, made.interface_id)
     address = str(IPv4Network(f"10.{vpc}.{n}.0/24")[10 + int(interface_id[-1], 16)])
@@ -373,7 +410,7 @@ class Arena:
         assert self.lab.fabric.problem is None
 
     def addresses(self, world: World) -> list[str]:
-        found = [S3, SERVICE, NOBODY]
+        found = [S3, DYNAMODB, SERVICE, NOBODY]
         for interface in world.all(NetworkInterface):
             for held in interface.addresses:
                 found += [held.address, *([held.public_ip] if held.public_ip else [])]

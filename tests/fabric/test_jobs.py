@@ -50,7 +50,8 @@ class House:
     def __init__(self, state: Path) -> None:
         self.state = state
         (state / "bundle.pem").write_bytes(Path("/etc/ssl/certs/ca-certificates.crt").read_bytes())
-        self.engine = Engine(Store(state / "world.sqlite"))
+        self.store = Store(state / "world.sqlite")
+        self.engine = Engine(self.store)
         self.logs = LogStore(state / "logs.sqlite")
         self.namespaces = Namespaces(state / "run" / "netns")
         self.fabric = Fabric(self.engine, self.namespaces, Reconciler(self.namespaces))
@@ -76,6 +77,7 @@ class House:
         await self.fabric.stop()
         self.namespaces.close()
         self.logs.close()
+        self.store.close()
 
     def seed(self) -> None:
         group = SecurityGroup(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 from dataclasses import dataclass, replace
 
 import pytest
 from tests.fabric.lab import ANYWHERE, QUIET, Lab, in_world, rule
+from tests.patience import PATIENCE
 
 from cloister.flow_readings import aggregate
 from cloister.flowlog import FlowLogs
@@ -30,10 +32,12 @@ from cloister.vpc.model import (
     RouteTableAssociation,
     SecurityGroup,
     Subnet,
+    VpcPeering,
 )
 
 pytestmark = pytest.mark.fabric
 
+_TRANSPARENT = 19  # linux/in.h: IP_TRANSPARENT, a source that is not its own
 ALL = (ANYWHERE, rule(cidr="0.0.0.0/0"))
 
 
@@ -255,13 +259,90 @@ async def test_a_route_to_an_interface_that_goes_is_a_black_hole(lab: Lab) -> No
 
 
 @in_world
-async def test_replies_must_come_by_the_same_interface(lab: Lab) -> None:
+async def test_replies_may_come_back_without_the_interface(lab: Lab) -> None:
+    """AWS: each interface tracks by itself. b knows what came in, a what it sent: neither is asked again."""
     scene = await _scene(lab)
     await lab.put(replace(scene.tables["b"], routes=()))
-    assert not lab.reaches(scene.a, scene.b, 5000)
+    await lab.put(
+        replace(scene.groups["a"], rules=(ALL[0],)),
+        replace(scene.groups["b"], rules=(ALL[1],)),
+        replace(scene.groups["m"], rules=ALL),
+    )
+    assert lab.reaches(scene.a, scene.b, 5000)
+    assert _echoes(lab, scene.a, scene.b)
+    assert _talks(lab, scene.a, scene.b)
+    # b may open nothing, and nothing may be opened to a
     assert not lab.reaches(scene.b, scene.a, 5000)
-    await lab.put(scene.tables["b"])
-    assert lab.reaches(scene.b, scene.a, 5000)
+    # the interface itself is passed in one direction only
+    await lab.put(
+        replace(scene.groups["m"], rules=(rule(True, cidr="10.0.1.0/24"), rule(cidr="10.0.0.0/24")))
+    )
+    assert lab.reaches(scene.a, scene.b, 5001)
+
+
+@in_world
+async def test_replies_that_come_by_an_interface_are_new_to_it(lab: Lab) -> None:
+    """b's table leads to a by m, which saw nothing of the beginning: its groups are asked about replies."""
+    scene = await _scene(lab)
+    await lab.put(replace(scene.tables["a"], routes=()))
+    assert lab.reaches(scene.a, scene.b, 5000)
+    assert _talks(lab, scene.a, scene.b)
+    narrow = (rule(True, cidr="10.0.0.0/24"), rule(cidr="10.0.1.0/24"))
+    await lab.put(
+        replace(scene.groups["a"], rules=(ALL[0],)),
+        replace(scene.groups["b"], rules=(ALL[1],)),
+        replace(scene.groups["m"], rules=narrow),
+    )
+    assert lab.reaches(scene.a, scene.b, 5001)
+    assert _talks(lab, scene.a, scene.b)
+    other = rule(False, "tcp", (5000, 5999), cidr="10.0.1.0/24")
+    for rules in (narrow[:1], narrow[1:], (narrow[0], other)):
+        await lab.put(replace(scene.groups["m"], rules=rules))
+        assert not lab.reaches(scene.a, scene.b, 5002), rules
+
+
+def _talks(lab: Lab, source: NetworkInterface, target: NetworkInterface) -> bool:
+    """Whether more than the window goes both ways in one connection, and it ends in order."""
+    listener = lab.listen(target.interface_id, target.addresses[0].address, 6000)
+    client = lab.socket(source.interface_id)
+    client.settimeout(5 * PATIENCE)
+    client.connect((target.addresses[0].address, 6000))
+    server = listener.accept()[0]
+    server.settimeout(5 * PATIENCE)
+    listener.close()
+    data = bytes(2_000_000)
+    for one, other in ((client, server), (server, client)):
+        sending = threading.Thread(target=one.sendall, args=(data,))
+        sending.start()
+        left = len(data)
+        while left > 0 and (piece := other.recv(65536)):
+            left -= len(piece)
+        sending.join()
+        if left:
+            return False
+    client.close()
+    ended = server.recv(1) == b""
+    server.close()
+    return ended
+
+
+def _echoes(lab: Lab, source: NetworkInterface, target: NetworkInterface) -> bool:
+    """Whether an answer comes to UDP, and to ping."""
+    ear = lab.socket(target.interface_id, socket.SOCK_DGRAM)
+    ear.bind((target.addresses[0].address, 7000))
+    client = lab.socket(source.interface_id, socket.SOCK_DGRAM)
+    client.bind((source.addresses[0].address, 0))
+    client.sendto(b"?", (target.addresses[0].address, 7000))
+    ear.sendto(b"!", ear.recvfrom(10)[1])
+    answered = client.recvfrom(10)[0] == b"!"
+    ear.close()
+    raw = lab.namespaces.socket(source.interface_id, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    raw.settimeout(QUIET)
+    raw.connect((target.addresses[0].address, 0))
+    raw.send(struct.pack("!BBHHH", 8, 0, 0xFFFF - 0x0800 - 7 - 1, 7, 1))
+    kind = raw.recv(100)[20]
+    raw.close()
+    return answered and kind == 0
 
 
 @in_world
@@ -277,16 +358,14 @@ async def test_a_replaced_local_route_leads_all_but_the_own_subnet_by_the_interf
     assert lab.reaches(scene.a, scene.m, 5000)
 
 
-@in_world
-async def test_two_interfaces_in_a_row_are_one_too_many(lab: Lab) -> None:
-    scene = await _scene(lab)
+async def _second(lab: Lab, scene: Scene) -> tuple[NetworkInterface, SecurityGroup, RouteTable]:
+    """One more interface without a check, to which m's table leads for b, with a group of its own."""
     subnet = lab.engine.world.get(Subnet, scene.m.subnet_id)
     assert subnet is not None
     apart = replace(subnet, subnet_id=resource_id("subnet"), cidr="10.0.3.0/24")
     await lab.put(apart)
-    other = await lab.interface(apart.subnet_id, scene.groups["m"])
-    other = replace(other, source_dest_check=False)
-    await lab.put(other)
+    group = await lab.group(scene.vpc, *ALL)
+    other = replace(await lab.interface(apart.subnet_id, group), source_dest_check=False)
     table = RouteTable(
         route_table_id=resource_id("rtb"),
         vpc_id=scene.vpc,
@@ -294,18 +373,101 @@ async def test_two_interfaces_in_a_row_are_one_too_many(lab: Lab) -> None:
         routes=(Route(destination="10.0.1.0/24", target=other.interface_id),),
         associations=(RouteTableAssociation(association_id="m", subnet_id=scene.m.subnet_id),),
     )
-    await lab.put(table)
+    await lab.put(other, table)
+    return other, group, table
+
+
+@in_world
+async def test_a_packet_may_pass_two_interfaces_in_a_row(lab: Lab) -> None:
+    scene = await _scene(lab)
+    other, group, table = await _second(lab, scene)
+    assert lab.reaches(scene.a, scene.b, 5000)  # there by both, back by m alone
+    assert _heard(lab, other, scene.a, scene.b) == 1
+    assert lab.reaches(scene.m, scene.b, 5000)  # what the first has of its own, and b answers directly
+    far = replace(
+        table,
+        route_table_id=resource_id("rtb"),
+        number=1006,
+        routes=(Route(destination="10.0.0.0/24", target=scene.m.interface_id),),
+        associations=(RouteTableAssociation(association_id="o", subnet_id=other.subnet_id),),
+    )
+    back = Route(destination="10.0.0.0/24", target=other.interface_id)
+    await lab.put(far, replace(scene.tables["b"], routes=(back,)))  # and back by both
+    assert lab.reaches(scene.a, scene.b, 5001)
+    assert lab.reaches(scene.b, scene.a, 5001)
+    assert _talks(lab, scene.a, scene.b)
+    for one in (scene.groups["m"], group):
+        for rules in (ALL[:1], ALL[1:]):
+            await lab.put(replace(one, rules=rules))
+            assert not lab.reaches(scene.a, scene.b, 5002), rules
+        await lab.put(one)
+    # only what a opens may pass both
+    opened = (rule(True, cidr="10.0.1.0/24"), rule(cidr="10.0.0.0/24"))
+    await lab.put(*(replace(one, rules=opened) for one in (scene.groups["m"], group)))
+    assert lab.reaches(scene.a, scene.b, 5003)
+    assert not lab.reaches(scene.b, scene.a, 5003)
+
+
+@in_world
+async def test_routes_that_lead_in_a_circle_lead_nowhere(lab: Lab) -> None:
+    scene = await _scene(lab)
+    other, _, table = await _second(lab, scene)
+    round_again = replace(
+        table,
+        route_table_id=resource_id("rtb"),
+        number=1006,
+        routes=(Route(destination="10.0.1.0/24", target=scene.m.interface_id),),
+        associations=(RouteTableAssociation(association_id="o", subnet_id=other.subnet_id),),
+    )
+    await lab.put(round_again)
     assert not lab.reaches(scene.a, scene.b, 5000)
-    # what the first has of its own goes by the second, and back
-    assert not lab.reaches(scene.m, scene.b, 5000)  # b answers to m's subnet directly
-    routes = (*scene.tables["b"].routes, Route(destination="10.0.2.0/24", target=other.interface_id))
-    await lab.put(replace(scene.tables["b"], routes=routes))
-    assert lab.reaches(scene.m, scene.b, 5000)
+
+
+@in_world
+async def test_there_by_one_interface_and_back_by_another(lab: Lab) -> None:
+    scene = await _scene(lab)
+    other, group, table = await _second(lab, scene)
+    back = Route(destination="10.0.0.0/24", target=other.interface_id)
+    await lab.put(replace(table, routes=()), replace(scene.tables["b"], routes=(back,)))
+    assert lab.reaches(scene.a, scene.b, 5000)
+    assert _talks(lab, scene.a, scene.b)
+    there = (rule(True, cidr="10.0.1.0/24"), rule(cidr="10.0.0.0/24"))
+    await lab.put(replace(scene.groups["m"], rules=there))
+    assert lab.reaches(scene.a, scene.b, 5001)
+    await lab.put(replace(group, rules=there))  # to the other it is not a reply
+    assert not lab.reaches(scene.a, scene.b, 5002)
+
+
+@in_world
+async def test_what_everybody_may_both_ways_is_not_remembered(lab: Lab) -> None:
+    """AWS: an untracked connection ends with its rule, a tracked one goes on."""
+    scene = await _scene(lab)
+    ear = lab.socket(scene.b.interface_id, socket.SOCK_DGRAM)
+    ear.bind(("10.0.1.11", 7000))
+    for more, goes_on in (((), True), ((rule(True, "udp", (0, 65535), cidr="0.0.0.0/0"),), False)):
+        narrow = rule(True, "udp", (0, 65535), cidr="10.0.0.0/16")
+        await lab.put(
+            replace(
+                scene.groups["b"], rules=(rule(False, "udp", (7000, 7000), cidr="0.0.0.0/0"), narrow, *more)
+            )
+        )
+        client = lab.socket(scene.a.interface_id, socket.SOCK_DGRAM)
+        client.bind(("10.0.0.10", 0))
+        client.sendto(b"?", ("10.0.1.11", 7000))
+        ear.sendto(b"!", ear.recvfrom(10)[1])
+        assert client.recvfrom(10)[0] == b"!"
+        await lab.put(replace(scene.groups["b"], rules=(narrow, *more)))
+        client.sendto(b"?", ("10.0.1.11", 7000))
+        try:
+            heard = bool(ear.recvfrom(10))
+        except TimeoutError:
+            heard = False
+        assert heard is goes_on
 
 
 @in_world
 async def test_an_interface_that_translates_lets_others_out_of_the_vpc(lab: Lab) -> None:
-    """A NAT instance. What it passes on without translating does not leave the VPC."""
+    """A NAT instance. What it passes on without translating has no public address, and does not leave."""
     scene = await _scene(lab)
     gateway = InternetGateway(internet_gateway_id=resource_id("igw"), vpc_id=scene.vpc)
     held = (replace(scene.m.addresses[0], public_ip="198.51.100.7"),)
@@ -375,9 +537,159 @@ async def test_by_way_of_an_interface_to_a_nat_gateway_and_back(lab: Lab) -> Non
     assert lab.connects(scene.a, "203.0.113.9", 443)
     assert listener.accept()[1][0] == "198.51.100.20"
     assert why.explain(lab.engine.world, flow).allowed
-    await lab.put(replace(tables[1], routes=tables[1].routes[:1]))  # the way back is not the way there
-    assert not lab.connects(scene.a, "203.0.113.9", 443)
-    assert not why.explain(lab.engine.world, flow).allowed
+    await lab.put(replace(tables[1], routes=tables[1].routes[:1]))  # and directly back
+    assert lab.connects(scene.a, "203.0.113.9", 443)
+    assert why.explain(lab.engine.world, flow).allowed
+    await lab.put(replace(scene.groups["a"], rules=(ALL[0],)))
+    assert lab.connects(scene.a, "203.0.113.9", 443)
+
+
+@in_world
+async def test_an_interface_passes_on_to_gateways_without_translating(lab: Lab) -> None:
+    """To a gateway endpoint, to a peer, and to an internet gateway that has a public address for the sender.
+    Replies come to the sender directly: gateways have no route table."""
+    scene = await _scene(lab)
+    gateway = InternetGateway(internet_gateway_id=resource_id("igw"), vpc_id=scene.vpc)
+    far_vpc, far_subnet, far_table = await lab.vpc("10.9.0.0/16")
+    far = await lab.interface(far_subnet, await lab.group(far_vpc, *ALL))
+    peering = VpcPeering(
+        peering_id=resource_id("pcx"), requester_vpc_id=scene.vpc, accepter_vpc_id=far_vpc,
+        status="active", created=0, changed=0,
+    )  # fmt: skip
+    routes = (("0.0.0.0/0", gateway.internet_gateway_id), ("10.9.0.0/16", peering.peering_id))
+    of_m = RouteTable(
+        route_table_id=resource_id("rtb"),
+        vpc_id=scene.vpc,
+        number=1005,
+        routes=tuple(Route(destination=to, target=target) for to, target in routes),
+        associations=(RouteTableAssociation(association_id="m", subnet_id=scene.m.subnet_id),),
+    )
+    back = lab.engine.world.get(RouteTable, far_table)
+    assert back is not None
+    back = replace(back, routes=(Route(destination="10.0.0.0/16", target=peering.peering_id),))
+    out = Route(destination="0.0.0.0/0", target=scene.m.interface_id)
+    await lab.put(gateway, peering, of_m, back, replace(scene.tables["a"], routes=(out,)))
+    endpoint = await lab.endpoint(scene.vpc, of_m.route_table_id)
+    inside = {"10.9.0.0/16": far.addresses[0].address, "pl": "52.216.0.10", "0.0.0.0/0": "203.0.113.9"}
+    listeners = [
+        lab.listen(endpoint.endpoint_id, "0.0.0.0", 443),
+        lab.listen(INTERNET, "0.0.0.0", 443),
+        lab.listen(far.interface_id, "0.0.0.0", 443),
+    ]
+    held = (replace(scene.a.addresses[0], public_ip="198.51.100.7"),)
+
+    def reached() -> list[bool]:
+        found = []
+        for address in inside.values():
+            flow = Flow(source=scene.a.interface_id, destination=address, port=443)
+            found.append(lab.connects(scene.a, address, 443))
+            verdict = why.explain(lab.engine.world, flow)
+            assert verdict.allowed is found[-1] or "must translate" in str(verdict), verdict
+        return found
+
+    assert reached() == [True, True, False]
+    await lab.put(replace(scene.a, addresses=held))
+    assert reached() == [True, True, True]
+    assert listeners[1].accept()[1][0] == "198.51.100.7"
+    assert listeners[0].accept()[1][0] == listeners[2].accept()[1][0] == "10.0.0.10"
+    await lab.put(replace(scene.groups["a"], rules=(ALL[0],)))  # replies are known to a
+    assert reached() == [True, True, True]
+    await lab.put(replace(scene.groups["m"], rules=(ALL[1],)))
+    assert reached() == [False, False, False]
+    # in a's name m opens something to the internet: a did not, and its groups refuse the answer
+    await lab.put(scene.groups["m"])
+    ear = lab.namespaces.socket(scene.a.interface_id, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+    ear.settimeout(QUIET)
+    spoof = lab.socket(scene.m.interface_id)
+    spoof.setsockopt(socket.SOL_IP, _TRANSPARENT, 1)
+    spoof.bind(("10.0.0.10", 0))
+    with pytest.raises(TimeoutError):
+        spoof.connect(("203.0.113.9", 443))
+    with pytest.raises(TimeoutError):
+        ear.recv(2000)
+    await lab.put(replace(scene.groups["a"], rules=ALL))
+    again = lab.socket(scene.m.interface_id)
+    again.setsockopt(socket.SOL_IP, _TRANSPARENT, 1)
+    again.bind(("10.0.0.10", 0))
+    again.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        again.connect(("203.0.113.9", 443))
+    assert ear.recv(2000)[26:30] == socket.inet_aton("203.0.113.9")
+    ear.close()
+
+
+@in_world
+async def test_what_comes_from_the_internet_goes_by_the_interface_that_the_gateways_table_names(
+    lab: Lab,
+) -> None:
+    """AWS ("Gateway route tables"): in by the interface, and out by it where a's own table says so."""
+    scene = await _scene(lab)
+    gateway = InternetGateway(internet_gateway_id=resource_id("igw"), vpc_id=scene.vpc)
+    out = Route(destination="0.0.0.0/0", target=gateway.internet_gateway_id)
+    by = Route(destination="0.0.0.0/0", target=scene.m.interface_id)
+    into = Route(destination="10.0.0.0/24", target=scene.m.interface_id)
+    of_m, of_gateway = (
+        RouteTable(
+            route_table_id=resource_id("rtb"),
+            vpc_id=scene.vpc,
+            number=number,
+            routes=(route,),
+            associations=(
+                RouteTableAssociation(association_id=str(number), subnet_id=subnet, gateway_id=igw),
+            ),
+        )
+        for number, route, subnet, igw in (
+            (1005, out, scene.m.subnet_id, None),
+            (1006, into, None, gateway.internet_gateway_id),
+        )
+    )
+    a = replace(scene.a, addresses=(replace(scene.a.addresses[0], public_ip="198.51.100.7"),))
+    b = replace(scene.b, addresses=(replace(scene.b.addresses[0], public_ip="198.51.100.8"),))
+    at_b, at_a = scene.tables["b"], scene.tables["a"]
+    await lab.put(gateway, a, b, of_m, of_gateway)
+    await lab.put(replace(at_b, routes=(out,)), replace(at_a, routes=(by,)))
+    lab.listen(INTERNET, "0.0.0.0", 443)
+
+    def both() -> tuple[bool, bool]:
+        """Whether b, by its public address, opens a connection to a's, and a one to the internet."""
+        listener = lab.listen(a.interface_id, "0.0.0.0", 5000)
+        found = []
+        for source, destination, port in ((b, "198.51.100.7", 5000), (a, "203.0.113.9", 443)):
+            found.append(lab.connects(source, destination, port))
+            flow = Flow(source=source.interface_id, destination=destination, port=port)
+            verdict = why.explain(lab.engine.world, flow)
+            assert verdict.allowed is found[-1], verdict
+        listener.close()
+        return found[0], found[1]
+
+    ear = lab.namespaces.socket(scene.m.interface_id, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+    ear.setblocking(False)
+    assert both() == (True, True)
+    seen = set()
+    while True:
+        try:
+            frame = ear.recv(2000)
+        except BlockingIOError:
+            break
+        seen.add((socket.inet_ntoa(frame[26:30]), socket.inet_ntoa(frame[30:34])))
+    ear.close()
+    ends = {("198.51.100.8", "10.0.0.10"), ("203.0.113.9", "10.0.0.10")}
+    assert seen == ends | {(two, one) for one, two in ends}  # all that comes and goes, with a's own address
+    # out directly, and the replies in by m, to which they are new
+    await lab.put(replace(at_a, routes=(out,)))
+    assert both() == (True, True)
+    await lab.put(replace(scene.groups["m"], rules=(rule(cidr="198.51.100.8/32"), ALL[0])))
+    assert both() == (True, False)
+    # in by m is judged by the groups of both
+    await lab.put(replace(scene.groups["m"], rules=(rule(cidr="203.0.113.0/24"), ALL[0])))
+    assert both() == (False, True)
+    await lab.put(scene.groups["m"], replace(scene.groups["a"], rules=(ALL[0],)))
+    assert both() == (False, True)
+    # a check drops it, a table without the route leads straight to a
+    await lab.put(scene.groups["a"], replace(scene.m, source_dest_check=True))
+    assert both() == (False, False)
+    await lab.put(replace(of_gateway, routes=()))
+    assert both() == (True, True)
 
 
 @in_world

@@ -120,7 +120,8 @@ class House:
 
     def __init__(self, folder: Path, behave: Behaviour, *, grace: float = 0.05) -> None:
         self.folder = folder
-        self.engine = Engine(Store(folder / "world.sqlite"))
+        self.store = Store(folder / "world.sqlite")
+        self.engine = Engine(self.store)
         self.containers = FakeContainers(behave)
         self.logs = LogStore(":memory:")
         self.namespaces = FakeNamespaces()
@@ -143,6 +144,10 @@ class House:
             options=self.options,
             perform=self.perform,
         )
+
+    def close(self) -> None:
+        self.store.close()
+        self.logs.close()
 
     async def perform(self, spec: Spec, path: Path) -> Result:
         self.tasks.append(spec)

@@ -16,7 +16,7 @@ import pytest
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
-from cloister.jobs import agent, agent_process
+from cloister.jobs import agent, agent_process, uploaded
 from cloister.jobs.agent import Channel, Failure, Spec, run
 from cloister.jobs.remove import remove_tree
 from cloister.jobs.tree import tree
@@ -295,3 +295,45 @@ async def test_a_failure_met_while_no_daemon_stood_at_the_door_is_tried_again(
     )
     assert (await agent_process.perform(spec, path)).ok
     assert begun == ["{}", spec.to_json()]
+
+
+def test_a_continuous_output_goes_up_while_it_is_written_and_what_is_there_goes_up_no_second_time(
+    endpoint: str, s3: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    channel = Channel(name="o", uri="s3://bkt/out", path=str(out), continuous=True)
+    (out / "log").write_bytes(b"one")
+    (out / "huge").write_bytes(bytes(uploaded.SMALL + 1))
+    passing = _spec(endpoint, "upload", channel, running=True)
+    run(passing)
+    assert [each["Key"] for each in s3.list_objects_v2(Bucket="bkt")["Contents"]] == ["out/log"]
+    s3.delete_object(Bucket="bkt", Key="out/log")
+    os.utime(out / "huge", (1, 1))
+    run(passing)
+    assert [each["Key"] for each in s3.list_objects_v2(Bucket="bkt")["Contents"]] == ["out/huge"]
+    (out / "log").write_bytes(b"one two")
+    last = run(_spec(endpoint, "upload", channel))
+    assert s3.get_object(Bucket="bkt", Key="out/log")["Body"].read() == b"one two"
+    assert last.digests["o"]["first"]["out/log"] == hashlib.sha256(b"one two").hexdigest()
+    assert last.digests["o"]["objects"] == 2, "the last upload tells of all"
+
+
+def test_a_file_that_goes_while_the_container_runs_is_no_failure(
+    endpoint: str, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept").write_bytes(b"x")
+    monkeypatch.setattr(agent, "tree", lambda _: iter([(("gone",), 1), (("kept",), 1)]))
+    channel = Channel(name="o", uri="s3://bkt/out", path=str(tmp_path), continuous=True)
+    result = run(_spec(endpoint, "upload", channel, running=True))
+    assert (result.ok, list(result.digests["o"]["first"])) == (True, ["out/kept"])
+
+
+def test_outputs_are_written_with_the_jobs_key(endpoint: str, s3: Any, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / "big").write_bytes(b"x" * (65 << 20))
+    channel = Channel(name="o", uri="s3://bkt/out", path=str(tmp_path))
+    run(_spec(endpoint, "upload", channel, kms_key="1-2"))
+    for key in ("out/a", "out/big"):
+        head = s3.head_object(Bucket="bkt", Key=key)
+        assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "1-2")

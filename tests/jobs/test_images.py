@@ -108,7 +108,8 @@ async def test_an_image_is_taken_from_no_file_folder_or_engine_of_the_host(tmp_p
     with pytest.raises(ImageNotFound, match="no name of an image in a registry"):
         await images.resolve(uri)
     assert not (tmp_path / "called").exists()
-    assert "no name of an image in a registry" in await facts._image_trouble(images, uri)
+    asked = {"AppSpecification": {"ImageUri": uri}}
+    assert "no name of an image in a registry" in (await facts._image(images, asked)).trouble
 
 
 @pytest.mark.parametrize(

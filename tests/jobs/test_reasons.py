@@ -27,10 +27,18 @@ def test_what_s3_has_said_is_not_said_again() -> None:
 
 
 def test_a_command_that_does_not_fit_is_printed_by_why() -> None:
-    said = with_cause(S3, _step(f"{KNOWN}: No of vpce-1", "aws " + "x" * LIMIT), "job")
-    assert said == f"{S3}: No of vpce-1 (cloister why job prints the change)"
+    said = with_cause(S3, _step(f"{KNOWN}: No of vpce-1", "aws " + "x" * LIMIT), "cloister --state S why job")
+    assert said == f"{S3}: No of vpce-1 (cloister --state S why job prints the change)"
 
 
 def test_what_s3_has_said_is_not_said_again_also_before_a_condition() -> None:
     rule = 'No of bucket policy of b, whose condition is {"Bool": {"aws:SecureTransport": "false"}}'
     assert with_cause(S3, _step(f"{KNOWN}: {rule}"), "job") == f"{S3}: {rule}"
+
+
+def test_who_prints_the_change_is_said_also_where_the_cause_fills_the_limit() -> None:
+    said = with_cause(
+        S3, _step("No of vpce-1, whose condition is " + "x" * LIMIT, "aws x"), "cloister why job"
+    )
+    assert len(said) == LIMIT
+    assert said.endswith("xxx… (cloister why job prints the change)")

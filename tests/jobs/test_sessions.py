@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,8 @@ JOB = ProcessingJob(
 class House:
     def __init__(self, folder: Path) -> None:
         self.now = 1000.0
-        self.engine = Engine(Store(folder / "world.sqlite"), clock=lambda: self.now)
+        self.store = Store(folder / "world.sqlite")
+        self.engine = Engine(self.store, clock=lambda: self.now)
         self.put(role(), *documents())
         self.told: list[tuple[str, str]] = []
         self.sessions = Sessions(
@@ -38,8 +40,10 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
+def house(tmp_path: Path) -> Iterator[House]:
+    made = House(tmp_path)
+    yield made
+    made.store.close()
 
 
 def test_however_often_a_container_asks_it_gets_one_session_until_half_its_time_is_over(house: House) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from tests.jobs.house import (
 from tests.jobs.worlds import documents, request, role, s3_input, s3_output
 
 from cloister.engine import Engine
+from cloister.jobs import continuous
 from cloister.jobs.agent import Result, Spec
 from cloister.jobs.containers import ContainerSpec
 from cloister.jobs.lifecycle import JobEvent, after
@@ -46,7 +48,7 @@ async def house(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     yield make
     for one in made:
         await one.supervisor.stop()
-        one.logs.close()
+        one.close()
 
 
 async def test_a_job_completes_and_leaves_nothing(house: Callable[..., Any]) -> None:
@@ -406,7 +408,9 @@ async def test_killed_after_any_commit_the_next_daemon_completes_the_job(tmp_pat
                 await asyncio.sleep(0)
         finished = h.job.terminal
         await h.supervisor.stop()
-        h.engine = Engine(Store(folder / "world.sqlite"))
+        h.store.close()
+        h.store = Store(folder / "world.sqlite")
+        h.engine = Engine(h.store)
         h.supervisor = h.new_supervisor()
         await h.supervisor.start()
         job = await h.ended()
@@ -414,7 +418,7 @@ async def test_killed_after_any_commit_the_next_daemon_completes_the_job(tmp_pat
         assert h.containers.starts == 2
         assert h.nothing_is_left()
         await h.supervisor.stop()
-        h.logs.close()
+        h.close()
         if finished:
             break
     else:
@@ -431,3 +435,75 @@ async def test_what_belongs_to_no_job_is_removed_at_start(house: Callable[..., A
     }
     await h.supervisor.start()
     assert h.nothing_is_left()
+
+
+def _leaves_events(spec: ContainerSpec, _: FakeContainers) -> None:
+    (spec.folder / "output" / "0" / "events").write_text("x")
+
+
+def _continuous(**more: Any) -> dict[str, Any]:
+    given = request()
+    given["ProcessingOutputConfig"] = {"Outputs": [s3_output(S3UploadMode="Continuous")], **more}
+    return given
+
+
+async def test_a_continuous_output_is_uploaded_while_the_container_runs(
+    house: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(continuous, "_EVERY_SECONDS", 0.05)
+    h = await house(_leaves_events)
+    h.submit(_continuous(KmsKeyId="1-2"))
+    await h.until(lambda: any(task.running for task in h.tasks))
+    assert h.job.state == "Running"
+    await asyncio.sleep(0.3)
+    assert sum(task.running for task in h.tasks) == 1, "nothing has changed since"
+    for container in list(h.containers.exits):
+        h.containers.exit(container)
+    job = await h.ended()
+    assert job.status == "Completed"
+    assert [(each.running, each.kms_key) for each in h.tasks] == [(True, "1-2"), (False, "1-2")]
+    assert list(job.moved) == ["algo-1/upload"]
+    assert h.nothing_is_left()
+
+
+async def test_a_continuous_upload_that_fails_is_tried_again_and_fails_no_job(
+    house: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(continuous, "_EVERY_SECONDS", 0.05)
+    h = await house(_leaves_events)
+    h.result = Result(ok=False, reason="ClientError: no way")
+    h.submit(_continuous())
+    await h.until(lambda: len(h.tasks) > 2)
+    assert h.job.status == "InProgress"
+    h.result = Result(ok=True)
+    for container in list(h.containers.exits):
+        h.containers.exit(container)
+    assert (await h.ended()).status == "Completed"
+
+
+async def test_what_the_application_manages_is_neither_moved_nor_mounted_but_told(
+    house: Callable[..., Any],
+) -> None:
+    h = await house()
+    given = request()
+    own, ours = s3_input("own", "/opt/ml/processing/own"), s3_input("ours", "/opt/ml/processing/ours")
+    given["ProcessingInputs"] = [own | {"AppManaged": True}, ours]
+    given["ProcessingOutputConfig"] = {"Outputs": [s3_output() | {"AppManaged": True}]}
+    specs: list[ContainerSpec] = []
+    configs: list[str] = []
+
+    def look(spec: ContainerSpec, containers: FakeContainers) -> None:
+        specs.append(spec)
+        configs.append((spec.folder / "config" / "processingjobconfig.json").read_text())
+        completes(spec, containers)
+
+    h.containers.behave = look
+    h.submit(given)
+    assert (await h.ended()).status == "Completed"
+    assert [each.name for task in h.tasks for each in task.channels] == ["ours"]
+    assert [each.target for each in specs[0].mounts if "processing" in each.target] == [
+        "/opt/ml/processing/ours"
+    ]
+    told = json.loads(configs[0])
+    assert [each["AppManaged"] for each in told["ProcessingInputs"]] == [True, False]
+    assert told["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"] == "s3://bkt/out"

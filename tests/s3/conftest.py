@@ -43,7 +43,8 @@ class Site:
         self.run(self._start())
 
     async def _start(self) -> None:
-        self.engine = Engine(Store(self.state / "world.sqlite"))
+        self.store = Store(self.state / "world.sqlite")
+        self.engine = Engine(self.store)
         await self.backend.start()
         self.door = Door(self.engine, self.credentials, self.backend, region=REGION, account=ACCOUNT)
         sockets = []
@@ -76,6 +77,7 @@ class Site:
             for close in self.closers:
                 await close()
             await self.backend.stop()
+            self.store.close()
 
         self.run(end())
         self.loop.call_soon_threadsafe(self.loop.stop)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloister.s3 import sse
 from cloister.s3.actions import operation
 from cloister.s3.address import check_bucket_name, decode_query, encode_path, encode_query, locate
 from cloister.wire.errors import AwsError
@@ -48,6 +49,29 @@ TABLE = [
         ["s3:GetObjectAttributes b/k", "s3:GetObject b/k"],
     ),
     ("GET", "b", "", {"encryption": ""}, {}, "GetBucketEncryption", ["s3:GetEncryptionConfiguration b"]),
+    ("PUT", "b", "k", {}, {sse.ALGORITHM: "aws:kms"}, "PutObject", ["s3:PutObject b/k"]),
+    (
+        "PUT",
+        "b",
+        "k",
+        {},
+        {sse.KEY: "1-2"},
+        "PutObject",
+        ["s3:PutObject b/k", "kms:GenerateDataKey arn:aws:kms:eu-west-1:1:key/1-2"],
+    ),
+    (
+        "POST",
+        "b",
+        "k",
+        {"uploads": ""},
+        {sse.KEY: "arn:aws:kms:r:2:key/k"},
+        "CreateMultipartUpload",
+        [
+            "s3:PutObject b/k",
+            "kms:GenerateDataKey arn:aws:kms:r:2:key/k",
+            "kms:Decrypt arn:aws:kms:r:2:key/k",
+        ],
+    ),
 ]
 
 
@@ -56,7 +80,7 @@ def test_a_request_needs_what_aws_documents(
     method: str, bucket: str | None, key: str, query: dict[str, str], headers: dict[str, str], name: str,
     needs: list[str],
 ) -> None:  # fmt: skip
-    found = operation(method, bucket, key, query, headers)
+    found = operation(method, bucket, key, query, headers, region="eu-west-1", account="1")
     assert found.name == name
     assert [f"{each.action} {each.resource.removeprefix('arn:aws:s3:::')}" for each in found.needs] == needs
 
@@ -90,7 +114,9 @@ def test_no_operation_of_s3_is_taken_for_another(name: str) -> None:
     bucket, key = ("b" if "{Bucket}" in path else None), ("k" if "{Key" in path else "")
     headers = {"x-amz-copy-source": "s/k"} if name.endswith("Copy") or name == "CopyObject" else {}
     try:
-        found = operation(model.http["method"], bucket, key, query, headers).name
+        found = operation(
+            model.http["method"], bucket, key, query, headers, region="eu-west-1", account="1"
+        ).name
     except AwsError as error:
         found = error.message.rpartition(" implement s3 ")[2].rstrip(".")
     assert found == _SAME.get(name, name)
@@ -98,10 +124,10 @@ def test_no_operation_of_s3_is_taken_for_another(name: str) -> None:
 
 def test_what_is_not_implemented_says_its_name() -> None:
     with pytest.raises(AwsError, match="PutBucketWebsite") as caught:
-        operation("PUT", "b", "", {"website": ""}, {})
+        operation("PUT", "b", "", {"website": ""}, {}, region="eu-west-1", account="1")
     assert caught.value.status == 501
     with pytest.raises(AwsError, match="MethodNotAllowed"):
-        operation("POST", "b", "k", {"tagging": ""}, {})
+        operation("POST", "b", "k", {"tagging": ""}, {}, region="eu-west-1", account="1")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cloister.iam.model import Principal, Role
-from cloister.s3.actions import Need, context
+from cloister.s3.actions import S3Need, context
 from cloister.s3.authorize import decide_need
 from cloister.s3.model import Bucket
 from cloister.world import World
@@ -34,7 +34,7 @@ def _may_read(named: str, role_id: str | None) -> bool:
     ]
     if role_id is not None:
         docs.append(Role(name="r", role_id=role_id, trust_policy="{}", created=0.0))
-    need = Need(action="s3:GetObject", resource="arn:aws:s3:::b/k", bucket="b")
+    need = S3Need(action="s3:GetObject", resource="arn:aws:s3:::b/k", bucket="b")
     return decide_need(World.of(docs), SESSION, need, {}, endpoint_id=None, account=ACCOUNT).allowed
 
 
@@ -58,7 +58,7 @@ def _decide(action: str, condition: dict[str, object], context: dict[str, object
         inline_policies={"p": policy},
     )
     bucket = Bucket(name="b", owner_account=ACCOUNT, region="us-east-1", created=0.0)
-    need = Need(action=action, resource="arn:aws:s3:::b/k", bucket="b")
+    need = S3Need(action=action, resource="arn:aws:s3:::b/k", bucket="b")
     world = World.of([role, bucket])
     return decide_need(world, SESSION, need, context, endpoint_id=None, account=ACCOUNT).allowed
 

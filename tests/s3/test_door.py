@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import urllib3
+from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 from tests.s3.conftest import ENDPOINT, REGION, Site
 
@@ -93,6 +94,21 @@ def test_an_object_comes_back_as_it_was_put(site: Site, bucket: Make) -> None:
     assert s3.head_object(Bucket=name, Key="a/b c+d%é")["ContentLength"] == 5
     s3.delete_object(Bucket=name, Key="a/b c+d%é")
     assert code(lambda: s3.get_object(Bucket=name, Key="a/b c+d%é")) == "NoSuchKey"
+
+
+@pytest.mark.parametrize("algorithm", ["CRC32", "CRC32C", "CRC64NVME"])
+def test_every_checksum_that_clients_choose_by_themselves_is_taken(
+    site: Site, bucket: Make, algorithm: str
+) -> None:
+    """AWS CLI 2 sends a CRC64NVME with every upload."""
+    s3, name = site.client(request_checksum_calculation="when_supported"), bucket()
+    content = bytes(range(256)) * 25_000  # two parts
+    s3.put_object(Bucket=name, Key="one", Body=b"hello", ChecksumAlgorithm=algorithm)
+    assert s3.get_object(Bucket=name, Key="one", ChecksumMode="ENABLED")["Body"].read() == b"hello"
+    parts = TransferConfig(multipart_threshold=1 << 20, multipart_chunksize=5 << 20)
+    extra = {"ChecksumAlgorithm": algorithm}
+    s3.upload_fileobj(io.BytesIO(content), name, "many", ExtraArgs=extra, Config=parts)
+    assert s3.get_object(Bucket=name, Key="many")["Body"].read() == content
 
 
 def test_a_body_that_was_changed_is_refused_and_nothing_is_stored(site: Site, bucket: Make) -> None:

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 from tests.s3.conftest import ALLOW_ALL, Site
 
-from cloister.s3.backend import Backend
+from cloister.s3.backend import Backend, SeaweedFS
 
 KEYS = {"aws_access_key_id": "theirs", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
 
@@ -63,3 +63,10 @@ def test_policies_are_ours_there_too(over: Site) -> None:
     with pytest.raises(ClientError) as refused:
         over.client(over.role("nobody", None)).get_object(Bucket="guarded", Key="k")
     assert refused.value.response["Error"]["Code"] == "AccessDenied"
+
+
+def test_where_objects_are_is_told_as_a_person_finds_them(over: Site, elsewhere: str, tmp_path: Path) -> None:
+    assert over.backend.place == elsewhere
+    assert SeaweedFS(tmp_path).place == f"{tmp_path}/objects (SeaweedFS)", (
+        "its URL is of a namespace of its own"
+    )

@@ -11,8 +11,9 @@ from cloister.wire.errors import AwsError
 REFUSED = [
     ("x-amz-storage-class", "GLACIER", "x-amz-storage-class: GLACIER"),
     ("x-amz-storage-class", "standard", "x-amz-storage-class: standard"),
-    ("x-amz-server-side-encryption", "aws:kms", "x-amz-server-side-encryption: aws:kms"),
-    ("x-amz-server-side-encryption-aws-kms-key-id", "k", None),
+    ("x-amz-server-side-encryption", "aws:kms:dsse", "x-amz-server-side-encryption: aws:kms:dsse"),
+    ("x-amz-server-side-encryption-aws-kms-key-id", "k", "x-amz-server-side-encryption-aws-kms-key-id: k"),
+    ("x-amz-meta-cloister-sse", "k", None),
     ("x-amz-server-side-encryption-context", "e30=", None),
     ("x-amz-server-side-encryption-customer-key", "k", None),
     ("x-amz-copy-source-server-side-encryption-customer-algorithm", "AES256", None),

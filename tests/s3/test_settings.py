@@ -33,7 +33,8 @@ def test_encryption_is_aes256_and_nothing_else(site: Site, bucket: Make) -> None
         s3.put_bucket_encryption(Bucket=name, ServerSideEncryptionConfiguration=kms)
     s3.delete_bucket_encryption(Bucket=name)
     assert rules() == [{**AES, "BucketKeyEnabled": False}]
-    assert s3.put_object(Bucket=name, Key="k", Body=b"")["ServerSideEncryption"] == "AES256"
+    how = {"ServerSideEncryption": "AES256"}
+    assert s3.put_object(Bucket=name, Key="k", Body=b"", **how)["ServerSideEncryption"] == "AES256"
     assert s3.head_object(Bucket=name, Key="k")["ServerSideEncryption"] == "AES256"
 
 

@@ -5,7 +5,8 @@ from tests.services.calls import ACCOUNT, make_call
 from tests.services.ec2 import ec2, filters, ids, refusal
 
 from cloister.services.api import Call
-from cloister.services.ec2.default_vpc import seed
+from cloister.services.ec2.default_vpc import add_prefix_lists, seed
+from cloister.vpc.model import PrefixList
 
 
 @pytest.fixture
@@ -92,13 +93,24 @@ def test_a_group_of_the_default_vpc_goes_by_its_name(call: Call) -> None:
     assert refusal(call, "DeleteSecurityGroup", GroupName="web").code == "InvalidGroup.NotFound"
 
 
-def test_the_prefix_list_of_s3_belongs_to_aws(call: Call) -> None:
-    (listed,) = ec2(call, "DescribePrefixLists")["PrefixLists"]
-    assert listed["PrefixListName"] == "com.amazonaws.eu-central-1.s3"
+@pytest.mark.parametrize("service", ["dynamodb", "s3"])
+def test_the_prefix_list_of_a_service_belongs_to_aws(call: Call, service: str) -> None:
+    name = f"com.amazonaws.eu-central-1.{service}"
+    (listed,) = ec2(call, "DescribePrefixLists", Filters=filters(prefix_list_name=name))["PrefixLists"]
+    assert listed["PrefixListName"] == name
     assert listed["Cidrs"]
-    (managed,) = ec2(call, "DescribeManagedPrefixLists", Filters=filters(owner_id="AWS"))["PrefixLists"]
+    among = filters(owner_id="AWS", prefix_list_name=name)
+    (managed,) = ec2(call, "DescribeManagedPrefixLists", Filters=among)["PrefixLists"]
     assert managed["PrefixListId"] == listed["PrefixListId"]
     entries = ec2(call, "GetManagedPrefixListEntries", PrefixListId=listed["PrefixListId"])["Entries"]
     assert ids(entries, "Cidr") == listed["Cidrs"]
     error = refusal(call, "DeleteManagedPrefixList", PrefixListId=listed["PrefixListId"])
     assert error.code == "OperationNotPermitted"
+
+
+def test_a_store_of_before_gets_the_prefix_list_of_a_service_that_is_new(call: Call) -> None:
+    before = {one["PrefixListId"] for one in ec2(call, "DescribePrefixLists")["PrefixLists"]}
+    gone = next(iter(before))
+    call.tx.delete(PrefixList, gone)
+    add_prefix_lists(call.tx, "eu-central-1")
+    assert {one["PrefixListId"] for one in ec2(call, "DescribePrefixLists")["PrefixLists"]} == before

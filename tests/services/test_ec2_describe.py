@@ -98,6 +98,45 @@ def test_an_empty_world_is_described_and_an_unknown_filter_refused(operation: st
     assert refused(many).code == "FilterLimitExceeded"
 
 
+#: AWS, "Error codes for the Amazon EC2 API": the words differ from those of what is not found
+MALFORMED = {
+    "DescribeVpcs": "InvalidVpcID.Malformed",
+    "DescribeSubnets": "InvalidSubnetID.Malformed",
+    "DescribeSecurityGroups": "InvalidGroupId.Malformed",
+    "DescribeSecurityGroupRules": "InvalidSecurityGroupRuleId.Malformed",
+    "DescribeRouteTables": "InvalidRouteTableId.Malformed",
+    "DescribeNetworkAcls": "InvalidNetworkAclId.Malformed",
+    "DescribeVpcEndpoints": "InvalidVpcEndpointId.Malformed",
+    "DescribePrefixLists": "InvalidPrefixListId.Malformed",
+    "DescribeManagedPrefixLists": "InvalidPrefixListId.Malformed",
+    "DescribeNetworkInterfaces": "InvalidNetworkInterfaceId.Malformed",
+    "DescribeInternetGateways": "InvalidInternetGatewayId.Malformed",
+    "DescribeAddresses": "InvalidAllocationID.NotFound",
+    "DescribeNatGateways": "NatGatewayMalformed",
+    "DescribeVpcPeeringConnections": "InvalidVpcPeeringConnectionId.Malformed",
+}
+
+
+@pytest.mark.parametrize("operation", MALFORMED)
+def test_what_cannot_be_an_id_is_malformed_as_the_list_of_codes_has_it(operation: str) -> None:
+    ids = DESCRIBED[operation].ids
+    assert ids
+    error = refusal(make_call(), operation, **{ids: ["colour"]})
+    assert (error.code, "colour" in error.message) == (MALFORMED[operation], True)
+
+
+def test_what_cannot_be_an_id_of_dhcp_options_or_a_public_address_is_malformed() -> None:
+    call = make_call()
+    for operation, params, code in [
+        ("DescribeDhcpOptions", {"DhcpOptionsIds": ["colour"]}, "InvalidDhcpOptionsId.Malformed"),
+        ("DescribeAddresses", {"PublicIps": ["1.2.3"]}, "InvalidAddress.Malformed"),
+        ("DescribeAddresses", {"PublicIps": ["192.0.2.1"]}, "InvalidAddress.NotFound"),
+        ("DeleteSecurityGroup", {"GroupId": "colour"}, "InvalidGroupId.Malformed"),
+        ("DeleteNatGateway", {"NatGatewayId": "colour"}, "NatGatewayMalformed"),
+    ]:
+        assert refusal(call, operation, **params).code == code
+
+
 @pytest.mark.parametrize(("size", "bound"), [(4, "5"), (1001, "1000"), (0, "5"), (-1, "5")])
 def test_a_page_size_out_of_bounds_is_refused(size: int, bound: str) -> None:
     with pytest.raises(describe.AwsError, match=bound):

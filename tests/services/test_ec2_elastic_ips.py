@@ -145,7 +145,7 @@ def test_there_is_an_end_to_addresses(call: Call, monkeypatch: pytest.MonkeyPatc
         ({"AllocationId": "EIP"}, "MissingParameter", "NetworkInterfaceId"),
         ({"AllocationId": "eipalloc-1"}, "InvalidAllocationID.NotFound", "eipalloc-1"),
         ({"PublicIp": "198.51.100.255"}, "InvalidAddress.NotFound", "198.51.100.255"),
-        ({"PublicIp": "x"}, "InvalidParameterValue", "publicIp"),
+        ({"PublicIp": "x"}, "InvalidAddress.Malformed", "'x'"),
         ({"AllocationId": "EIP", "PublicIp": "1.1.1.1"}, "InvalidParameterCombination", "PublicIp"),
         ({"AllocationId": "EIP", "InstanceId": "i-1"}, "InvalidInstanceID.NotFound", "i-1"),
         (
@@ -154,9 +154,9 @@ def test_there_is_an_end_to_addresses(call: Call, monkeypatch: pytest.MonkeyPatc
             "eni-1",
         ),
         (
-            {"AllocationId": "EIP", "NetworkInterfaceId": "ENI", "PrivateIpAddress": "10.0.0.250"},
+            {"AllocationId": "EIP", "NetworkInterfaceId": "ENI", "PrivateIpAddress": "10.0.0.3"},
             "InvalidParameterValue",
-            "10.0.0.250",
+            "10.0.0.3",
         ),
         ({"AllocationId": "EIP", "NetworkInterfaceId": "MANAGED"}, "OperationNotPermitted", "managed"),
         ({"AllocationId": "EIP", "NetworkInterfaceId": "INNER"}, "Gateway.NotAttached", "vpc-"),

@@ -9,6 +9,7 @@ from tests.services.ec2 import ec2, filters, ids, refusal
 from cloister.services.api import Call
 
 S3 = "com.amazonaws.us-east-1.s3"
+DYNAMODB = "com.amazonaws.us-east-1.dynamodb"
 POLICY = json.dumps(
     {
         "Version": "2012-10-17",
@@ -37,7 +38,8 @@ def table_id(call: Call, vpc_id: str) -> str:
 
 
 def make(call: Call, vpc_id: str, **params: object) -> dict:
-    made: dict = ec2(call, "CreateVpcEndpoint", VpcId=vpc_id, ServiceName=S3, **params)["VpcEndpoint"]
+    wanted = {"VpcId": vpc_id, "ServiceName": S3} | params
+    made: dict = ec2(call, "CreateVpcEndpoint", **wanted)["VpcEndpoint"]
     return made
 
 
@@ -111,6 +113,18 @@ def test_a_table_has_one_endpoint_of_a_service(call: Call, vpc_id: str, table_id
     assert (error.code, table_id in error.message) == ("RouteAlreadyExists", True)
 
 
+def test_a_table_has_a_gateway_endpoint_of_each_service(call: Call, vpc_id: str, table_id: str) -> None:
+    s3 = make(call, vpc_id, RouteTableIds=[table_id])["VpcEndpointId"]
+    dynamodb = make(call, vpc_id, ServiceName=DYNAMODB, RouteTableIds=[table_id])["VpcEndpointId"]
+    (table,) = ec2(call, "DescribeRouteTables", RouteTableIds=[table_id])["RouteTables"]
+    routes = {one.get("DestinationPrefixListId"): one["GatewayId"] for one in table["Routes"]}
+    lists = {s3: "pl-63a5400a", dynamodb: "pl-02cd2c6b"}
+    assert {routes[lists[endpoint_id]]: endpoint_id for endpoint_id in (s3, dynamodb)} == {
+        s3: s3,
+        dynamodb: dynamodb,
+    }
+
+
 def test_a_table_of_another_vpc_is_refused(call: Call, vpc_id: str) -> None:
     far = ec2(call, "CreateVpc", CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
     table_id = ec2(call, "CreateRouteTable", VpcId=far)["RouteTable"]["RouteTableId"]
@@ -167,7 +181,10 @@ def test_the_services_that_endpoints_can_be_made_for(call: Call) -> None:
     kinds = [one["ServiceType"][0]["ServiceType"] for one in answer["ServiceDetails"]]
     assert kinds == ["Gateway", "Interface"]
     gateways = ec2(call, "DescribeVpcEndpointServices", Filters=filters(service_type="Gateway"))
-    assert ids(gateways["ServiceDetails"], "ServiceName") == [S3]
+    assert ids(gateways["ServiceDetails"], "ServiceName") == [S3, DYNAMODB]
+    both = ec2(call, "DescribeVpcEndpointServices", ServiceNames=[DYNAMODB])["ServiceDetails"]
+    assert [one["ServiceType"][0]["ServiceType"] for one in both] == ["Gateway", "Interface"]
+    assert both[0]["BaseEndpointDnsNames"] == ["dynamodb.us-east-1.amazonaws.com"]
     interfaces = ec2(call, "DescribeVpcEndpointServices", Filters=filters(service_type="Interface"))
     found = {one["ServiceName"]: one for one in interfaces["ServiceDetails"]}
     api = found["com.amazonaws.us-east-1.sagemaker.api"]

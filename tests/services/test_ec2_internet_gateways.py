@@ -79,7 +79,7 @@ def test_a_gateway_stays_while_public_addresses_are_mapped(call: Call) -> None:
     ("operation", "params", "code"),
     [
         ("DeleteInternetGateway", {"InternetGatewayId": "igw-1"}, "InvalidInternetGatewayID.NotFound"),
-        ("DeleteInternetGateway", {"InternetGatewayId": "x"}, "InvalidInternetGatewayID.Malformed"),
+        ("DeleteInternetGateway", {"InternetGatewayId": "x"}, "InvalidInternetGatewayId.Malformed"),
         ("AttachInternetGateway", {"InternetGatewayId": "IGW", "VpcId": "vpc-1"}, "InvalidVpcID.NotFound"),
         ("CreateInternetGateway", {"TagSpecifications": [{"ResourceType": "vpc"}]}, "InvalidParameterValue"),
     ],

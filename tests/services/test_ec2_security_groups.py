@@ -163,8 +163,8 @@ def test_protocols_are_named_and_ports_are_kept_where_they_mean_something(
         ),
         (
             {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": "x", "VpcPeeringConnectionId": "pcx-1"}]},
-            "InvalidGroup.NotFound",
-            "'x'",
+            "InvalidGroupId.Malformed",
+            '"x"',
         ),
         (
             {"IpProtocol": "-1", "PrefixListIds": [{"PrefixListId": "pl-1"}]},

@@ -5,7 +5,8 @@ from tests.services.calls import ACCOUNT, make_call
 from tests.services.ec2 import ec2, filters, ids, refusal
 
 from cloister.services.api import Call
-from cloister.services.ec2.vpc_peering import EXPIRES_SECONDS, LISTED_SECONDS
+from cloister.services.ec2.vpc_peering import LISTED_SECONDS
+from cloister.vpc.model import PEERING_EXPIRES
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_a_peering_is_asked_for_accepted_and_deleted(call: Call, ends: tuple[str
     peering_id = made["VpcPeeringConnectionId"]
     assert made["Status"]["Code"] == "initiating-request"
     assert made["RequesterVpcInfo"]["CidrBlockSet"] == [{"CidrBlock": "10.0.0.0/16"}]
-    assert made["ExpirationTime"].timestamp() == call.now + EXPIRES_SECONDS
+    assert made["ExpirationTime"].timestamp() == call.now + PEERING_EXPIRES
     assert "CidrBlock" not in made["AccepterVpcInfo"]
     assert status(call, peering_id) == "pending-acceptance"
     assert ask(call, *ends) == peering_id
@@ -101,7 +102,7 @@ def test_a_request_is_rejected_or_expires(call: Call, ends: tuple[str, str]) -> 
     assert status(call, peering_id) == "rejected"
     late = ask(call, *ends)
     assert late != peering_id
-    call.now += EXPIRES_SECONDS
+    call.now += PEERING_EXPIRES
     assert status(call, late) == "expired"
     assert "ExpirationTime" not in described(call, late)
     error = refusal(call, "AcceptVpcPeeringConnection", VpcPeeringConnectionId=late)

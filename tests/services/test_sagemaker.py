@@ -102,23 +102,20 @@ NOT_YET: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
         lambda g: g["ProcessingInputs"][0]["S3Input"].update(S3CompressionType="Gzip"),
     ),
     ("DatasetDefinition (input in)", lambda g: g["ProcessingInputs"][0].update(DatasetDefinition={"x": 1})),
-    ("AppManaged (input in)", lambda g: g["ProcessingInputs"][0].update(AppManaged=True)),
-    ("AppManaged (output out)", lambda g: g["ProcessingOutputConfig"]["Outputs"][0].update(AppManaged=True)),
     (
         "FeatureStoreOutput (output out)",
         lambda g: g["ProcessingOutputConfig"]["Outputs"][0].update(
             FeatureStoreOutput={"FeatureGroupName": "f"}
         ),
     ),
-    (
-        "S3UploadMode Continuous (output out)",
-        lambda g: g["ProcessingOutputConfig"]["Outputs"][0]["S3Output"].update(S3UploadMode="Continuous"),
-    ),
     ("ExperimentConfig", lambda g: g.update(ExperimentConfig={"ExperimentName": "e"})),
-    ("ProcessingOutputConfig.KmsKeyId", lambda g: g["ProcessingOutputConfig"].update(KmsKeyId="k")),
     (
-        "ClusterConfig.VolumeKmsKeyId",
-        lambda g: g["ProcessingResources"]["ClusterConfig"].update(VolumeKmsKeyId="k"),
+        "an alias as ProcessingOutputConfig.KmsKeyId (alias/k)",
+        lambda g: g["ProcessingOutputConfig"].update(KmsKeyId="alias/k"),
+    ),
+    (
+        "an alias as ClusterConfig.VolumeKmsKeyId (alias/k)",
+        lambda g: g["ProcessingResources"]["ClusterConfig"].update(VolumeKmsKeyId="alias/k"),
     ),
     (
         "ClusterConfig.InstancePreferences",
@@ -252,6 +249,43 @@ def test_passing_a_role_needs_iam_passrole() -> None:
     assert "iam:PassRole" in error.message
     allowed = World.of([role(actions=("iam:PassRole",)), *documents()])
     _create(make_call(allowed, principal=somebody), **request())
+
+
+def test_what_the_application_manages_needs_no_local_path_but_a_place_in_s3(call: Call) -> None:
+    given = request()
+    source, target = s3_input(), s3_output()
+    del source["S3Input"]["LocalPath"], target["S3Output"]["LocalPath"]
+    given["ProcessingInputs"] = [source | {"AppManaged": True}]
+    given["ProcessingOutputConfig"] = {"Outputs": [target | {"AppManaged": True}]}
+    _create(call, **given)
+    (job,) = call.tx.all(ProcessingJob)
+    assert (job.moved_inputs, job.moved_outputs) == ([], [])
+    shown = invoke(call, "sagemaker", "DescribeProcessingJob", ProcessingJobName="job")
+    assert shown["ProcessingInputs"][0]["AppManaged"] is True
+
+
+def test_the_key_of_a_volume_needs_a_grant_by_the_caller_or_by_the_role() -> None:
+    somebody = Principal(
+        arn="arn:aws:sts::123456789012:assumed-role/caller/me",
+        account=ACCOUNT,
+        user_id="AROACALLER:me",
+        access_key_id="ASIA",
+        role_name="caller",
+        role_arn="arn:aws:iam::123456789012:role/caller",
+        session_name="me",
+    )
+    given = request()
+    given["ProcessingResources"]["ClusterConfig"]["VolumeKmsKeyId"] = "1-2"
+
+    def asked(of_caller: tuple[str, ...], of_role: tuple[str, ...]) -> Call:
+        caller = replace(role(actions=("iam:PassRole", *of_caller)), name="caller", role_id="AROACALLER")
+        return make_call(World.of([role(actions=of_role), caller, *documents()]), principal=somebody)
+
+    error = _refused(asked((), ("s3:*",)), **given)
+    assert error.code == "AccessDeniedException"
+    assert "kms:CreateGrant on resource: arn:aws:kms:us-east-1:123456789012:key/1-2" in error.message
+    _create(asked(("kms:CreateGrant",), ("s3:*",)), **given)
+    _create(asked((), ("kms:CreateGrant",)), **given)
 
 
 def test_guardrail_condition_keys_are_given_only_for_what_was_given(call: Call) -> None:

@@ -10,8 +10,9 @@ import pytest
 from cloister.iam.decide import Policies, Request, decide
 from cloister.iam.model import Principal
 from cloister.iam.policy import parse
+from cloister.services.api import Need
 from cloister.side import actions
-from cloister.side.actions import Need, Where
+from cloister.side.actions import Where
 from cloister.wire.errors import AwsError
 from cloister.wire.model import service as load
 

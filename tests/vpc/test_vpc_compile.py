@@ -175,9 +175,15 @@ def documents(draw: st.DrawFn) -> object:
                 vpc_id=vpc_id,
                 number=1000 + table,
                 routes=tuple(routes),
-                associations=tuple(
-                    RouteTableAssociation(association_id=f"a{s}", subnet_id=s, main=s is None)
-                    for s in associations
+                associations=(
+                    *(
+                        RouteTableAssociation(association_id=f"a{s}", subnet_id=s, main=s is None)
+                        for s in associations
+                    ),
+                    *(
+                        RouteTableAssociation(association_id=f"g{g}", subnet_id=None, gateway_id=g)
+                        for g in draw(st.lists(one_of(GATEWAYS), max_size=1))
+                    ),
                 ),
             )
         case 4:

@@ -26,7 +26,7 @@ from cloister.vpc.model import (
     Vpc,
     VpcEndpoint,
 )
-from cloister.why.preflight import Facts, Finding, preflight
+from cloister.why.preflight import Facts, Finding, ImageFacts, preflight
 from cloister.why.request import session_of, why_request
 from cloister.world import World
 
@@ -378,11 +378,22 @@ def test_an_input_without_an_object_or_manifest_and_an_image_that_cannot_be_had_
             "S3Input": {"S3Uri": "s3://data/list", "S3DataType": "ManifestFile", "LocalPath": "/opt/ml/p/l"},
         }
     )
-    facts = Facts(keys={"s3://data/in/": [], "s3://data/list": ["list-of-others"]}, image_trouble="No x.")
+    facts = Facts(
+        keys={"s3://data/in/": [], "s3://data/list": ["list-of-others"]}, image=ImageFacts(trouble="No x.")
+    )
     findings = _check(_world(), request, facts=facts)
     assert not findings["input in: objects"].ok
     assert findings["input list: objects"].sentence == "There is no manifest s3://data/list."
     assert findings["image"].fix == "podman pull cloister/host"
+
+
+def test_an_image_that_cannot_start_the_command_fails_and_what_was_seen_is_said() -> None:
+    def found(facts: ImageFacts) -> tuple[bool, str, str | None]:
+        finding = _check(_world(), _request(), facts=Facts(image=facts))["image"]
+        return finding.ok, finding.sentence, finding.fix
+
+    assert found(ImageFacts(command_trouble="It has no /run.")) == (False, "It has no /run.", None)
+    assert found(ImageFacts(seen="It has /run.")) == (True, "It has /run.", None)
 
 
 def test_a_role_that_sagemaker_may_not_assume_is_told_and_nothing_is_opened_for_it() -> None:

@@ -10,6 +10,7 @@ from tests.services.calls import ACCOUNT, make_call
 from tests.services.ec2 import ec2
 
 from cloister.services.api import Call
+from cloister.vpc.endpoints import SERVICES, prefix_list_in
 from cloister.vpc.flow import Verdict
 from cloister.vpc.interfaces import create_interface
 from cloister.vpc.model import NetworkInterface
@@ -51,6 +52,14 @@ def carry_out(call: Call, command: str) -> str:
     if verb == "modify-vpc-attribute":
         assert "enable-dns-hostnames" in given
         ec2(call, "ModifyVpcAttribute", VpcId=one["vpc-id"], EnableDnsHostnames={"Value": True})
+    elif verb == "create-vpc-endpoint" and "vpc-endpoint-type" not in one:
+        ec2(
+            call,
+            "CreateVpcEndpoint",
+            VpcId=one["vpc-id"],
+            ServiceName=one["service-name"],
+            RouteTableIds=given["route-table-ids"],
+        )
     elif verb == "create-vpc-endpoint":
         ec2(
             call,
@@ -112,10 +121,41 @@ def test_an_endpoint_without_private_dns_gets_it(call: Call, interface: NetworkI
     assert again.gate == "ingress"  # the default group does not let the interface's in
 
 
-def test_a_service_that_has_no_private_name_gets_no_such_fix(call: Call, interface: NetworkInterface) -> None:
-    refusal = why(call, interface, f"https://dynamodb.{REGION}.amazonaws.com/").refusal
+def test_a_service_that_has_no_endpoints_gets_no_such_fix(call: Call, interface: NetworkInterface) -> None:
+    refusal = why(call, interface, f"https://lambda.{REGION}.amazonaws.com/").refusal
     assert refusal is not None
     assert (refusal.gate, refusal.fix) == ("route", None)
+
+
+def test_dynamodb_is_reached_by_its_gateway_endpoint(call: Call, interface: NetworkInterface) -> None:
+    url, service = f"https://dynamodb.{REGION}.amazonaws.com/", f"com.amazonaws.{REGION}.dynamodb"
+    refusal = why(call, interface, url).refusal
+    assert refusal is not None
+    assert refusal.gate == "route"
+    assert (
+        f"no route to DynamoDB: {interface.vpc_id} has no gateway endpoint for {service}" in refusal.sentence
+    )
+    assert "--private-dns-enabled" not in (refusal.fix or "")  # its interface endpoints have no private DNS
+    assert carry_out(call, refusal.fix or "") == "create-vpc-endpoint"
+    reached = why(call, interface, url)
+    assert reached.allowed, reached.reason
+    assert reached.reason.endswith("takes it to DynamoDB, where policies decide.")
+    unencrypted = why(call, interface, url.replace("https", "http"))
+    assert unencrypted.allowed
+    group = ec2(call, "DescribeSecurityGroups", GroupIds=[interface.group_ids[0]])["SecurityGroups"][0]
+    ec2(
+        call,
+        "RevokeSecurityGroupEgress",
+        GroupId=group["GroupId"],
+        SecurityGroupRuleIds=[
+            rule["SecurityGroupRuleId"]
+            for rule in ec2(call, "DescribeSecurityGroupRules")["SecurityGroupRules"]
+            if rule["GroupId"] == group["GroupId"] and rule["IsEgress"]
+        ],
+    )
+    closed = why(call, interface, url).refusal
+    assert closed is not None
+    assert f"PrefixListId={prefix_list_in(SERVICES['dynamodb'], REGION).prefix_list_id}" in (closed.fix or "")
 
 
 def internet_gateway(call: Call, vpc_id: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from cloister.cli.paths import ControlError, NotUp, hold
+from cloister.cli.paths import ControlError, NoAnswer, NotUp, hold
 from cloister.kernel import holder
 
 _RETRY_SECONDS = 15.0
@@ -41,7 +41,9 @@ def attach(
 
     It sees this machine's files, and of the network only what its security groups, the subnet's network ACL
     and route table let through, with the VPC's DNS. CLOISTER_INTERFACE and CLOISTER_ADDRESS tell it its
-    place. The interface is released when COMMAND ends. Exit code: COMMAND's own.
+    place. The interface is released when COMMAND ends.
+
+    Exit code: COMMAND's own; 2 there is no such subnet, group or free address, 3 Cloister is not up.
     """
     place = _Place(
         state, {"subnet": subnet, "groups": groups, "address": address, "command": " ".join(command)}
@@ -49,7 +51,7 @@ def attach(
     try:
         made = place.take()
     except ControlError as error:
-        raise click.ClickException(str(error)) from error
+        raise NoAnswer(str(error)) from error
     except OSError as error:
         raise NotUp(state) from error
     click.echo(f"{made['interface_id']} has {made['address']}", err=True)

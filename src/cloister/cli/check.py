@@ -10,9 +10,8 @@ from typing import IO, Any
 import click
 
 from cloister.cli.main import json_option
-from cloister.cli.paths import NoAnswer
+from cloister.cli.paths import NoAnswer, ask_daemon
 from cloister.cli.text import mark, say, tell_command
-from cloister.cli.why import ask_daemon
 
 
 @click.command()
@@ -49,10 +48,10 @@ def check(
     cloister check job.json --service kms:Decrypt --service 10.0.7.5:5432
     aws sagemaker create-processing-job --generate-cli-skeleton > job.json
 
-    The second prints a form to fill in; members that are not needed must be taken out of it.
+    The last prints a form to fill in; members that are not needed must be taken out of it.
 
-    Looked at: the request, the image, the role and its permissions, addresses and zones, the instances
-    among each other, objects, route and policies of every input and output, and every --service.
+    Looked at: the request, the image and its command, the role and its permissions, addresses and zones, the
+    instances among each other, objects, route and policies of every input and output, and every --service.
     Exit code: 0 the job can run, 1 something fails, 2 the file cannot be read, 3 Cloister is not up.
     """
     file = job_json or skeleton
@@ -62,7 +61,7 @@ def check(
         request: Any = json.load(file)
     except ValueError as error:
         raise NoAnswer(f"{file.name} is no JSON: {error}") from error
-    found = ask_daemon(state, "/check", {"request": request, "services": services})
+    found = ask_daemon(state, "POST", "/check", {"request": request, "services": services})
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:

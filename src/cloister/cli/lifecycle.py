@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+import urllib.parse
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,16 @@ import msgspec
 
 from cloister import options as options_file
 from cloister.cli.main import json_option
-from cloister.cli.paths import NotUp, Running, ask, itself, read_running
+from cloister.cli.paths import (
+    ControlError,
+    NotUp,
+    Running,
+    ask,
+    ask_daemon,
+    in_any_shell,
+    itself,
+    read_running,
+)
 from cloister.kernel import cgroups, holder
 from cloister.options import Options
 
@@ -26,8 +39,17 @@ from cloister.options import Options
 TRIES = 3
 #: it tells its log each step of its start, and no step takes so long, also where everything is slow
 STEP_SECONDS = 180.0
+#: so long a holder takes at most until it can be told to end
+_BORN_SECONDS = 3.0
+#: bytes; with less on its disk Cloister does not start
+_LITTLE_ROOM = 4 << 20
 #: where no terminal shows the progress it is told so often
 TELL_SECONDS = 15.0
+#: what `cloister env` sets
+VARIABLES = (
+    *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE"),
+)
 
 
 @click.command()
@@ -44,7 +66,11 @@ TELL_SECONDS = 15.0
 @click.option("--s3-backend-access-key", help="Its access key.")
 @click.option("--s3-backend-secret-key", envvar="CLOISTER_S3_BACKEND_SECRET_KEY", help="Its secret key.")
 @click.option("--rules-per-security-group", type=click.IntRange(1, 100000), help="Quota.  [default: 60]")
-@click.option("--stop-grace", type=float, help="Seconds from SIGINT to SIGKILL at a stop.  [default: 120]")
+@click.option(
+    "--stop-grace",
+    type=click.FloatRange(min=0),
+    help="Seconds from SIGINT to SIGKILL at a stop.  [default: 120]",
+)
 @click.option(
     "--internet/--no-internet",
     default=None,
@@ -67,13 +93,15 @@ def up(state: Path, /, foreground: bool, as_json: bool, **given: Any) -> None:
     unknown = set(chosen) - {f.name for f in fields(Options)}
     assert not unknown, unknown
     options = replace(kept, **chosen)
-    if not (options.account.isdigit() and len(options.account) == 12):
-        raise click.ClickException(f"--account takes 12 digits, not {options.account!r}.")
-    if options.port == options.http_port:
-        raise click.ClickException(f"--port and --http-port are both {options.port}.")
+    _check(options)
     running = read_running(state)
     if running is not None and chosen and options != kept:
         raise click.ClickException(f"Cloister is up with other options. First: {itself(state, 'down')}")
+    if (options.region, options.account) != (kept.region, kept.account) and (state / "world.sqlite").exists():
+        raise click.ClickException(
+            f"the resources in {state} are of region {kept.region}, account {kept.account}, and stay so. "
+            "Another region or account takes a state folder of its own: cloister --state FOLDER up …"
+        )
     options_file.write(state, options)
     if running is None:
         running = start(state, quiet=as_json)
@@ -84,6 +112,28 @@ def up(state: Path, /, foreground: bool, as_json: bool, **given: Any) -> None:
         click.echo(f'Next: eval "$({itself(state, "env")})"')
     if foreground:
         _follow(state)
+
+
+def _check(options: Options) -> None:
+    """What cannot be is told by its value, before anything of it is kept."""
+    if not re.fullmatch(r"\d{12}", options.account, re.ASCII):
+        raise click.UsageError(f"--account takes 12 digits, not {options.account!r}.")
+    if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-[1-9]", options.region):
+        raise click.UsageError(f"--region takes a name like eu-west-1, not {options.region!r}.")
+    if options.port == options.http_port:
+        raise click.UsageError(f"--port and --http-port are both {options.port}.")
+    if options.s3_backend is not None and not _is_url(options.s3_backend):
+        raise click.UsageError(
+            f"--s3-backend takes a URL like http://10.0.0.9:9000, not {options.s3_backend!r}."
+        )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port or an IPv6 address that is none
+        return False
 
 
 def open_state(state: Path) -> Options:
@@ -106,11 +156,24 @@ def open_state(state: Path) -> Options:
 
 
 def start(state: Path, *, quiet: bool) -> Running:
-    """Start the holder and its daemon, and wait until it answers: as long as it lives and gets on."""
+    """Start the holder and its daemon, and wait until it answers: as long as it lives and gets on. Who ends
+    the waiting (Ctrl-C) ends what was started."""
+    try:
+        return _start(state, quiet=quiet)
+    except KeyboardInterrupt:
+        end = time.monotonic() + _BORN_SECONDS
+        while not holder.stop(state, 10) and time.monotonic() < end:
+            time.sleep(0.05)
+        click.echo("\nInterrupted: Cloister is not up.", err=True)
+        raise
+
+
+def _start(state: Path, *, quiet: bool) -> Running:
     log, life = state / "daemon.log", state / "holder.log"
     before, lived = _size(log), _size(life)
     try:
-        holder.ensure(state, [sys.executable, "-m", "cloister.daemon", str(state)], log)
+        program = [sys.executable, "-m", "cloister.daemon", str(state), in_any_shell(state)]
+        holder.ensure(state, program, log)
     except (OSError, RuntimeError) as error:
         raise click.ClickException(f"{error}\n`cloister doctor` says what this host lacks.") from error
     began = got_on = told = time.monotonic()
@@ -121,6 +184,8 @@ def start(state: Path, *, quiet: bool) -> Running:
             size, got_on = grown, now
         if why := _given_up(holder.info(state) is not None, holder.ends(state, lived), now - got_on):
             holder.stop(state, 10)
+            if (free := shutil.disk_usage(state).free) < _LITTLE_ROOM:
+                why += f", and the disk of {state} is full ({free >> 10} KiB are left)"
             text = f"{why}. The end of {log}:\n" + "\n".join(_lines(log, before)[-15:])
             raise click.ClickException(text)
         if not quiet and (sys.stderr.isatty() or now - told > TELL_SECONDS):
@@ -177,14 +242,25 @@ def down(state: Path, /, as_json: bool) -> None:
     \b
         cloister down && cloister up     start afresh, with all that there was
     """
+    ended = _jobs_under_way(state)
     was_up = holder.stop(state, 30)
     if left := cgroups.remove_all(state):
         click.echo(f"These cgroups could not be removed: {', '.join(left)}", err=True)
     (state / "daemon.json").unlink(missing_ok=True)
     if as_json:
-        click.echo(json.dumps({"was_up": was_up}))
+        click.echo(json.dumps({"was_up": was_up, "ended_jobs": ended}))
     else:
         click.echo("Cloister is down." if was_up else "Cloister was not up.")
+        if ended:
+            click.echo(f"Ended with it, and Failed at the next `up`: {', '.join(ended)}")
+
+
+def _jobs_under_way(state: Path) -> list[str]:
+    """Nothing keeps `down` from ending a daemon that does not answer."""
+    with contextlib.suppress(OSError, ValueError, ControlError, http.client.HTTPException):
+        found: list[str] = ask(state, "GET", "/under-way", timeout=5)
+        return found
+    return []
 
 
 @click.command()
@@ -202,7 +278,7 @@ def status(state: Path, /, as_json: bool) -> None:
         said = f"Cloister is not up. Start it: {itself(state, 'up')}"
         click.echo(json.dumps({"up": False}) if as_json else said)
         raise SystemExit(3)
-    found = ask(state, "GET", "/status")
+    found = ask_daemon(state, "GET", "/status")
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -228,6 +304,9 @@ def env(state: Path, /, unset: bool, as_json: bool) -> None:
         eval "$(cloister env)"           boto3, the AWS CLI and the SDK talk to it
         eval "$(cloister env --unset)"   … and no longer
     """
+    if unset:  # also when Cloister is down: then most of all
+        click.echo(json.dumps(VARIABLES) if as_json else "\n".join(f"unset {name}" for name in VARIABLES))
+        return
     running = read_running(state)
     if running is None:
         raise NotUp(state)
@@ -236,20 +315,21 @@ def env(state: Path, /, unset: bool, as_json: bool) -> None:
         click.echo(json.dumps(variables, indent=2))
     else:
         for name, value in variables.items():
-            click.echo(f"unset {name}" if unset else f"export {name}={shlex.quote(value)}")
+            click.echo(f"export {name}={shlex.quote(value)}")
 
 
 def environment(state: Path, running: Running) -> dict[str, str]:
     """The variables every AWS client reads, for this Cloister's root key."""
     root = json.loads((state / "root.json").read_text())
-    return {
-        "AWS_ENDPOINT_URL": running.url,
-        "AWS_ACCESS_KEY_ID": os.environ.get("CLOISTER_ROOT_ACCESS_KEY_ID") or root["AccessKeyId"],
-        "AWS_SECRET_ACCESS_KEY": os.environ.get("CLOISTER_ROOT_SECRET_ACCESS_KEY") or root["SecretAccessKey"],
-        "AWS_REGION": running.region,
-        "AWS_DEFAULT_REGION": running.region,
-        "AWS_CA_BUNDLE": str(state / "bundle.pem"),
-    }
+    values = (
+        running.url,
+        os.environ.get("CLOISTER_ROOT_ACCESS_KEY_ID") or root["AccessKeyId"],
+        os.environ.get("CLOISTER_ROOT_SECRET_ACCESS_KEY") or root["SecretAccessKey"],
+        running.region,
+        running.region,
+        str(state / "bundle.pem"),
+    )
+    return dict(zip(VARIABLES, values, strict=True))
 
 
 @click.command()
@@ -275,7 +355,7 @@ def gc(state: Path, /, dry_run: bool, as_json: bool) -> None:
 def collect_garbage(state: Path, *, dry_run: bool) -> list[str]:
     """The paths removed. A running daemon cleans its own jobs; without one everything volatile is stale."""
     if read_running(state) is not None:
-        found: list[str] = ask(state, "POST", "/gc?dry_run=1" if dry_run else "/gc")
+        found: list[str] = ask_daemon(state, "POST", "/gc?dry_run=1" if dry_run else "/gc")
         return found
     removed = [str(path) for path in (state / "run", state / "daemon.json") if path.exists()]
     if not dry_run:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from cloister.cli.main import json_option
-from cloister.cli.paths import ControlError, NotUp, ask
+from cloister.cli.paths import ask_daemon
 
 
 @click.command()
@@ -26,22 +26,19 @@ def logs(state: Path, /, job: str, follow: bool, as_json: bool) -> None:
     \b
         cloister logs my-job
         cloister logs my-job --follow       go on until it has ended
+
+    Exit code: 0 whatever became of the job, 2 no such job, 3 Cloister is not up.
     """
     after = ""
-    try:
-        while True:
-            found = ask(state, "GET", f"/logs?job={urllib.parse.quote(job, safe='')}&after={after}")
-            for event in found["events"]:
-                click.echo(json.dumps(event) if as_json else _line(event))
-            after = found["next"]
-            if not follow or found["ended"]:
-                break
-            if not found["events"]:
-                time.sleep(0.5)
-    except ControlError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise NotUp(state) from error
+    while True:
+        found = ask_daemon(state, "GET", f"/logs?job={urllib.parse.quote(job, safe='')}&after={after}")
+        for event in found["events"]:
+            click.echo(json.dumps(event) if as_json else _line(event))
+        after = found["next"]
+        if not follow or found["ended"]:
+            break
+        if not found["events"]:
+            time.sleep(0.5)
     if not as_json and found["ended"]:
         reason = f": {found['failure_reason']}" if found["failure_reason"] else ""
         click.echo(f"{job} is {found['status']}{reason}", file=sys.stderr)

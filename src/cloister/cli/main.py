@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,6 +48,18 @@ class _LazyGroup(click.Group):
         "completion": "completion",
     }
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # as a shell tells it of other commands, without a word
+            ctx.exit(130)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Whole sentences: click cuts them."""
+        with formatter.section("Commands"):
+            rows = [(name, _first_sentence(self.get_command(ctx, name))) for name in self.commands_in]
+            formatter.write_dl(rows)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands_in)
 
@@ -59,6 +72,11 @@ class _LazyGroup(click.Group):
         return command
 
 
+def _first_sentence(command: click.Command | None) -> str:
+    text = " ".join((command.help or "").split("\n\n")[0].split()) if command is not None else ""
+    return text.partition(". ")[0].removesuffix(".") + "."
+
+
 @click.group(cls=_LazyGroup, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--state",
@@ -69,6 +87,8 @@ class _LazyGroup(click.Group):
 @click.version_option(package_name="cloister")
 @click.pass_context
 def main(ctx: click.Context, state: Path | None) -> None:
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
     ctx.obj = (state or default_state()).absolute()
 
 

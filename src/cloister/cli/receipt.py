@@ -12,9 +12,8 @@ from typing import Any
 import click
 
 from cloister.cli.main import json_option
-from cloister.cli.paths import itself
+from cloister.cli.paths import ask_daemon, itself
 from cloister.cli.text import mark, say
-from cloister.cli.why import ask_daemon
 
 
 @click.command()
@@ -46,14 +45,14 @@ def receipt(
     cloister receipt --verify my-job.receipt.json
 
     Receipts are signed with this installation's Ed25519 key, STATE/receipt.key. Exit code of --verify: 0 when
-    it is genuine and of this installation, 1 when it was changed or is no receipt, 3 when it is genuine but
+    it is genuine and of this installation, 1 when it was changed or is no receipt, 4 when it is genuine but
     signed with another key.
     """
     if (job is None) is (to_verify is None):
         raise click.UsageError("Name a JOB, or --verify FILE.")
     if to_verify is not None:
         sys.exit(_verify(state, to_verify, as_json))
-    signed = ask_daemon(state, "/receipt", {"job": job})
+    signed = ask_daemon(state, "POST", "/receipt", {"job": job})
     text = json.dumps(signed, indent=2, sort_keys=True, ensure_ascii=False)
     if output is not None:
         output.write_text(text + "\n")
@@ -66,8 +65,8 @@ def receipt(
 
 
 def _verify(state: Path, path: Path, as_json: bool) -> int:
+    from cloister.receipt_key import signing_key
     from cloister.why.receipt import NotGenuine, verify
-    from cloister.witness import signing_key
 
     try:
         body, key = verify(path.read_text())
@@ -92,7 +91,7 @@ def _verify(state: Path, path: Path, as_json: bool) -> int:
             f"{mark(False)} {path} was not changed since it was signed, but with another key than this "
             f"installation's ({state / 'receipt.key'}): {key}. Ask its owner whether that is theirs."
         )
-    return 0 if key == own else 3
+    return 0 if key == own else 4
 
 
 def _print(body: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cloister.cli.main import json_option
-from cloister.cli.paths import ControlError, NoAnswer, NotUp, ask
+from cloister.cli.paths import ask_daemon
 from cloister.cli.text import mark, say, tell_command
 
 
@@ -55,21 +55,12 @@ def why(
     Exit code: 0 all is let through by the rules as they are, 1 something is refused, 2 no such job or
     interface, 3 Cloister is not up.
     """
-    found = ask_daemon(state, "/why", _question(job, source, target, protocol, request, role, action))
+    found = ask_daemon(state, "POST", "/why", _question(job, source, target, protocol, request, role, action))
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         _print(found)
     sys.exit(0 if all(answer["allowed"] for answer in found["answers"]) else 1)
-
-
-def ask_daemon(state: Path, path: str, question: dict[str, Any]) -> Any:
-    try:
-        return ask(state, "POST", path, question)
-    except ControlError as error:
-        raise NoAnswer(str(error)) from error
-    except OSError as error:
-        raise NotUp(state) from error
 
 
 def _question(

@@ -21,12 +21,14 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cloister.jobs import uploaded
 from cloister.jobs.objects import KEY_LIMIT, BadKey, Object, plan_files, request_of, shard, split_uri, under
 from cloister.jobs.resolver import getaddrinfo_by
 from cloister.jobs.tree import NoFile, opened, tree
@@ -50,6 +52,7 @@ class Channel:
     path: str
     data_type: str = "S3Prefix"
     sharded: bool = False
+    continuous: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,10 @@ class Spec:
     endpoint_url: str | None = None
     netns: str | None = None
     resolvers: tuple[str, ...] | None = None
+    #: the container still runs: files may come, go and change
+    running: bool = False
+    #: the KMS key that outputs are to be encrypted with on AWS
+    kms_key: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -476,6 +483,8 @@ def _upload(spec: Spec, client: Any) -> Result:
         bucket, prefix = split_uri(channel.uri)
         prefix = prefix.rstrip("/")
         for parts, size in tree(channel.path):
+            if spec.running and not uploaded.can_be_read(channel.path, parts, size, time.time()):
+                continue
             key = "/".join((prefix, *parts) if prefix else parts)
             try:
                 length = len(key.encode())
@@ -498,40 +507,61 @@ def _upload(spec: Spec, client: Any) -> Result:
             f"than its storage volume ({spec.volume_bytes} bytes). Please increase VolumeSizeInGB."
         )
 
-    def put(item: tuple[Channel, str, str, tuple[str, ...], int]) -> tuple[str, str, int]:
+    known = {each.name: uploaded.read(each.path) for each in spec.channels if each.continuous}
+    secret = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": spec.kms_key} if spec.kms_key else {}
+
+    def put(item: tuple[Channel, str, str, tuple[str, ...], int]) -> tuple[str, str, int] | None:
+        try:
+            return put_one(item)
+        except (NoFile, FileNotFoundError, NotADirectoryError):
+            if spec.running:
+                return None
+            raise
+
+    def put_one(item: tuple[Channel, str, str, tuple[str, ...], int]) -> tuple[str, str, int]:
         channel, bucket, key, parts, size = item
         big = size > 64 << 20
         config = TransferConfig(
             multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=4, use_threads=big
         )
         with _s3(spec.task, "PutObject", f"s3://{bucket}/{key}"), opened(channel.path, parts) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            if size == 0:
-                client.put_object(Bucket=bucket, Key=key, Body=b"")
-            elif big:
-                _transfer(client, file, bucket, key, config)
+            record, name, now = known.get(channel.name), "/".join(parts), uploaded.stamp(file.fileno())
+            if record is not None and name in record and record[name]["stamp"] == now:
+                return key, record[name]["sha256"], size
+            if size <= uploaded.SMALL:
+                data = file.read(size)
+                digest, size = hashlib.sha256(data).hexdigest(), len(data)
+                client.put_object(Bucket=bucket, Key=key, Body=data, **secret)
             else:
-                client.put_object(Bucket=bucket, Key=key, Body=file, ContentLength=size)
-
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                file.seek(0)
+                if big:
+                    _transfer(client, file, bucket, key, config, secret)
+                else:
+                    client.put_object(Bucket=bucket, Key=key, Body=file, ContentLength=size, **secret)
+            if record is not None:
+                record[name] = {"stamp": now, "sha256": digest}
         return key, digest, size
 
     try:
         moved = list(zip(todo, _in_parallel(put, todo), strict=True))
+        for channel in spec.channels:
+            if channel.continuous:
+                uploaded.write(channel.path, known[channel.name])
     except NoFile as gone:
         raise Failure(f"ClientError: Artifact upload failed:{gone} is no regular file any more") from gone
     digests = {
-        channel.name: digest_of([found for item, found in moved if item[0] is channel])
+        channel.name: digest_of([found for item, found in moved if found and item[0] is channel])
         for channel in spec.channels
     }
     return Result(ok=True, objects=len(todo), bytes=total, digests=digests)
 
 
-def _transfer(client: Any, file: Any, bucket: str, key: str, config: Any) -> None:
+def _transfer(client: Any, file: Any, bucket: str, key: str, config: Any, secret: dict[str, str]) -> None:
     from boto3.s3.transfer import create_transfer_manager
 
     with create_transfer_manager(client, config) as manager:
-        manager.upload(file, bucket, key).result()
+        manager.upload(file, bucket, key, extra_args=secret).result()
 
 
 if __name__ == "__main__":

@@ -357,7 +357,7 @@ class Containers:
         runtime's own has begun to run the job's command."""
         if record.phase == "started":
             return record
-        ran = command_of(record.process.pid)[1:2] != [b"init"] if record.process.alive else False
+        ran = record.process.alive and not _waits(command_of(record.process.pid), record.id)
         if ran or (record.process.pid and (record.own / "exit" / record.id).exists()):
             record = replace(record, phase="started", started=record.started or time.time())
             self._write(record)
@@ -449,6 +449,12 @@ def _find(name: str) -> str:
     if found is None:
         raise ContainerError(f"{name} is not installed (Debian: apt install {name}).")
     return found
+
+
+def _waits(command: Sequence[bytes], container: str) -> bool:
+    """Whether this is the process of a container that was created and not yet started: runc's calls itself
+    `init`, crun's is still the call that created it."""
+    return command[1:2] == [b"init"] or {b"create", container.encode()} <= set(command)
 
 
 def _path() -> dict[str, str]:

@@ -13,6 +13,8 @@ from cloister.iam.model import Role
 from cloister.jobs.containers import ContainerSpec, Exit
 from cloister.jobs.images import Image
 from cloister.jobs.logfile import LogLine, LogPosition
+from cloister.jobs.model import ProcessingJob
+from cloister.vpc.flow import Step
 from cloister.world import Change, Transaction, World
 
 
@@ -58,3 +60,15 @@ class Credentials(Protocol):
 class Namespaces(Protocol):
     def path(self, name: str) -> Path: ...
     def socket(self, name: str, family: int, kind: int) -> socket.socket: ...
+
+
+class Witness(Protocol):
+    """`first` comes before anything uses a job's interfaces, `last` when nothing does any more, `gone` when
+    they are gone. `noticed` tells what was refused to one of its containers so far, in words and as a step.
+    `issued`: keys of the job's role were made for "algo-1" or "algo-1's agent"."""
+
+    async def first(self, job: ProcessingJob) -> None: ...
+    async def noticed(self, job: ProcessingJob) -> tuple[str, Step] | None: ...
+    async def last(self, job: ProcessingJob) -> None: ...
+    async def gone(self, job: ProcessingJob) -> None: ...
+    def issued(self, job: ProcessingJob, who: str, access_key_id: str) -> None: ...

@@ -77,6 +77,8 @@ class Image:
     digest: str
     layers: tuple[str, ...]
     config: ImageConfig
+    #: as OCI calls it ("amd64"), "" where the image does not say
+    architecture: str = ""
     binds: tuple[HostBind, ...] = ()
 
 
@@ -188,6 +190,7 @@ def _load(storage: Storage, record: dict[str, Any], name: str) -> Image | None:
         name=name,
         digest=f"sha256:{identity}",
         layers=layers,
+        architecture=str(config.get("architecture") or ""),
         config=ImageConfig(
             entrypoint=tuple(said.get("Entrypoint") or ()),
             command=tuple(said.get("Cmd") or ()),

@@ -128,6 +128,20 @@ class ProcessingJob:
         return (self.request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
 
     @property
+    def moved_inputs(self) -> list[tuple[int, dict[str, Any]]]:
+        """Those that the platform downloads, with their place among all: not what the application manages."""
+        return [(number, each) for number, each in enumerate(self.inputs) if not each.get("AppManaged")]
+
+    @property
+    def moved_outputs(self) -> list[tuple[int, dict[str, Any]]]:
+        return [(number, each) for number, each in enumerate(self.outputs) if not each.get("AppManaged")]
+
+    @property
+    def output_key(self) -> str:
+        """ProcessingOutputConfig.KmsKeyId, "" for none."""
+        return (self.request.get("ProcessingOutputConfig") or {}).get("KmsKeyId") or ""
+
+    @property
     def max_runtime(self) -> int:
         """Seconds. AWS: the default maximum runtime of a processing job is one day."""
         condition = self.request.get("StoppingCondition") or {}

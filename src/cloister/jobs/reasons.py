@@ -7,7 +7,7 @@ Where the command does not fit in AWS's limit, the reason says who prints it.
 from __future__ import annotations
 
 from cloister.jobs.model import Instance, ProcessingJob
-from cloister.vpc import changes
+from cloister.vpc import fixes
 from cloister.vpc.flow import Step
 from cloister.vpc.model import NetworkInterface, Subnet
 from cloister.why.job import Place, among, asked, isolation_of, objects_like
@@ -19,15 +19,20 @@ LIMIT = 1024
 INTERNAL = "InternalServerError: We encountered an internal error. Please try again."
 
 
-def with_cause(reason: str, refusal: Step | None, job: str, *, what: str = "") -> str:
-    """`what` are words before the cause. What the reason says already is not said again."""
+def with_cause(reason: str, refusal: Step | None, asking: str, *, what: str = "") -> str:
+    """`what` are words before the cause. What the reason says already is not said again. `asking` is the
+    command that explains the job: "cloister why JOB"."""
     if refusal is None or not refusal.sentence:
         return reason
     start = f"{reason.rstrip('.')}: {what}{_unsaid(refusal.sentence, reason)}"
     if not refusal.fix:
         return start
     whole = f"{start} ({refusal.fix})"
-    return whole if len(whole) <= LIMIT else f"{start} (cloister why {job} prints the change)"
+    if len(whole) <= LIMIT:
+        return whole
+    pointer = f" ({asking} prints the change)"
+    room = LIMIT - len(pointer)
+    return (start if len(start) <= room else start[: room - 1] + "…") + pointer
 
 
 def _unsaid(sentence: str, reason: str) -> str:
@@ -64,7 +69,7 @@ def of_allocation(world: World, job: ProcessingJob, error: AwsError) -> str:
     reason = f"ClientError: {error}"
     if error.code != "InsufficientFreeAddressesInSubnet" or subnet is None:
         return reason
-    fix = changes.larger_subnet(world, subnet, 2 * len(job.instances))
+    fix = fixes.larger_subnet(world, subnet, 2 * len(job.instances))
     whole = f"{reason} Name a larger one in VpcConfig.Subnets: {fix}"
     return whole if fix is not None and len(whole) <= LIMIT else reason
 
@@ -73,8 +78,8 @@ def of_exit(instance: Instance, *, told: bool) -> str:
     """Of a container that did not exit with 0; `told`: one of the job's containers left a message."""
     if instance.exit_code is None:
         return (
-            f"{INTERNAL} The container of {instance.host} was lost: its monitor was killed, "
-            "or the machine went down."
+            f"{INTERNAL} The container of {instance.host} was lost: it was ended with Cloister "
+            "(`cloister down`), its monitor was killed, or the machine went down."
         )
     if instance.out_of_memory:
         return (
@@ -93,16 +98,18 @@ def of_time(job: ProcessingJob) -> str:
     )
 
 
-def while_running(world: World, job: ProcessingJob, reason: str, noticed: tuple[str, Step] | None) -> str:
+def while_running(
+    world: World, job: ProcessingJob, reason: str, noticed: tuple[str, Step] | None, asking: str
+) -> str:
     """A reason with why the instances cannot talk, else with what was refused to a container while it ran:
     `noticed`, in words and as a step."""
     found = (world.get(NetworkInterface, each.interface_id) for each in job.instances)
     for answer in among(world, [interface for interface in found if interface is not None]):
         if answer.verdict.refusal is not None:
-            return with_cause(reason, answer.verdict.refusal, job.name, what=f"{answer.what}: ")
+            return with_cause(reason, answer.verdict.refusal, asking, what=f"{answer.what}: ")
     if noticed is not None:
         what, refusal = noticed
-        return with_cause(reason, refusal, job.name, what=f"{what} was refused: ")
+        return with_cause(reason, refusal, asking, what=f"{what} was refused: ")
     if job.isolated:
         return f"{reason.rstrip('.')}: {isolation_of(len(job.instances))}"
     return reason

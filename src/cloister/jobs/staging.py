@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cloister.credentials import SessionKeys
 from cloister.jobs import contract
@@ -42,7 +44,7 @@ def prepare(jobs: Path, job: ProcessingJob, instance: Instance) -> None:
     """Make an instance's folders and configuration. Doing it again changes nothing."""
     own = folder(jobs, job, instance)
     (own / "input").mkdir(parents=True, exist_ok=True)
-    for path in (*(_output(own, number) for number in range(len(job.outputs))), own / "message"):
+    for path in (*(_output(own, number) for number, _ in job.moved_outputs), own / "message"):
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o777)  # an image may run as any user
     config = own / "config"
@@ -77,10 +79,10 @@ def container_spec(
         Mount(source=str(own / "message"), target=OUTPUT_PATH),
         Mount(source=str(ca_bundle), target=contract.CA_BUNDLE_PATH, read_only=True),
     ]
-    for number, each in enumerate(job.inputs):
+    for number, each in job.moved_inputs:
         target = each["S3Input"]["LocalPath"].rstrip("/")
         mounts.append(Mount(source=str(_input(own, number)), target=target))
-    for number, each in enumerate(job.outputs):
+    for number, each in job.moved_outputs:
         target = each["S3Output"]["LocalPath"].rstrip("/")
         mounts.append(Mount(source=str(_output(own, number)), target=target))
     return ContainerSpec(
@@ -130,7 +132,7 @@ def download_spec(
             data_type=each["S3Input"]["S3DataType"],
             sharded=each["S3Input"].get("S3DataDistributionType") == "ShardedByS3Key",
         )
-        for number, each in enumerate(job.inputs)
+        for number, each in job.moved_inputs
     )
     return _spec("download", channels, job, instance, keys, netns, resolvers, region, ca_bundle)
 
@@ -145,15 +147,34 @@ def upload_spec(
     resolvers: tuple[str, ...],
     region: str,
     ca_bundle: Path,
+    running: bool = False,
 ) -> Spec | None:
-    """The upload of an instance's outputs, None when no output has a file."""
+    """The upload of an instance's outputs, None when no output has a file. `running`: of those that are
+    uploaded while the container runs."""
     own = folder(jobs, job, instance)
     channels = tuple(
-        Channel(name=each["OutputName"], uri=each["S3Output"]["S3Uri"], path=str(_output(own, number)))
-        for number, each in enumerate(job.outputs)
+        Channel(
+            name=each["OutputName"],
+            uri=each["S3Output"]["S3Uri"],
+            path=str(_output(own, number)),
+            continuous=_is_continuous(each),
+        )
+        for number, each in job.moved_outputs
         if next(iter(tree(str(_output(own, number)))), None) is not None
+        and (_is_continuous(each) or not running)
     )
-    return _spec("upload", channels, job, instance, keys, netns, resolvers, region, ca_bundle)
+    made = _spec("upload", channels, job, instance, keys, netns, resolvers, region, ca_bundle)
+    return made and replace(made, running=running, kms_key=job.output_key)
+
+
+def _is_continuous(output: dict[str, Any]) -> bool:
+    return bool(output["S3Output"]["S3UploadMode"] == "Continuous")
+
+
+def continuous_folders(jobs: Path, job: ProcessingJob, instance: Instance) -> list[str]:
+    """Where an instance's outputs lie that are uploaded while its container runs."""
+    own = folder(jobs, job, instance)
+    return [str(_output(own, number)) for number, each in job.moved_outputs if _is_continuous(each)]
 
 
 def _spec(

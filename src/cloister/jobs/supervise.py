@@ -13,12 +13,12 @@ was changed from outside (StopProcessingJob) has its step cancelled and the new 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,15 @@ from cloister.jobs.agent import Result, Spec
 from cloister.jobs.allocation import allocate, give_back
 from cloister.jobs.attend import Attendants
 from cloister.jobs.containers import ContainerError
-from cloister.jobs.effects import Containers, Credentials, Engine, Fabric, Images, Namespaces
+from cloister.jobs.continuous import TASK, ContinuousUploads
+from cloister.jobs.effects import Containers, Credentials, Engine, Fabric, Images, Namespaces, Witness
 from cloister.jobs.images import Image, ImageNotFound
 from cloister.jobs.lifecycle import InstanceEvent, JobEvent, JobState, after, instance_after
 from cloister.jobs.model import Instance, ProcessingJob
 from cloister.jobs.sessions import Sessions
 from cloister.logs import LogStore
 from cloister.options import Options
+from cloister.store import is_full
 from cloister.vpc import dhcp
 from cloister.vpc.flow import Step
 from cloister.vpc.model import NetworkInterface, Subnet, Vpc
@@ -61,9 +63,7 @@ class Outcome:
 
 
 class Supervisor:
-    """Owns the jobs of one daemon. `noticed(job)` tells what was refused to one of the job's containers so
-    far, in words and as a step. `last_look` comes before a job's interfaces go, when nothing uses them.
-    `issued(job, who, access_key_id)`: keys of the job's role were made for "algo-1" or "algo-1's agent"."""
+    """Owns the jobs of one daemon. `command` begins a command line about this Cloister."""
 
     def __init__(
         self,
@@ -78,12 +78,11 @@ class Supervisor:
         state: Path,
         options: Options,
         perform: Callable[[Spec, Path], Awaitable[Result]] = agent_process.perform,
-        noticed: Callable[[ProcessingJob], Awaitable[tuple[str, Step] | None]] | None = None,
-        last_look: Callable[[ProcessingJob], Awaitable[None]] | None = None,
-        issued: Callable[[ProcessingJob, str, str], None] | None = None,
+        witness: Witness | None = None,
+        command: str = "cloister",
     ) -> None:
-        self._noticed = noticed
-        self._last_look = last_look
+        self._command = command
+        self._witness = witness
         self._engine = engine
         self._fabric = fabric
         self._containers = containers
@@ -98,10 +97,11 @@ class Supervisor:
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
-        self._sessions = Sessions(engine, credentials, issued)
+        self._sessions = Sessions(engine, credentials, witness.issued if witness else None)
         self._attendants = Attendants(
             engine, containers, logs, namespaces, self._sessions.of_container, self._jobs
         )
+        self._continuous = ContinuousUploads(self._jobs, partial(self._transfer_one, task=TASK))
         self._closing = False
         self._steps: dict[JobState, Callable[[ProcessingJob], Coroutine[Any, Any, Outcome]]] = {
             JobState.PENDING: self._allocate,
@@ -152,6 +152,7 @@ class Supervisor:
         for run in runs:
             run.cancel()
         await asyncio.gather(*runs, *self._starting.values(), return_exceptions=True)
+        await self._continuous.close()
         await self._attendants.close()
 
     def _committed(self, before: World, world: World, changes: list[Change]) -> None:
@@ -224,16 +225,14 @@ class Supervisor:
     async def _step(self, job: ProcessingJob) -> Outcome:
         try:
             return await self._steps[job.state](job)
-        except JobFailure as failure:
-            return Outcome(event=JobEvent.FAILED, reason=str(failure))
-        except ImageNotFound as failure:
+        except (JobFailure, ImageNotFound) as failure:
             return Outcome(event=JobEvent.FAILED, reason=str(failure))
         except ContainerError as failure:
             reason = f"AlgorithmError: {str(failure).rstrip('.')}, exit code: {failure.exit_code}"
             return Outcome(event=JobEvent.FAILED, reason=reason)
         except Exception as error:
             log.exception("job %s: the step of state %s failed", job.name, job.state)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full(error):
                 full = f"{reasons.INTERNAL} No space left on the disk of {self._jobs}."
                 return Outcome(event=JobEvent.FAILED, reason=full)
             return Outcome(event=JobEvent.FAILED, reason=f"{reasons.INTERNAL} ({error!r})")
@@ -273,12 +272,12 @@ class Supervisor:
                 reasons.with_cause(
                     f"ClientError: SageMaker was unable to assume the role '{arn}'",
                     role.untrusted(self._engine.world, arn),
-                    job.name,
+                    self._asking(job),
                 )
             )
         unable = role.unable(self._engine.world, arn) if job.vpc_config is not None else None
         if unable is not None:
-            raise JobFailure(reasons.with_cause("ClientError", unable, job.name))
+            raise JobFailure(reasons.with_cause("ClientError", unable, self._asking(job)))
         return Outcome(
             event=JobEvent.ALLOCATED,
             change=lambda tx, now: allocate(tx, now, clock=self._engine.clock(), region=self._region),
@@ -292,6 +291,8 @@ class Supervisor:
             asyncio.to_thread(self._prepare, job),
             self._fabric.settled(self._engine.world.revision),
         )
+        if self._witness is not None:
+            await self._witness.first(job)
         await self._attendants.serve(job)
         await self._attendants.encrypt(job)
         await self._transfer(job, "download")
@@ -356,7 +357,7 @@ class Supervisor:
 
     async def _transfer(self, job: ProcessingJob, task: str) -> None:
         """Downloads or uploads of all instances at once. Raises JobFailure."""
-        if not (job.inputs if task == "download" else job.outputs):
+        if not (job.moved_inputs if task == "download" else job.moved_outputs):
             return
         results = await asyncio.gather(
             *(self._transfer_one(job, each, task) for each in job.instances), return_exceptions=True
@@ -372,7 +373,9 @@ class Supervisor:
             raise JobFailure(
                 f"ClientError: SageMaker was unable to assume the role '{job.request['RoleArn']}'"
             )
-        make = staging.download_spec if task == "download" else staging.upload_spec
+        make: Callable[..., Spec | None] = staging.download_spec
+        if task != "download":
+            make = partial(staging.upload_spec, running=task == TASK)
         spec = await asyncio.to_thread(
             lambda: make(
                 self._jobs,
@@ -390,9 +393,14 @@ class Supervisor:
         result = await self._perform(spec, path)
         if result.ok:
             what = f"{instance.host}/{task}"
-            self._journal(job, lambda now: replace(now, moved={**now.moved, what: result.digests}))
+            if task != TASK:  # the last upload tells of all
+                self._journal(job, lambda now: replace(now, moved={**now.moved, what: result.digests}))
             return
-        raise JobFailure(reasons.with_cause(result.reason, self._cause(job, instance, result), job.name))
+        cause = self._cause(job, instance, result)
+        raise JobFailure(reasons.with_cause(result.reason, cause, self._asking(job)))
+
+    def _asking(self, job: ProcessingJob) -> str:
+        return f"{self._command} why {job.name}"
 
     def _cause(self, job: ProcessingJob, instance: Instance, result: Result) -> Step | None:
         """The refusal behind what an agent could not do."""
@@ -414,6 +422,7 @@ class Supervisor:
         await self._attendants.serve(job)
         await self._attendants.encrypt(job)
         self._attendants.follow(job)
+        self._continuous.begin(job)
 
     async def _watch(self, job: ProcessingJob) -> Outcome:
         await self._resume(job)
@@ -471,8 +480,8 @@ class Supervisor:
         return Outcome(event=JobEvent.FAILED, reason=reason)
 
     async def _while_running(self, job: ProcessingJob, reason: str) -> str:
-        noticed = await self._noticed(job) if self._noticed is not None else None
-        return reasons.while_running(self._engine.world, job, reason, noticed)
+        noticed = await self._witness.noticed(job) if self._witness is not None else None
+        return reasons.while_running(self._engine.world, job, reason, noticed, self._asking(job))
 
     async def _end(self, job: ProcessingJob) -> Outcome:
         # Choice of ours: the failing instance decided the job's end, the others get no grace.
@@ -527,7 +536,8 @@ class Supervisor:
             message = contract.exit_message(messages)
         except UnicodeDecodeError:
             reason = "ClientError: The exit message in /opt/ml/output/message is not UTF-8."
-        if job.outputs:
+        await self._continuous.end(job)
+        if job.moved_outputs:
             await self._fabric.settled(self._engine.world.revision)
             try:
                 await self._transfer(job, "upload")
@@ -554,8 +564,8 @@ class Supervisor:
         self._sessions.forget(job)
         self._attendants.follow(job)  # a daemon that has just come may have lines left to read
         await asyncio.gather(*(self._release_container(job, each) for each in job.instances))
-        if self._last_look is not None:
-            await self._last_look(job)
+        if self._witness is not None:
+            await self._witness.last(job)
         held = [each.interface_id for each in job.instances if each.interface_id is not None]
         if any(self._engine.world.get(NetworkInterface, interface) for interface in held):
             with self._engine.transaction() as tx:
@@ -564,6 +574,8 @@ class Supervisor:
             self._fabric.settled(self._engine.world.revision),
             asyncio.to_thread(staging.remove, self._jobs, job.folder),
         )
+        if self._witness is not None:
+            await self._witness.gone(job)
 
         def change(tx: Transaction, now: ProcessingJob) -> ProcessingJob:
             instances = tuple(

@@ -31,17 +31,21 @@ def version() -> str:
 def default_parent(state: str | os.PathLike[str]) -> str:
     """Where we may limit containers: as root, below a group of ours. "" where we may not: in a user
     namespace the host's cgroups are not ours."""
-    if in_user_namespace() or not os.access(_ROOT, os.W_OK) or version() == "none":
+    if in_user_namespace() or version() == "none" or not all(os.access(each, os.W_OK) for each in _tops()):
         return ""
     return f"/{parent_name(state)}"
 
 
-def _folders(cgroup: str) -> list[Path]:
+def _tops() -> list[Path]:
+    """Where groups are made: of version 1 each controller's hierarchy, whose common folder systemd mounts
+    read-only."""
     if version() == "2":
-        return [_ROOT / cgroup.lstrip("/")]
-    return [
-        entry / cgroup.lstrip("/") for entry in _ROOT.iterdir() if entry.is_dir() and not entry.is_symlink()
-    ]
+        return [_ROOT]
+    return [each for each in _ROOT.iterdir() if each.is_dir() and not each.is_symlink()]
+
+
+def _folders(cgroup: str) -> list[Path]:
+    return [top / cgroup.lstrip("/") for top in _tops()]
 
 
 def oom_kills(cgroup: str) -> int:

@@ -10,7 +10,6 @@ import errno
 import socket
 import struct
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +24,7 @@ _PROTOCOL, _NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 2, 1, 2, 3
 _COUNTERS_ORIGIN, _COUNTERS_REPLY, _PACKETS, _BYTES = 9, 10, 1, 2
 #: the sysctl that has connections counted (bytes of their IP packets)
 ACCOUNTING = "net/netfilter/nf_conntrack_acct"
-_NETFILTER = 12  # the netlink protocol
-#: linux/netlink.h, linux/netfilter/nfnetlink.h: the group that is told of connections that end
-_SOL_NETLINK, _ADD_MEMBERSHIP, _DESTROYED = 270, 1, 3
-_SO_RCVBUFFORCE = 33
-#: bytes; some 50,000 connections. Only root of the host gets as much, others net.core.rmem_max (mostly 300)
-_BUFFER = 32 << 20
-#: messages taken in one go
-_AT_ONCE = 1000
+NETFILTER = 12  # the netlink protocol
 _HEAD = struct.pack("=BBH", socket.AF_INET, 0, 0)
 
 _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
@@ -58,52 +50,11 @@ class Connection:
 
 def connections() -> list[Connection]:
     """Every connection in the network namespace of this thread. Raises NetlinkError."""
-    here = Netlink(_NETFILTER)
+    here = Netlink(NETFILTER)
     try:
         return [_connection(attributes(body, len(_HEAD))) for body in here.dump(_GET, _HEAD)]
     finally:
         here.close()
-
-
-class Endings:
-    """The kernel's word on each connection that ends in the network namespace of the thread that makes it,
-    with its final counts; used from any thread. It tells of those that began while somebody listened."""
-
-    def __init__(self) -> None:
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_NETLINK, kind, _NETFILTER)
-        try:
-            for option in (socket.SO_RCVBUF, _SO_RCVBUFFORCE):
-                with suppress(PermissionError):
-                    self._socket.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
-            self._socket.bind((0, 0))
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _DESTROYED)
-        except OSError:
-            self._socket.close()
-            raise
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def read(self) -> tuple[list[Connection], bool]:
-        """Up to `_AT_ONCE` that ended, in order; and whether some were not told, as the buffer was full."""
-        found: list[Connection] = []
-        lost = False
-        for _ in range(_AT_ONCE):
-            try:
-                data = self._socket.recv(1 << 16)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                lost = True
-                continue
-            found += ended(data)
-        return found, lost
 
 
 def ended(data: bytes) -> list[Connection]:
@@ -147,7 +98,7 @@ def forget(addresses: Collection[str]) -> int:
         return 0
     if not wanted or not count:
         return 0
-    here = Netlink(_NETFILTER)
+    here = Netlink(NETFILTER)
     try:
         found = {}
         for body in _dumps(here, wanted, count):

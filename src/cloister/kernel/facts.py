@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,8 @@ class Fact:
     needed: bool = True
 
 
+#: The oldest tried that do. runc 1.0 does not know what seccomp profiles say now, and starts nothing.
+_OLDEST = {"podman": (3, 0), "conmon": (2, 0, 25), "runc": (1, 1)}
 _APPARMOR = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
 
 
@@ -121,8 +124,18 @@ def _program(name: str, package: str, *, needed: bool = True) -> Fact:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Fact(name=name, ok=False, detail=f"{path}: {error}", fix=fix, needed=needed)
-    line = (done.stdout.strip() or done.stderr.strip()).splitlines()[:1]
-    return Fact(name=name, ok=done.returncode == 0, detail=f"{path} {line[0] if line else ''}", needed=needed)
+    line = "".join((done.stdout.strip() or done.stderr.strip()).splitlines()[:1])
+    oldest = _OLDEST.get(name, ())
+    if done.returncode == 0 and _version(line) < oldest:
+        wanted = ".".join(map(str, oldest))
+        return Fact(name=name, ok=False, detail=f"{path} {line}: older than {wanted}", fix=fix)
+    return Fact(name=name, ok=done.returncode == 0, detail=f"{path} {line}", needed=needed)
+
+
+def _version(line: str) -> tuple[int, ...]:
+    """Of what a program says of itself; that of a build from no release is newer than all."""
+    found = re.search(r"\d+(\.\d+)+", line)
+    return tuple(map(int, found[0].split("."))) if found else (sys.maxsize,)
 
 
 _ESP = "ESP in the kernel"

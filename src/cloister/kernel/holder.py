@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ from cloister.kernel.id_maps import IdMaps, plan_ids, unshare_user
 GIVE_UP = 78
 #: set in every process of a private world; its value is the state folder, or "exec"
 WORLD_VARIABLE = "CLOISTER_WORLD"
+#: set in the daemon: the two ends of what keeps open files for the next daemon (`kernel/shelf.py`)
+SHELF_VARIABLE = "CLOISTER_SHELF"
 
 _BACK_OFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before the n-th restart in a row
 _STEADY = 3.0  # a daemon that lived so long starts again without back-off
@@ -374,9 +377,12 @@ def _supervise(argv: list[str], env: dict[str, str], log: Path) -> int:
     # Blocked signals queue up for sigtimedwait, and reach PID 1 although it has no handlers.
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     failures = 0
+    # Both ends stay open here, so what waits in between outlives every daemon.
+    shelf = [end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)]
+    env = {**env, SHELF_VARIABLE: ",".join(map(str, shelf))}
     while True:
         born = time.monotonic()
-        daemon = _spawn(argv, env, log)
+        daemon = _spawn(argv, env, log, shelf)
         _say(f"daemon started (pid {daemon} inside)")
         ended, status = _wait_for(daemon, None)
         if not ended:
@@ -435,7 +441,7 @@ def _end_the_rest() -> None:
             return
 
 
-def _spawn(argv: list[str], env: dict[str, str], log: Path) -> int:
+def _spawn(argv: list[str], env: dict[str, str], log: Path, files: Sequence[int]) -> int:
     child = os.fork()
     if child:
         return child
@@ -445,6 +451,8 @@ def _spawn(argv: list[str], env: dict[str, str], log: Path) -> int:
         os.dup2(out, 2)
         os.close(out)
         os.setsid()
+        for fd in files:
+            os.set_inheritable(fd, True)
         _exec(argv, env)
     except OSError as error:
         os.write(2, f"cannot start {argv[0]}: {error}\n".encode())

@@ -91,6 +91,7 @@ class Set:
     interval: bool = False
     data: str | None = None
     dynamic: int = 0
+    timeout: int = 0  # seconds after which a dynamic set forgets an element that is not updated; 0: never
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -325,6 +325,8 @@ def _add_set(part: Set) -> str:
     flags = " flags interval;" if part.interval else ""
     if part.dynamic:
         flags = f" size {part.dynamic}; flags dynamic;"
+        if part.timeout:
+            flags = f" size {part.dynamic}; flags dynamic,timeout; timeout {part.timeout}s;"
     return f"add {_word(part)} {_T} {part.name} {{ type {part.type}{data};{flags} }}"
 
 

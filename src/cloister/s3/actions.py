@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import unquote, unquote_plus
 
+from cloister.s3 import sse
 from cloister.wire.errors import AwsError
 
 #: (method, level, sub-resource) -> (operation, action without "s3:"). Level: service, bucket, key.
@@ -168,8 +169,9 @@ FORWARDED = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
-    """One permission: action "s3:GetObject" on an ARN; `bucket` owns the resource."""
+class S3Need:
+    """One permission that a request to S3 needs (an API call's is `services.api.Need`): action "s3:GetObject"
+    on an ARN; `bucket` owns the resource, None: the account does."""
 
     action: str
     resource: str
@@ -182,15 +184,23 @@ class Operation:
     if that has tags, which are copied."""
 
     name: str
-    needs: tuple[Need, ...]
+    needs: tuple[S3Need, ...]
     source: tuple[str, str, str | None] | None = None
-    of_tags: tuple[Need, ...] = ()
+    of_tags: tuple[S3Need, ...] = ()
 
 
 def operation(
-    method: str, bucket: str | None, key: str, query: Mapping[str, str], headers: Mapping[str, str]
+    method: str,
+    bucket: str | None,
+    key: str,
+    query: Mapping[str, str],
+    headers: Mapping[str, str],
+    *,
+    region: str,
+    account: str,
 ) -> Operation:
-    """What this request asks for. `query` decoded; `headers` by lower-case name.
+    """What this request asks for. `query` decoded; `headers` by lower-case name; KMS keys that are named by
+    their id are of `region` and `account`.
 
     Raises AwsError MethodNotAllowed (405), NotImplemented (501) for what exists in S3 and not here,
     InvalidArgument for a copy source that names nothing."""
@@ -227,30 +237,32 @@ def operation(
     arn = "*" if bucket is None else f"arn:aws:s3:::{bucket}" + (f"/{key}" if key else "")
     needs = []
     if name != "DeleteObjects":  # asked key by key
-        needs.append(Need(action=f"s3:{action}", resource=arn, bucket=bucket))
+        needs.append(S3Need(action=f"s3:{action}", resource=arn, bucket=bucket))
     if name in ("PutObject", "CopyObject", "CreateMultipartUpload"):
         if "x-amz-tagging" in headers:
-            needs.append(Need(action="s3:PutObjectTagging", resource=arn, bucket=bucket))
+            needs.append(S3Need(action="s3:PutObjectTagging", resource=arn, bucket=bucket))
         if any(each == "x-amz-acl" or each.startswith("x-amz-grant-") for each in headers):
-            needs.append(Need(action="s3:PutObjectAcl", resource=arn, bucket=bucket))
+            needs.append(S3Need(action="s3:PutObjectAcl", resource=arn, bucket=bucket))
     if name in ("PutObject", "CompleteMultipartUpload") and "if-match" in headers:
         # AWS (conditional writes): who compares an object's ETag must be allowed to read it.
-        needs.append(Need(action="s3:GetObject", resource=arn, bucket=bucket))
+        needs.append(S3Need(action="s3:GetObject", resource=arn, bucket=bucket))
     if name == "GetObjectAttributes":
         wanted = "s3:GetObjectVersion" if query.get("versionId") else "s3:GetObject"
-        needs.append(Need(action=wanted, resource=arn, bucket=bucket))
+        needs.append(S3Need(action=wanted, resource=arn, bucket=bucket))
+    for asked, named in sse.permissions(name, headers):
+        needs.append(S3Need(action=asked, resource=sse.key_arn(named, region, account), bucket=None))
     if source is None:
         return Operation(name=name, needs=tuple(needs))
-    read = Need(
+    read = S3Need(
         action="s3:GetObjectVersion" if source[2] else "s3:GetObject",
         resource=f"arn:aws:s3:::{source[0]}/{source[1]}",
         bucket=source[0],
     )
-    of_tags: tuple[Need, ...] = ()
+    of_tags: tuple[S3Need, ...] = ()
     if name == "CopyObject" and headers.get("x-amz-tagging-directive", "COPY").upper() != "REPLACE":
         of_tags = (
             replace(read, action=f"{read.action}Tagging"),
-            Need(action="s3:PutObjectTagging", resource=arn, bucket=bucket),
+            S3Need(action="s3:PutObjectTagging", resource=arn, bucket=bucket),
         )
     return Operation(name=name, needs=(*needs, read), source=source, of_tags=of_tags)
 

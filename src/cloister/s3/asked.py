@@ -29,4 +29,4 @@ class Asked:
     context: dict[str, Any]
     world: World
     #: condition keys of the tags of the object that a need is about, where they were looked up
-    tags: dict[actions.Need, dict[str, Any]] = field(default_factory=dict)
+    tags: dict[actions.S3Need, dict[str, Any]] = field(default_factory=dict)

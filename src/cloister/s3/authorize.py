@@ -11,8 +11,8 @@ from cloister.iam import policy as iam_policy
 from cloister.iam.collect import identity_policies, texts
 from cloister.iam.decide import Decision, Policies, Request, decide
 from cloister.iam.model import Principal
-from cloister.s3 import bucket_policy
-from cloister.s3.actions import Need
+from cloister.s3 import bucket_policy, sse
+from cloister.s3.actions import S3Need
 from cloister.s3.model import Bucket
 from cloister.vpc.model import VpcEndpoint
 from cloister.world import World
@@ -45,7 +45,7 @@ def _untold(action: str, context: Mapping[str, Any]) -> tuple[str, ...]:
 def decide_need(
     world: World,
     principal: Principal | None,
-    need: Need,
+    need: S3Need,
     context: Mapping[str, Any],
     *,
     endpoint_id: str | None,
@@ -53,6 +53,8 @@ def decide_need(
 ) -> Decision:
     """Over the caller's own policies, the bucket's and, when the request came through a VPC endpoint, the
     endpoint's. `context` are the request's condition keys; `account` owns what has no bucket."""
+    if need.action.startswith("kms:"):  # S3 asks it for the caller: no endpoint is in between
+        context, endpoint_id = sse.of_key(context, need.resource.split(":")[3]), None
     owner = _owner(world, need, account)
     keys = {**context, "aws:ResourceAccount": owner, "s3:ResourceAccount": owner}
     if need.action.startswith("s3:GetObject"):
@@ -73,7 +75,7 @@ def decide_need(
 def asks_for_tags(
     world: World,
     principal: Principal | None,
-    need: Need,
+    need: S3Need,
     context: Mapping[str, Any],
     *,
     endpoint_id: str | None,
@@ -88,7 +90,7 @@ def asks_for_tags(
     return not decide_need(world, principal, need, context, endpoint_id=endpoint_id, account=account).allowed
 
 
-def _may_ask(world: World, principal: Principal | None, need: Need, endpoint_id: str | None) -> bool:
+def _may_ask(world: World, principal: Principal | None, need: S3Need, endpoint_id: str | None) -> bool:
     """At the cost that every GET can bear, mostly for a no."""
     bucket, endpoint = world.get(Bucket, need.bucket), world.get(VpcEndpoint, endpoint_id)
     return (
@@ -104,13 +106,13 @@ def _speaks_of_tags(document: str) -> bool:
     return "existingobjecttag" in document.lower() or "\\u" in document
 
 
-def _owner(world: World, need: Need, account: str) -> str:
+def _owner(world: World, need: S3Need, account: str) -> str:
     bucket = world.get(Bucket, need.bucket)
     return bucket.owner_account if bucket else account
 
 
 def _policies(
-    world: World, principal: Principal | None, need: Need, endpoint_id: str | None, owner: str
+    world: World, principal: Principal | None, need: S3Need, endpoint_id: str | None, owner: str
 ) -> Policies:
     bucket = world.get(Bucket, need.bucket)
     policies = identity_policies(world, principal)

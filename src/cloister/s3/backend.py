@@ -74,6 +74,8 @@ class Backend:
         connect: Connect | None = None,
     ) -> None:
         self.url = url.rstrip("/")
+        #: where objects are, for people
+        self.place = self.url
         self.region = region
         parts = urlsplit(self.url)
         self._host, self._root = parts.netloc, parts.path
@@ -94,11 +96,9 @@ class Backend:
         query: str = "",
         headers: tuple[tuple[str, str], ...] = (),
         body: Body = None,
-        payload: str = sigv4.UNSIGNED_PAYLOAD,
     ) -> Answer:
-        """Send one signed request; `path` and `query` are canonically encoded, `payload` tells how the body
-        is. The caller releases the answer. Raises AwsError ServiceUnavailable when the backend does not
-        answer, BodyFailed."""
+        """Send one signed request; `path` and `query` are canonically encoded. The caller releases the
+        answer. Raises AwsError ServiceUnavailable when the backend does not answer, BodyFailed."""
         signed = sigv4.sign(
             HttpRequest(method=method, path=path, query=query, headers=(("Host", self._host), *headers)),
             access_key=self._access_key,
@@ -106,7 +106,7 @@ class Backend:
             region=self.region,
             service="s3",
             now=time.time(),
-            payload_hash=payload,
+            payload_hash=sigv4.UNSIGNED_PAYLOAD,
         )
         try:
             return await self._client.request(
@@ -152,6 +152,8 @@ class SeaweedFS(Backend):
         url, connect = f"http://127.0.0.1:{self._ports[0]}", to_socket(self._path("s3.sock"))
         super().__init__(url, access, secret, connect=connect)
         self._filer = Client(to_socket(self._path("filer.sock")))
+        # what listens there does so in a namespace of its own: its URL leads nowhere from the host
+        self.place = f"{self._folder} (SeaweedFS)"
         self._process: _Process | None = None
         self._keeper: asyncio.Task[None] | None = None
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 from aiohttp import web
 
@@ -16,12 +15,11 @@ from cloister.wire.payload import Checks, Decoder, PlainDecoder, decoder
 #: bytes of an XML or JSON body (10,000 parts with checksums are 2 MB)
 MAX_DOCUMENT = 4 << 20
 MAX_OBJECT = 5 << 30  # AWS: one PUT, one part
-#: bytes of a document that are checked without a break
-SLICE = 16 << 10
 
 
-def length(headers: Mapping[str, str], *, chunked: bool) -> int:
-    text = headers.get("x-amz-decoded-content-length" if chunked else "content-length", "")
+def length(asked: Asked) -> int:
+    chunked = asked.verified is not None and asked.verified.is_chunked
+    text = asked.headers.get("x-amz-decoded-content-length" if chunked else "content-length", "")
     if not (text.isascii() and text.isdigit() and len(text) <= 16):
         raise AwsError("MissingContentLength", "You must provide the Content-Length HTTP header.", 411)
     if int(text) > MAX_OBJECT:
@@ -34,20 +32,14 @@ def length(headers: Mapping[str, str], *, chunked: bool) -> int:
     return int(text)
 
 
-async def checked(
-    request: web.BaseRequest, checking: Decoder, size: int | None = None
-) -> AsyncIterator[bytes]:
-    """The body's own bytes. The last piece comes only after everything was found true. `size`: so many bytes
-    are checked at once, others have their turn between."""
+async def checked(request: web.BaseRequest, checking: Decoder) -> AsyncIterator[bytes]:
+    """The body's own bytes. The last piece comes only after everything was found true."""
     held: bytes | memoryview = b""
     async for data in request.content.iter_any():
-        for start in range(0, len(data), size or len(data) or 1):
-            for piece in checking.feed(data[start : start + size] if size else data):
-                if held:
-                    yield bytes(held)
-                held = piece
-            if size:
-                await asyncio.sleep(0)
+        for piece in checking.feed(data):
+            if held:
+                yield bytes(held)
+            held = piece
     checking.finish()
     if held:
         yield bytes(held)
@@ -79,18 +71,18 @@ async def document(request: web.BaseRequest, asked: Asked, room: Room) -> bytes:
     too_large = AwsError(
         "MaxMessageLengthExceeded", "Your request was too big.", MaxMessageLengthBytes=str(MAX_DOCUMENT)
     )
-    pieces = checked(request, decoding(asked), SLICE)
+    pieces = checked(request, decoding(asked))
     return await whole(pieces, room, asked.origin.address, MAX_DOCUMENT, too_large)
 
 
-def decoding(asked: Asked, deferred: frozenset[str] = frozenset()) -> Decoder:
+def decoding(asked: Asked) -> Decoder:
     if asked.operation.name != "CompleteMultipartUpload":  # whose headers speak of the object
         checksums.given(asked.headers)
     if asked.verified is not None:
-        return decoder(asked.head, asked.verified, deferred)
+        return decoder(asked.head, asked.verified)
     if asked.headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
         raise AwsError("AccessDenied", "Access Denied", 403)
-    checks = Checks(deferred)
+    checks = Checks()
     for name, value in asked.headers.items():
         checks.expect(name, value)
     length = asked.headers.get("content-length", "")

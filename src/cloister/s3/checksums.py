@@ -1,17 +1,14 @@
 """Checksums of objects: what a client says of them, and what the store is asked to compute and keep. Pure.
 
-AWS: "Checking object integrity in Amazon S3". The store computes what it is asked for, keeps it and gives it
-back. The door itself compares CRC-32, SHA-1 and SHA-256 while a body passes, before the store has its end; of
-CRC-32C and CRC-64/NVME Python has no fast code: the client's value goes up to the store, which refuses the
-object if it is another one.
+AWS: "Checking object integrity in Amazon S3". The door compares a client's value while the body passes
+(`wire/payload.py`); the store computes its own, keeps it and gives it back.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 
 from cloister.wire.errors import AwsError
-from cloister.wire.payload import SLOW, bad_digest
 
 PREFIX = "x-amz-checksum-"
 ALGORITHMS = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
@@ -83,7 +80,7 @@ def asked(operation: str, headers: Mapping[str, str], *, computes: bool) -> dict
         return {}
     name, value = given(headers)
     algorithm = name.removeprefix(PREFIX).upper() or (DEFAULT if operation == "PutObject" else "")
-    found = {name: value} if value is not None and (name in SLOW or not computes) else {}
+    found = {name: value} if value is not None and not computes else {}
     if algorithm and computes:
         found["x-amz-sdk-checksum-algorithm"] = algorithm
     return found
@@ -92,8 +89,6 @@ def asked(operation: str, headers: Mapping[str, str], *, computes: bool) -> dict
 def refusal(headers: Mapping[str, str], refused: AwsError) -> None:
     """Of a body: what the store did not take, if it is its checksum, in AWS's words. Raises that."""
     name, _ = given(headers)
-    if name in SLOW and refused.code in ("BadDigest", "InvalidDigest"):
-        raise bad_digest(name)
     if name and (refused.code, refused.message) == ("InvalidRequest", "Invalid Request"):
         raise AwsError(
             "InvalidRequest",
@@ -121,28 +116,3 @@ def _of_upload(headers: Mapping[str, str]) -> dict[str, str]:
         )
     found = {PREFIX + "algorithm": algorithm, PREFIX + "type": kind}
     return {name: value for name, value in found.items() if value}
-
-
-# -- a trailer for the store --------------------------------------------------------------------------------
-
-
-def left_to_store(headers: Mapping[str, str]) -> str:
-    """The trailer whose checksum only the store computes; "" if there is none."""
-    name, value = given(headers)
-    return name if name in SLOW and value is None else ""
-
-
-def framed_length(length: int, name: str) -> int:
-    """Bytes of a body of `length` in one chunk, with the trailer `name` behind."""
-    encoded = (SLOW[name] + 2) // 3 * 4
-    return len(f"{length:x}") + 2 + length + 5 + len(name) + 1 + encoded + 4
-
-
-async def framed(
-    pieces: AsyncIterator[bytes], length: int, name: str, trailers: Mapping[str, str]
-) -> AsyncIterator[bytes]:
-    """AWS: "Transferring payload in multiple chunks". `trailers` has the value when `pieces` have ended."""
-    yield b"%x\r\n" % length
-    async for piece in pieces:
-        yield piece
-    yield f"\r\n0\r\n{name}:{trailers[name]}\r\n\r\n".encode()

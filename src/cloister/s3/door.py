@@ -64,8 +64,8 @@ class Door:
         self._region = region
         self._account = account
         self.room = Room(BODIES, BODIES_OF_ONE)  # the front's bodies take of it, too
-        self._permits = Permits(backend, account=account, observe=observe)
-        self._forward = Forward(engine, backend, self._permits, self.room, account=account)
+        self._permits = Permits(backend, region=region, account=account, observe=observe)
+        self._forward = Forward(engine, backend, self._permits, self.room, region=region, account=account)
 
     async def handle(self, request: web.BaseRequest, origin: Origin) -> web.StreamResponse:
         random = secrets.token_bytes(56)
@@ -232,7 +232,9 @@ class Door:
         method: str | None = None,
     ) -> Asked:
         world, (bucket, key) = self._engine.world, where
-        operation = actions.operation(method or head.method, bucket, key, query, headers)
+        operation = actions.operation(
+            method or head.method, bucket, key, query, headers, region=self._region, account=self._account
+        )
         context: dict[str, Any] = global_keys(
             principal,
             now=self._engine.clock(),

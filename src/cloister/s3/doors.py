@@ -1,4 +1,4 @@
-"""One door for each S3 gateway endpoint: listening inside the endpoint's namespace, on ports 80 and 443.
+"""Serving HTTP as the doors do: limits on connections and heads, and the S3 door on sockets of its own.
 
 Which endpoint and which VPC a request came through is known from the socket it was accepted on.
 """
@@ -6,7 +6,6 @@ Which endpoint and which VPC a request came through is known from the socket it 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import socket
@@ -17,20 +16,14 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
-from cloister.engine import Engine
-from cloister.fabric import Fabric
-from cloister.kernel.netns import Namespaces
 from cloister.listening import Listening
 from cloister.room import Room
 from cloister.s3 import buckets
 from cloister.s3.backend import UNIT
-from cloister.s3.certificates import Authority
 from cloister.s3.door import MAX_HEADERS, Door
-from cloister.servers import Close, Servers
+from cloister.servers import Close
 from cloister.services.api import Origin
-from cloister.vpc.model import VpcEndpoint
 from cloister.wire.errors import AwsError
-from cloister.world import World
 
 HTTP, HTTPS = 80, 443
 BACKLOG = 1024
@@ -155,42 +148,3 @@ def _slow_down(request: web.BaseRequest) -> web.Response:
     )
     answer.force_close()
     return answer
-
-
-class EndpointDoors:
-    """Keeps a door open in the namespace of every gateway endpoint for S3 that the kernel holds."""
-
-    def __init__(
-        self, engine: Engine, fabric: Fabric, namespaces: Namespaces, door: Door, authority: Authority
-    ) -> None:
-        self._engine = engine
-        self._namespaces = namespaces
-        self._door = door
-        self._context = authority.server_context()
-        self._servers: Servers[str] = Servers("endpoint doors", engine, fabric, _wanted, self._open)
-
-    async def start(self) -> None:
-        await self._servers.start()
-
-    async def stop(self) -> None:
-        await self._servers.stop()
-
-    async def _open(self, endpoint_id: str) -> Close:
-        endpoint = self._engine.world.get(VpcEndpoint, endpoint_id)
-        if endpoint is None:
-            raise LookupError(endpoint_id)
-        with contextlib.ExitStack() as stack:
-            plain, tls = (
-                stack.enter_context(self._namespaces.bound(endpoint_id, port)) for port in (HTTP, HTTPS)
-            )
-            close = await serve(self._door, plain, tls, self._context, endpoint_id, endpoint.vpc_id)
-            stack.pop_all()
-        return close
-
-
-def _wanted(world: World) -> set[str]:
-    return {
-        each.endpoint_id
-        for each in world.all(VpcEndpoint)
-        if each.kind == "Gateway" and each.service_name.endswith(".s3")
-    }

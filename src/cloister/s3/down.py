@@ -9,7 +9,7 @@ from contextlib import closing, nullcontext
 from aiohttp import web
 from multidict import CIMultiDict
 
-from cloister.s3 import buckets, checksums, passing, splice
+from cloister.s3 import buckets, checksums, passing, splice, sse
 from cloister.s3.backend import UNIT
 from cloister.s3.client import Answer
 from cloister.wire.errors import AwsError
@@ -28,7 +28,7 @@ def headers(answer: Answer, ids: dict[str, str]) -> CIMultiDict[str]:
     found: CIMultiDict[str] = CIMultiDict()
     for key, value in answer.headers.items():
         name = key.lower()
-        if name in passing.DOWN_DROPPED or name.startswith(passing.DOWN_DROPPED_FAMILIES):
+        if name in passing.DOWN_DROPPED or name.startswith(passing.DOWN_DROPPED_FAMILIES) or name == sse.KEPT:
             continue
         if name.startswith("x-amz-tagging-") and name != "x-amz-tagging-count":
             continue

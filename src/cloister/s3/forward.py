@@ -26,6 +26,7 @@ from cloister.s3 import (
     down,
     listing,
     passing,
+    sse,
 )
 from cloister.s3.asked import Asked
 from cloister.s3.backend import Backend
@@ -33,18 +34,12 @@ from cloister.s3.bodies import decoding, document
 from cloister.s3.client import Answer, BodyFailed
 from cloister.s3.parts import check_parts
 from cloister.s3.permits import Permits, denied
-from cloister.wire import sigv4
 from cloister.wire.errors import AwsError
-from cloister.wire.payload import SLOW, Checks
+from cloister.wire.payload import Checks
 
 log = logging.getLogger(__name__)
 
 _STREAMED = frozenset({"PutObject", "UploadPart"})
-#: operations that answer with an object's encryption: AWS's own is that of every object
-_ENCRYPTED = _STREAMED | {
-    *("GetObject", "HeadObject", "CopyObject", "UploadPartCopy"),
-    *("CreateMultipartUpload", "CompleteMultipartUpload"),
-}
 #: operations that are answered by what the store says of an object
 DESCRIBED = frozenset({"GetObjectAcl", "GetObjectAttributes"})
 #: operations whose answers name keys
@@ -56,42 +51,32 @@ _ANSWERED_BY_NAME = listing.OPERATIONS | {
 
 class Forward:
     def __init__(
-        self, engine: Engine, backend: Backend, permits: Permits, room: Room, *, account: str
+        self, engine: Engine, backend: Backend, permits: Permits, room: Room, *, region: str, account: str
     ) -> None:
         self._engine = engine
         self._backend = backend
         self._permits = permits
         self._room = room
+        self._region = region
         self._account = account
 
     async def forward(
         self, request: web.BaseRequest, asked: Asked, ids: dict[str, str]
     ) -> web.StreamResponse:
         name = asked.operation.name
-        if name in _ENCRYPTED:
-            ids = {**ids, "x-amz-server-side-encryption": "AES256"}
         headers = self._headers_up(asked)
         if name == "CopyObject" and passing.changes_itself(asked.headers):
             headers += await self._own_metadata(asked)
         query = self._query(asked)
         body: AsyncIterator[bytes] | bytes | None = None
-        payload = sigv4.UNSIGNED_PAYLOAD
+        await self._permits.check_source_key(asked)
         if name in _STREAMED:
-            chunked = asked.verified is not None and asked.verified.is_chunked
-            with_trailer = asked.verified is not None and asked.verified.payload in sigv4.WITH_TRAILER
-            length = bodies.length(asked.headers, chunked=chunked)
-            trailer = checksums.left_to_store(asked.headers) if with_trailer else ""
-            if not length:
-                body = await document(request, asked, self._room)
-            else:
-                checking = decoding(asked, frozenset(SLOW))
-                body = bodies.checked(request, checking)
-                if trailer:
-                    payload = sigv4.STREAMING_UNSIGNED_TRAILER
-                    headers += (("x-amz-trailer", trailer), ("x-amz-decoded-content-length", str(length)))
-                    body = checksums.framed(body, length, trailer, checking.trailers)
-                    length = checksums.framed_length(length, trailer)
+            length = bodies.length(asked)
             headers.append(("Content-Length", str(length)))
+            if length:
+                body = bodies.checked(request, decoding(asked))
+            else:
+                body = await document(request, asked, self._room)
         elif asked.head.method in ("PUT", "POST"):
             body = await document(request, asked, self._room)
             if name == "CompleteMultipartUpload":
@@ -107,7 +92,7 @@ class Forward:
         first = (("Range", f"bytes=0-{most - 1}"),) if part else ()
         ask = partial(self._backend.request, asked.head.method, path, address.encode_query(query))
         try:
-            answer = await ask((*headers, *first), body, payload)
+            answer = await ask((*headers, *first), body)
             if first and answer.status == 416:  # an object without a first byte
                 answer.release()
                 answer, first = await ask(tuple(headers)), ()
@@ -116,6 +101,10 @@ class Forward:
         except (AwsError, OSError) as error:
             raise down.unavailable(error) from None
         async with answer:
+            kept = answer.headers.get(sse.KEPT, "") or sse.kept(name, asked.headers)
+            if name == "GetObject":
+                self._permits.check_key(asked, kept)
+            ids = ids | sse.shown(kept, self._region, self._account)
             if most and answer.status == (206 if first else 200) and "Content-Length" in answer.headers:
                 more = partial(self._backend.direct, path)
                 return await down.whole(
@@ -125,7 +114,7 @@ class Forward:
 
     async def put_file(self, asked: Asked, file: AsyncIterator[bytes]) -> str:
         """Store a form's file, whose length is not known; the object's ETag."""
-        checks = Checks(frozenset(SLOW))
+        checks = Checks()
         checksums.given(asked.headers)
         for name, value in asked.headers.items():
             checks.expect(name, value)
@@ -174,6 +163,8 @@ class Forward:
         made = asked.operation.name in ("PutObject", "CreateMultipartUpload")
         if made and "content-type" not in asked.headers:  # else the store would guess one
             found.append(("content-type", "binary/octet-stream"))
+        if kept := sse.kept(asked.operation.name, asked.headers):
+            found.append((sse.KEPT, kept))
         return found
 
     def _headers_down(self, asked: Asked, answer: Answer, ids: dict[str, str]) -> CIMultiDict[str]:
@@ -216,6 +207,8 @@ class Forward:
         async with await self._backend.request("HEAD", self._path(*source[:2])) as head:
             said = {name.lower(): value for name, value in head.headers.items()}
         kept = [(name, said[name]) for name in said if name in passing.OWN or name.startswith("x-amz-meta-")]
+        if sse.kept("CopyObject", asked.headers):
+            kept = [(name, value) for name, value in kept if name != sse.KEPT]
         return [*kept, ("x-amz-metadata-directive", "REPLACE")] if head.status == 200 else []
 
     async def _condition_failed(
@@ -287,7 +280,7 @@ class Forward:
         done: list[str] = []
         for key, version in objects:
             action = "s3:DeleteObjectVersion" if version else "s3:DeleteObject"
-            need = actions.Need(
+            need = actions.S3Need(
                 action=action, resource=f"arn:aws:s3:::{asked.bucket}/{key}", bucket=asked.bucket
             )
             decision = self._permits.decide(asked, need)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import parse_qsl
 
+from cloister.s3 import sse
 from cloister.wire.errors import AwsError
 
 #: request headers that the backend gets, beside x-amz-meta-* and x-amz-copy-source-if-*
@@ -23,6 +24,7 @@ HARMLESS = frozenset(
         *("x-amz-date", "x-amz-content-sha256", "x-amz-security-token", "x-amz-user-agent"),
         *("x-amz-decoded-content-length", "x-amz-trailer", "x-amz-api-version", "x-amz-mp-object-size"),
         *("x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner", "x-amz-request-payer"),
+        sse.KEY,
         *("x-amz-object-attributes", "x-amz-max-parts", "x-amz-part-number-marker"),
         *("x-amz-copy-source", "x-amz-acl", "x-amz-bucket-object-lock-enabled"),
         # AWS asks for the first to lock oneself out; the second only adds to a listing what no object has.
@@ -31,12 +33,12 @@ HARMLESS = frozenset(
 )
 #: beginnings of such names. Of x-amz-copy-source-*, only the conditions: its keys for encryption are refused
 HARMLESS_FAMILIES = ("x-amz-meta-", "x-amz-checksum-", "x-amz-sdk-", "x-amz-grant-", "x-amz-copy-source-if-")
-#: headers that are done as they say with one value only, which is also what happens without them
+#: headers that are done as they say with these values only
 ONLY = {
-    "x-amz-server-side-encryption": "AES256",
-    "x-amz-server-side-encryption-bucket-key-enabled": "false",
-    "x-amz-storage-class": "STANDARD",
-    "x-amz-object-ownership": "BucketOwnerEnforced",
+    sse.ALGORITHM: ("AES256", sse.KMS),
+    "x-amz-server-side-encryption-bucket-key-enabled": ("false",),
+    "x-amz-storage-class": ("STANDARD",),
+    "x-amz-object-ownership": ("BucketOwnerEnforced",),
 }
 #: response headers that are the backend's own affair
 DOWN_DROPPED = frozenset(
@@ -183,11 +185,11 @@ def refused(headers: Mapping[str, str]) -> str | None:
         if not name.startswith("x-amz-"):
             continue
         if name in ONLY:
-            if value != ONLY[name]:
+            if value not in ONLY[name]:
                 return f"{name}: {value[:50]}"
         elif name not in HARMLESS and name not in UP and not name.startswith(HARMLESS_FAMILIES):
             return name[:100]
-    return None
+    return sse.refused(headers)
 
 
 #: AWS (S3 user guide): "User-defined object metadata", "Categorizing your storage using tags"

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from cloister.iam.decide import Decision
-from cloister.s3 import actions, address, buckets
+from cloister.s3 import actions, address, buckets, sse
 from cloister.s3.asked import Asked
 from cloister.s3.authorize import TAGS_KNOWN, asks_for_tags, decide_need
 from cloister.s3.backend import Backend
@@ -17,12 +17,13 @@ from cloister.wire.errors import AwsError
 class Permits:
     """`observe` is told of each decision."""
 
-    def __init__(self, backend: Backend, *, account: str, observe: Observe) -> None:
+    def __init__(self, backend: Backend, *, region: str, account: str, observe: Observe) -> None:
         self._backend = backend
+        self._region = region
         self._account = account
         self._observe = observe
 
-    def decide(self, asked: Asked, need: actions.Need) -> Decision:
+    def decide(self, asked: Asked, need: actions.S3Need) -> Decision:
         return decide_need(
             asked.world,
             asked.principal,
@@ -55,12 +56,27 @@ class Permits:
             found = buckets.parse_tags(await answer.read()) if answer.status == 200 else {}
         return found if answer.status in (200, 404) else None
 
-    def authorize(self, asked: Asked, needs: tuple[actions.Need, ...]) -> None:
+    def authorize(self, asked: Asked, needs: tuple[actions.S3Need, ...]) -> None:
         for need in needs:
             decision = self.decide(asked, need)
             self._observe(asked.origin, need.action, need.resource, decision)
             if not decision.allowed:
                 raise denied(asked, decision)
+
+    async def check_source_key(self, asked: Asked) -> None:
+        """A copy reads its source."""
+        if asked.operation.source is not None:
+            bucket, key, _ = asked.operation.source
+            path = address.encode_path(bucket, self._backend.names.stored(key))
+            async with await self._backend.request("HEAD", path) as answer:
+                self.check_key(asked, answer.headers.get(sse.KEPT, ""))
+
+    def check_key(self, asked: Asked, kept: str) -> None:
+        """AWS: to read an object that a KMS key encrypts takes kms:Decrypt on it."""
+        key = kept.partition(" ")[2]
+        if key:
+            arn = sse.key_arn(key, self._region, self._account)
+            self.authorize(asked, (actions.S3Need(action="kms:Decrypt", resource=arn, bucket=None),))
 
     async def authorize_tags(self, asked: Asked) -> None:
         """Of what is copied. AWS asks for these permissions only if there are tags, which the store knows."""
@@ -78,10 +94,10 @@ class Permits:
     def may(self, asked: Asked, action: str) -> bool:
         """Of the object that is asked for."""
         arn = f"arn:aws:s3:::{asked.bucket}/{asked.key}"
-        return self.decide(asked, actions.Need(action=action, resource=arn, bucket=asked.bucket)).allowed
+        return self.decide(asked, actions.S3Need(action=action, resource=arn, bucket=asked.bucket)).allowed
 
     def may_list(self, asked: Asked) -> bool:
-        need = actions.Need(
+        need = actions.S3Need(
             action="s3:ListBucket", resource=f"arn:aws:s3:::{asked.bucket}", bucket=asked.bucket
         )
         return self.decide(asked, need).allowed

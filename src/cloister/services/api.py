@@ -89,8 +89,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """One permission that a call needs: an action on a resource, and the condition keys of this resource,
-    beside those of the whole request."""
+    """One permission that an API call needs (a request's to S3 is `s3.actions.S3Need`): an action on a
+    resource, and the condition keys of this resource, beside those of the whole request."""
 
     action: str
     resource: str

@@ -17,17 +17,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cloister.services.api import Need
 from cloister.wire.errors import AwsError
 
 Params = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
-    """One action on one resource, all of a call's must be allowed."""
-
-    action: str
-    resource: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,6 +99,11 @@ def overlap(one: str, other: str) -> bool:
     return IPv4Network(one).overlaps(IPv4Network(other))
 
 
+def within(inner: str, outer: str) -> bool:
+    """Whether the one block is all in the other."""
+    return IPv4Network(inner).subnet_of(IPv4Network(outer))
+
+
 def contains(cidr: str, address: str) -> bool:
     return IPv4Address(address) in IPv4Network(cidr)
 

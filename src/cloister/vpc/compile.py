@@ -14,6 +14,7 @@ The router namespace of a VPC judges a packet in this order (hook, priority):
     forward       8  acl_in      the network ACL of the receiver's subnet
     forward      10  ingress     a tracked connection; or a rule of the receiver's groups; or an endpoint
                  5, 12           flow logs count (`vpc.flow_logs`), where there are any
+                 1, 11           (with interfaces that pass packets on: what each one knows, `vpc.tracking`)
     input         0  input       DNS to the resolver's addresses, nothing else
     output        0  output      the resolver's replies, nothing else
 
@@ -30,6 +31,7 @@ from cloister.kernel.conntrack import ACCOUNTING
 from cloister.kernel.plan import Chain, Element, Key, Netns, Part, Rule, Set, Veth, key
 from cloister.vpc import addresses as ip
 from cloister.vpc import (
+    endpoints,
     flow_logs,
     gateways,
     interface_endpoints,
@@ -155,16 +157,20 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
             refusals.unrouted(resolver),
         ),
     )
+    egress = tuple(_judged("iif", "egress_groups", "the sender's groups"))
+    ingress = tuple(_judged("oif", "ingress_groups", "the receiver's groups"))
+    before = {"forward": tuple(_tracked(_AT_SENDER)), "ingress": tuple(_tracked(_AT_RECEIVER))}
+    if middleboxes.forwards(world, vpc_id):
+        for gate, judged in (("forward", egress), ("ingress", ingress)):
+            before[gate] = middleboxes.gate_rules(gate, before[gate])
+            yield middleboxes.gate_parts(vpc_id, gate, judged)
+    else:
+        before["forward"] += (Rule(text=f"ct state invalid goto {REFUSED_OUT}", comment=_INVALID.comment),)
     yield Chain(
         netns=vpc_id,
         name="forward",
         hook="type filter hook forward priority 0; policy drop;",
-        rules=(
-            *_tracked(_AT_SENDER),
-            Rule(text=f"ct state invalid goto {REFUSED_OUT}", comment=_INVALID.comment),
-            *middleboxes.forward_rules(world, vpc_id),
-            *_judged("iif", "egress_groups", "the sender's groups"),
-        ),
+        rules=(*before["forward"], *egress),
     )
     for name, priority, end in (("acl_out", 2, "iif"), ("acl_in", 8, "oif")):
         yield Chain(
@@ -180,10 +186,7 @@ def _vpc(world: World, vpc_id: str) -> Iterator[Part]:
         netns=vpc_id,
         name="ingress",
         hook="type filter hook forward priority 10; policy drop;",
-        rules=(
-            *_tracked(_AT_RECEIVER),
-            *_judged("oif", "ingress_groups", "the receiver's groups"),
-        ),
+        rules=(*before["ingress"], *ingress),
     )
     dns = f"ip daddr {{ {', '.join(resolver)} }} meta l4proto {{ tcp, udp }} th dport 53"
     yield Chain(
@@ -244,6 +247,10 @@ def _igw(world: World, gateway_id: str) -> Iterator[Part]:
     gateway = world.get(InternetGateway, gateway_id)
     if gateway is not None and gateway.vpc_id and world.get(Vpc, gateway.vpc_id) is not None:
         yield from gateways.igw_parts(gateway, noted=refusals.NOTED)
+        table = route_tables.of_gateway(world, gateway)
+        if table is not None:
+            port, mark = f'"{gateways.igw_if(gateway_id)}"', str(table.number)
+            yield _element(gateway.vpc_id, by_name("marks"), port, table.route_table_id, mark)
 
 
 def _peering(world: World, peering_id: str) -> Iterator[Part]:
@@ -272,7 +279,8 @@ def _groups(world: World, vpc_id: str, *group_ids: str) -> Iterator[Part]:
             continue
         same = interface.vpc_id == vpc_id and tuple(sorted(interface.group_ids)) == group_ids
         if same and any(_attached(world, interface)):
-            yield from security_groups.shared_parts(world, vpc_id, group_ids)
+            forwards = middleboxes.forwards(world, vpc_id)
+            yield from security_groups.shared_parts(world, vpc_id, group_ids, forwards=forwards)
             return
 
 
@@ -407,17 +415,21 @@ def _instance_chains(netns: str, *, forward: bool = False) -> Iterator[Part]:
 
 def _endpoint(world: World, endpoint_id: str) -> Iterator[Part]:
     endpoint = world.get(VpcEndpoint, endpoint_id)
-    if endpoint is None or endpoint.kind != "Gateway" or world.get(Vpc, endpoint.vpc_id) is None:
+    service = endpoints.service_of(endpoint) if endpoint is not None else None
+    listed = prefix_list_of(endpoint) if endpoint is not None else None
+    if endpoint is None or service is None or listed is None or world.get(Vpc, endpoint.vpc_id) is None:
         return
-    router, name = endpoint.vpc_id, outer_if(endpoint_id)
-    blocks = tuple(prefix_list_of(world, endpoint).entries)
+    router, name, blocks = endpoint.vpc_id, outer_if(endpoint_id), tuple(listed.entries)
     yield Netns(name=endpoint_id, local=blocks)
-    doors = f"ip daddr {{ {', '.join(blocks)} }} tcp dport {{ 80, 443 }}"
+    doors = f"ip daddr {{ {', '.join(blocks)} }} tcp dport {{ {', '.join(map(str, endpoints.PORTS))} }}"
     yield Chain(
         netns=endpoint_id,
         name="input",
         hook="type filter hook input priority 0; policy drop;",
-        rules=(_INVALID, Rule(text=f'iifname "eth0" {doors} accept', comment="the doors of S3")),
+        rules=(
+            _INVALID,
+            Rule(text=f'iifname "eth0" {doors} accept', comment=f"the doors of {service.title}"),
+        ),
     )
     yield Chain(
         netns=endpoint_id,

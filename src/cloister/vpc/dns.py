@@ -5,9 +5,9 @@ of the VPC's addresses, `ip-10-0-0-5.ec2.internal` in us-east-1, else `ip-10-0-0
 A VPC without DNS support has no resolver. Private names of interface endpoints come first, and hide the
 public ones below them.
 
-Our choices: an S3 name has one address in each of up to four blocks of its Region's prefix list, always the
-same ones; every address of the VPC has its private name; other AWS services have stand-in addresses in
-203.0.113.0/24 (RFC 5737), which lead nowhere without a route; every other name does not exist.
+Our choices: a name of S3 or DynamoDB has one address in each of up to four blocks of its Region's prefix
+list, always the same ones; every address of the VPC has its private name; other AWS services have stand-in
+addresses in 203.0.113.0/24 (RFC 5737), which lead nowhere without a route; every other name does not exist.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cloister.s3.model import Bucket
 from cloister.vpc import addresses as ip
 from cloister.vpc import gateways, interface_endpoints
 from cloister.vpc.dhcp import private_domain
-from cloister.vpc.endpoints import s3_prefix_list
+from cloister.vpc.endpoints import SERVICES, prefix_list_in, s3_prefix_list
 from cloister.vpc.model import NetworkInterface, Vpc, VpcPeering
 from cloister.world import World
 
@@ -105,6 +105,10 @@ def _addresses(world: World, vpc: Vpc, name: str, region: str) -> tuple[str, ...
     s3 = _s3_region(world, labels)
     if s3 is not None:
         return _spread(name, [IPv4Network(cidr) for cidr in s3_prefix_list(s3).entries])
+    dynamodb = _dynamodb_region(labels)
+    if dynamodb is not None:
+        listed = prefix_list_in(SERVICES["dynamodb"], dynamodb)
+        return _spread(name, [IPv4Network(cidr) for cidr in listed.entries])
     if _is_service(labels):
         return _spread(name, [gateways.STAND_IN])
     # AWS keeps package repositories in buckets named like hosts: amazonlinux.REGION.amazonaws.com
@@ -128,6 +132,16 @@ def _s3_region(world: World, labels: list[str]) -> str | None:
             return known.region if known is not None else _GLOBAL
         case [*_, last] if last.startswith("s3-") and _REGION.fullmatch(last[3:]):
             return last[3:]
+    return None
+
+
+def _dynamodb_region(labels: list[str]) -> str | None:
+    """The Region of DynamoDB's name, or of an account's own one; None: it is none. Streams have another."""
+    match labels:
+        case ["dynamodb", region] if _REGION.fullmatch(region):
+            return region
+        case [_, "ddb", region] if _REGION.fullmatch(region):
+            return region
     return None
 
 

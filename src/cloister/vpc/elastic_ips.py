@@ -14,6 +14,10 @@ from cloister.vpc.gateways import PUBLIC_POOL
 from cloister.vpc.model import ElasticIp, NatGateway, NetworkInterface
 from cloister.world import Transaction, World
 
+#: AWS's default quota is 5, which it raises on request; here it is what the pool has to give, less a few for
+#: the networks of services
+ADDRESSES_PER_ACCOUNT = 200
+
 
 def taken(world: World) -> set[str]:
     """The public addresses that are in use, also by networks of services."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cloister.vpc import changes, gateways, network_acls, security_groups
+from cloister.vpc import fixes, gateways, network_acls, security_groups
 from cloister.vpc.flow import Flow, Step
 from cloister.vpc.model import NetworkInterface, PrivateAddress, SecurityGroup, Subnet
 from cloister.vpc.steps import allowed, either, refused, traffic
@@ -100,7 +100,7 @@ def acl_step(
         )
         return
     sentence = f"{rule.capitalize()} ({subnet.subnet_id}) denies {what} {whom}."
-    fix = changes.of_acl(world, subnet, decision, flow, egress=egress, peer=peer, ports=ports)
+    fix = fixes.of_acl(world, subnet, decision, flow, egress=egress, peer=peer, ports=ports)
     direction = "egress" if egress else "ingress"
     yield refused("acl", decision.origin, sentence, fix, direction=direction)
 
@@ -143,11 +143,11 @@ def _group_refusal(
     gate, way = ("egress", "to") if egress else ("ingress", "from")
     present = [group_id for group_id in owner.group_ids if world.get(SecurityGroup, group_id)]
     rules = f"{gate} rule of {either(owner.group_ids)} ({owner.interface_id})"
-    sentence = f"No {rules} allows {traffic(flow)} {way} {changes.named(world, owner, peer)}."
+    sentence = f"No {rules} allows {traffic(flow)} {way} {fixes.named(world, owner, peer)}."
     if not present:
         return refused(gate, owner.interface_id, sentence)
     # AWS: a rule may name a group of a peer as well
     near = other is not None and other.interface.vpc_id in gateways.reach(world, owner.vpc_id)
     whom = other.interface.group_ids[0] if near and other is not None and other.interface.group_ids else None
-    fix = changes.of_groups(world, owner, present[0], peer, flow, egress=egress, whom=whom)
+    fix = fixes.of_groups(world, owner, present[0], peer, flow, egress=egress, whom=whom)
     return refused(gate, present[0], sentence, fix)

@@ -52,6 +52,8 @@ _NOT_PUBLIC = (
     str(PUBLIC_POOL),
     "224.0.0.0/3",
 )
+#: the first letter of every internet gateway's link in a router
+IGW_PREFIX = "w"
 _MAIN = 254
 _INVALID = Rule(text="ct state invalid drop", comment="belongs to no connection")
 _REPLIES = Rule(text="ct state established,related accept", comment="a reply")
@@ -66,7 +68,7 @@ def by_name(gate: str) -> str:
 
 def igw_if(gateway_id: str) -> str:
     """The router's end of an internet gateway's pair."""
-    return f"w{gateway_id[-12:]}"
+    return f"{IGW_PREFIX}{gateway_id[-12:]}"
 
 
 def peering_if(peering_id: str) -> str:

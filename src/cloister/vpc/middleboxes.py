@@ -13,8 +13,10 @@ that end's address as its source, what comes out of M as its destination. A and 
 no route led from one to the other by M. Everything else stays in zone 0 and never meets these rules' cost but
 in VPCs that have such an interface.
 
-So replies must come back by the interface that the connection went by, and a packet passes one interface
-without a check, not two in a row: anything else is dropped.
+Whether groups know a connection, and so let its replies through, is not told by these connections, because a
+reply may come back by another interface or by none: `vpc/tracking.py`. The zones keep the legs' connections
+apart, whose counts are a job's record. From one interface without a check to the next a packet has a zone of
+its own, and what is passed on to an internet gateway has none: its reply must find the gateway's translation.
 """
 
 from __future__ import annotations
@@ -23,18 +25,25 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network
 
 from cloister.kernel.plan import Chain, Element, Part, Rule, Set
-from cloister.vpc import route_tables
+from cloister.vpc import gateways, route_tables, tracking
 from cloister.vpc.addresses import port
 from cloister.vpc.model import NetworkInterface, RouteTable, Subnet, Vpc
-from cloister.vpc.security_groups import REFUSED_OUT
 from cloister.world import World
 
 #: the zone of an end that is in no subnet of the VPC
 _OUTSIDE = 65535
+#: the zone of what is passed on from one interface without a check to another
+_BETWEEN = 65534
 #: smallest blocks of a subnet (/28) in the largest of a VPC (/16)
 _SLOTS = 4096
 #: ports of interfaces without a check; subnets to themselves; destinations by way of an interface, by mark
 _PORTS, _WITHIN, _VIA, _LEGS = "forwarding", "within", "via", "legs"
+#: destinations by way of an internet gateway, by mark
+_OUTWARD = "outward"
+#: what an interface sends on for others; what is sent to one to be passed on; by way of an internet gateway
+_PASSED_ON = f"iifname @{_PORTS} iifname . ip saddr != @sources"
+_TO_PASS_ON = f"oifname @{_PORTS} oifname . ip daddr != @sources"
+_GATEWAY = f'"{gateways.IGW_PREFIX}*"'
 
 
 def forwards(world: World, vpc_id: str) -> bool:
@@ -73,7 +82,8 @@ def vpc_parts(world: World, vpc_id: str, resolver: Sequence[str]) -> Iterator[Pa
     if not forwards(world, vpc_id):
         return
     yield Set(netns=vpc_id, name=_PORTS, type="ifname")
-    yield Set(netns=vpc_id, name=_VIA, type="mark . ipv4_addr", interval=True)
+    for destinations in (_VIA, _OUTWARD):
+        yield Set(netns=vpc_id, name=destinations, type="mark . ipv4_addr", interval=True)
     # With a protocol, because nftables 1.0.6 cannot add a map of plain intervals before the chains it names.
     yield Set(netns=vpc_id, name=_LEGS, type="ipv4_addr . inet_proto", data="verdict", interval=True)
     vpc = world.get(Vpc, vpc_id)
@@ -84,13 +94,15 @@ def vpc_parts(world: World, vpc_id: str, resolver: Sequence[str]) -> Iterator[Pa
         key, verdict = f"{cidr} . 0-255", f"goto {chain}"
         yield Element(netns=vpc_id, set=_LEGS, key=key, data=verdict, comment=subnet.subnet_id)
     own = f"ip daddr {{ {', '.join(resolver)} }}"
+    yield Chain(netns=vpc_id, name="between", rules=(Rule(text=f"ct zone set {_BETWEEN}"),))
     yield Chain(
         netns=vpc_id,
         name="leg_out",
         rules=(
             *route_tables.MARKED,
             *((Rule(text=f"{own} drop", comment="the resolver answers who asks"),) if resolver else ()),
-            Rule(text=f"meta mark . ip daddr @{_VIA} goto {REFUSED_OUT}", comment="two in a row"),
+            Rule(text=f"meta mark . ip daddr @{_OUTWARD} accept", comment="its reply must be translated"),
+            Rule(text=f"meta mark . ip daddr @{_VIA} goto between", comment="two in a row"),
             Rule(text=f"ip daddr . meta l4proto vmap @{_LEGS}"),
             Rule(text=f"ct zone set {_OUTSIDE}"),
         ),
@@ -106,13 +118,15 @@ def vpc_parts(world: World, vpc_id: str, resolver: Sequence[str]) -> Iterator[Pa
         name="forwarded",
         hook="type filter hook prerouting priority -290; policy accept;",
         rules=(
-            Rule(text=f"iifname @{_PORTS} iifname . ip saddr != @sources goto leg_out", comment="passed on"),
+            Rule(text=f"{_PASSED_ON} goto leg_out", comment="passed on"),
             *((Rule(text=f"{own} accept"),) if resolver else ()),
             *((Rule(text=f"ip saddr . ip daddr @{_WITHIN} accept"),) if inside else ()),
             *route_tables.MARKED,
             Rule(text=f"meta mark . ip daddr @{_VIA} goto leg_in", comment="to be passed on"),
         ),
     )
+    directly = ("ct zone 0", f"iifname != {_GATEWAY}", f"oifname != {_GATEWAY}")
+    yield from tracking.parts(vpc_id, directly)
 
 
 def is_of(world: World, interface: NetworkInterface, zone: int) -> bool:
@@ -140,16 +154,40 @@ def mark_rules(world: World, vpc_id: str) -> tuple[Rule, ...]:
     return (Rule(text=f"ip saddr . ip daddr @{_WITHIN} meta mark set 0x0", comment="within a subnet"),)
 
 
-def forward_rules(world: World, vpc_id: str) -> tuple[Rule, ...]:
-    """Of new connections: what is passed on leaves the VPC by a NAT gateway only. By others the replies would
-    come to the sender, not by way of the interface."""
-    if not forwards(world, vpc_id):
-        return ()
-    passed_on = f"iifname @{_PORTS} iifname . ip saddr != @sources"
-    return tuple(
-        Rule(text=f'{passed_on} oifname "{letter}*" goto {REFUSED_OUT}', comment="replies go another way")
-        for letter in "wxg"
+def gate_parts(vpc_id: str, gate: str, judged: Sequence[Rule]) -> Chain:
+    """What judges packets at the gate "forward" or "ingress" that are passed on, or come or go by an internet
+    gateway. `judged` are the rules that ask the groups."""
+    known = tracking.KNOWN_OUT if gate == "forward" else tracking.KNOWN_IN
+    rules = (
+        Rule(text="ct state related accept", comment="about a connection"),
+        Rule(text=f"jump {known}", comment="a connection that the interface knows"),
+        *judged,
     )
+    return Chain(netns=vpc_id, name=_passed(gate), rules=rules)
+
+
+def gate_rules(gate: str, tracked: Sequence[Rule]) -> tuple[Rule, ...]:
+    """What comes before the groups at a gate. `tracked` are the rules that let the kernel's connections pass.
+    What is no beginning of a connection is judged all the same: its beginning may have gone another way."""
+    known = tracking.KNOWN_OUT if gate == "forward" else tracking.KNOWN_IN
+    return (
+        Rule(text="meta mark set 0x0", comment="the route is chosen"),
+        *(
+            Rule(text=f"{which} goto {_passed(gate)}", comment=comment)
+            for which, comment in (
+                (_PASSED_ON, "passed on"),
+                (_TO_PASS_ON, "to be passed on"),
+                (f"iifname {_GATEWAY}", "from an internet gateway"),
+                (f"oifname {_GATEWAY}", "to an internet gateway"),
+            )
+        ),
+        *tracked,
+        Rule(text=f"jump {known}", comment="a connection that the interface knows"),
+    )
+
+
+def _passed(gate: str) -> str:
+    return f"passed_{gate}"
 
 
 def source_rules(world: World, vpc_id: str) -> tuple[Rule, ...]:
@@ -166,19 +204,26 @@ def port_parts(interface: NetworkInterface, name: str) -> Iterator[Part]:
 
 
 def table_parts(world: World, table: RouteTable) -> Iterator[Part]:
-    """Which destinations a table sends through an interface, each with no more specific route in between."""
+    """Which destinations a table sends through an interface or an internet gateway, each with no more
+    specific route in between."""
     if not forwards(world, table.vpc_id):
         return
     hops = route_tables.resolve(world, table)
     for block, hop in hops.items():
-        interface = world.get(NetworkInterface, hop.route.target)
-        if interface is None or hop.dev is None or interface.source_dest_check:
-            continue
         others = [other for other in hops if other != block and other.subnet_of(block)]
-        others.append(IPv4Network(interface.addresses[0].address))
+        interface = world.get(NetworkInterface, hop.route.target)
+        if hop.kind == "igw":
+            destinations = _OUTWARD
+        elif interface is not None and hop.dev is not None and not interface.source_dest_check:
+            destinations = _VIA
+            others.append(IPv4Network(interface.addresses[0].address))
+        else:
+            continue
         for piece in _without(block, others):
             key = f"{table.number} . {piece}"
-            yield Element(netns=table.vpc_id, set=_VIA, key=key, comment=f"{table.route_table_id}/{block}")
+            yield Element(
+                netns=table.vpc_id, set=destinations, key=key, comment=f"{table.route_table_id}/{block}"
+            )
 
 
 def _without(block: IPv4Network, others: Sequence[IPv4Network]) -> list[IPv4Network]:

@@ -109,9 +109,13 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteTableAssociation:
+    """What takes this table: a subnet, an internet gateway for what it brings in, or, as the main one, every
+    subnet that has none of its own."""
+
     association_id: str  # rtbassoc-…
-    subnet_id: str | None  # None: the main association
+    subnet_id: str | None
     main: bool = False
+    gateway_id: str | None = None
 
 
 @document("route-table", key="route_table_id", index=("vpc_id",), prefix="rtb")
@@ -297,6 +301,10 @@ class NatGateway:
     tags: dict[str, str] = field(default_factory=dict)
 
 
+#: AWS: seconds after which a request for a peering that nobody accepted is no more
+PEERING_EXPIRES = 7 * 86_400
+
+
 @document(
     "vpc-peering-connection", key="peering_id", index=("requester_vpc_id", "accepter_vpc_id"), prefix="pcx"
 )
@@ -314,6 +322,11 @@ class VpcPeering:
     requester_resolves: bool = False  # AllowDnsResolutionFromRemoteVpc of each side
     accepter_resolves: bool = False
     tags: dict[str, str] = field(default_factory=dict)
+
+    def open_at(self, now: float) -> bool:
+        """Active, or waiting to be accepted, which a request does not for ever."""
+        waits = self.status == "pending-acceptance" and now < self.created + PEERING_EXPIRES
+        return waits or self.status == "active"
 
     def other(self, vpc_id: str) -> str:
         return self.accepter_vpc_id if vpc_id == self.requester_vpc_id else self.requester_vpc_id

@@ -80,6 +80,15 @@ def of_subnet(world: World, subnet: Subnet) -> RouteTable | None:
     return main
 
 
+def of_gateway(world: World, gateway: InternetGateway) -> RouteTable | None:
+    """The table of what an internet gateway brings in (AWS: "Gateway route tables"); None: it goes straight
+    to its interface."""
+    for table in world.where(RouteTable, vpc_id=gateway.vpc_id):
+        if any(one.gateway_id == gateway.internet_gateway_id for one in table.associations):
+            return table
+    return None
+
+
 def routes(world: World, table: RouteTable) -> list[Route]:
     """All routes of a table: `local` ones, those made by calls, those of its gateway endpoints."""
     replaced = {route.destination: route for route in table.routes if route.origin == OF_TABLE}
@@ -101,9 +110,10 @@ def local_routes(world: World, table: RouteTable) -> list[Route]:
 def endpoint_routes(world: World, table: RouteTable) -> list[Route]:
     """The `pl-… → vpce-…` routes of the gateway endpoints associated with a table."""
     return [
-        Route(destination=prefix_list_of(world, endpoint).prefix_list_id, target=endpoint.endpoint_id)
+        Route(destination=listed.prefix_list_id, target=endpoint.endpoint_id)
         for endpoint in world.where(VpcEndpoint, vpc_id=table.vpc_id)
-        if endpoint.kind == "Gateway" and table.route_table_id in endpoint.route_table_ids
+        if table.route_table_id in endpoint.route_table_ids
+        and (listed := prefix_list_of(endpoint)) is not None
     ] + [
         route
         for route in table.routes

@@ -126,6 +126,7 @@ def affected(before: World, after: World, change: Change) -> Iterator[Scope]:
                 yield ("vpc", doc.vpc_id)
             if born_or_gone or _differs(change, "associations", "number", "vpc_id"):
                 yield from _remarked(before, after, doc.vpc_id)
+                yield from (("igw", one.gateway_id) for one in doc.associations if one.gateway_id is not None)
         elif isinstance(doc, VpcEndpoint):
             yield ("endpoint", doc.endpoint_id)
             yield from (("interface", interface_id) for interface_id in doc.interface_ids)
@@ -181,6 +182,8 @@ def _forwarding(before: World, after: World, vpc_id: str) -> Iterator[Scope]:
     yield from _tables_of(before, after, vpc_id)
     for world in (before, after):
         yield from (("group", group.group_id) for group in world.where(SecurityGroup, vpc_id=vpc_id))
+        for interface in world.where(NetworkInterface, vpc_id=vpc_id):
+            yield ("groups", vpc_id, *sorted(interface.group_ids))
 
 
 def _everything_in(before: World, after: World, vpc_id: str) -> Iterator[Scope]:

@@ -27,6 +27,7 @@ from cloister.kernel.plan import Chain, Element, Part, Rule, Set
 from cloister.vpc import gateways
 from cloister.vpc.endpoints import prefix_list
 from cloister.vpc.model import GroupRule, NetworkInterface, SecurityGroup, place
+from cloister.vpc.tracking import UNTRACKED
 from cloister.world import World
 
 ALL = "-1"
@@ -233,8 +234,23 @@ def _untracked(groups: Sequence[SecurityGroup], *, egress: bool) -> Iterator[Rul
             yield Rule(text=text, comment="open to everybody both ways: not tracked")
 
 
-def shared_parts(world: World, netns: str, group_ids: Sequence[str]) -> Iterator[Part]:
-    """The chains of interfaces with exactly these groups."""
+def _unknown(groups: Sequence[SecurityGroup], *, egress: bool) -> Iterator[Rule]:
+    """The same where interfaces have their connections in sets (`vpc/tracking.py`): each packet of such a
+    flow gets a mark, also those that go back."""
+    for way, side in ((egress, "dport"), (not egress, "sport")):
+        open_here = frozenset[tuple[str, int, int]]().union(*(open_ports(g, egress=way) for g in groups))
+        open_back = frozenset[tuple[str, int, int]]().union(*(open_ports(g, egress=not way) for g in groups))
+        for protocol, low, high in sorted(open_here):
+            if (protocol, 0, 65535) in open_back:
+                ports = "" if (low, high) == (0, 65535) else f" th {side} {_interval(low, high)}"
+                text = f"meta l4proto {protocol}{ports} meta mark set {UNTRACKED}"
+                yield Rule(text=text, comment="open to everybody both ways: not tracked")
+
+
+def shared_parts(
+    world: World, netns: str, group_ids: Sequence[str], *, forwards: bool = False
+) -> Iterator[Part]:
+    """The chains of interfaces with exactly these groups. `forwards` as in `chain_parts`."""
     found = (world.get(SecurityGroup, group_id) for group_id in sorted(group_ids))
     groups = [group for group in found if group is not None and group.vpc_id == netns]
     present = [group.group_id for group in groups]
@@ -244,6 +260,7 @@ def shared_parts(world: World, netns: str, group_ids: Sequence[str]) -> Iterator
             name=shared_chain(group_ids, egress=egress),
             rules=(
                 *_untracked(groups, egress=egress),
+                *(_unknown(groups, egress=egress) if forwards else ()),
                 *(Rule(text=f"jump {group_chain(g, egress=egress)}", comment=g) for g in present),
                 Rule(
                     text=f"goto {REFUSED_OUT if egress else REFUSED_IN}",

@@ -16,6 +16,7 @@ from cloister.jobs import execution_role
 from cloister.jobs.allocation import REQUESTER, acquaint
 from cloister.jobs.model import ProcessingJob
 from cloister.jobs.objects import request_of, split_uri
+from cloister.s3 import sse
 from cloister.vpc import service_network
 from cloister.vpc.explain import explain
 from cloister.vpc.flow import Flow, Step, Verdict
@@ -198,7 +199,7 @@ def transfers(request: Mapping[str, Any], keys: Mapping[str, Sequence[str]]) -> 
     """What the agent asks of S3 for a job."""
     for each in request.get("ProcessingInputs") or ():
         s3 = each.get("S3Input")
-        if not s3:
+        if not s3 or each.get("AppManaged"):
             continue
         what, uri = f"input {each['InputName']}", s3["S3Uri"]
         if s3.get("S3DataType") == "ManifestFile":
@@ -214,7 +215,7 @@ def transfers(request: Mapping[str, Any], keys: Mapping[str, Sequence[str]]) -> 
         )
     for each in (request.get("ProcessingOutputConfig") or {}).get("Outputs") or ():
         s3 = each.get("S3Output")
-        if s3:
+        if s3 and not each.get("AppManaged"):
             uri = s3["S3Uri"]
             below = f"{uri.rstrip('/')}/{_ANY_OBJECT}"
             yield Transfer(
@@ -273,4 +274,11 @@ def asked(
         account=place.account,
         now=place.now,
         objects=objects or None,
+        sent=_sent(request, method),
     )
+
+
+def _sent(request: Mapping[str, Any], method: str) -> dict[str, str]:
+    """The headers of what the agent writes with the job's key."""
+    key = (request.get("ProcessingOutputConfig") or {}).get("KmsKeyId")
+    return {sse.ALGORITHM: sse.KMS, sse.KEY: key} if key and method == "PUT" else {}

@@ -16,7 +16,7 @@ from cloister.jobs.model import SUBNET_TAG
 from cloister.jobs.objects import split_uri
 from cloister.services.api import Call
 from cloister.services.sagemaker import checks
-from cloister.vpc import addresses, changes, service_network
+from cloister.vpc import addresses, fixes, service_network
 from cloister.vpc.flow import Step, Verdict
 from cloister.vpc.model import SecurityGroup, Subnet
 from cloister.why import role
@@ -37,12 +37,22 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts:
+    """`trouble`: why the image cannot be had; `command_trouble`: why it cannot start the job's command; ""
+    when nothing was found. `seen` says what was looked at, and what was not."""
+
+    trouble: str = ""
+    command_trouble: str = ""
+    seen: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What the World does not know. `keys`: some of the keys below an input's S3Uri, by that; absent: not
-    known. `image_trouble`: why the image cannot be had, "" when it can."""
+    known."""
 
     keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    image_trouble: str = ""
+    image: ImageFacts = ImageFacts()
 
 
 def preflight(
@@ -60,7 +70,7 @@ def _findings(call: Call, params: dict[str, Any], services: Sequence[str], facts
     yield from _checked("channels", lambda: checks.check_channels(params), "Names and paths are in order.")
     forced = _checked("subnet tag", lambda: checks.check_forced_subnet(params, config), "")
     yield from (each for each in forced if not each.ok)
-    yield _image(params["AppSpecification"]["ImageUri"], facts)
+    yield _image(params["AppSpecification"]["ImageUri"], facts.image)
     yield (trust := _role(call, params["RoleArn"]))
     if not trust.ok:  # what its policies allow is no question yet
         return
@@ -94,11 +104,13 @@ def _findings(call: Call, params: dict[str, Any], services: Sequence[str], facts
             yield _service(call, params, subnet_id, service)
 
 
-def _image(uri: str, facts: Facts) -> Finding:
-    if not facts.image_trouble:
-        return Finding(ok=True, about="image", sentence=f"{uri} can be had.")
-    fix = f"podman pull {shlex.quote(uri)}"
-    return Finding(ok=False, about="image", sentence=facts.image_trouble, fix=fix)
+def _image(uri: str, facts: ImageFacts) -> Finding:
+    if facts.trouble:
+        fix = f"podman pull {shlex.quote(uri)}"
+        return Finding(ok=False, about="image", sentence=facts.trouble, fix=fix)
+    if facts.command_trouble:
+        return Finding(ok=False, about="image", sentence=facts.command_trouble)
+    return Finding(ok=True, about="image", sentence=facts.seen or f"{uri} can be had.")
 
 
 def _role(call: Call, arn: str) -> Finding:
@@ -118,7 +130,7 @@ def _empty(params: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     """Inputs without an object: AWS lets no job begin without."""
     for each in params.get("ProcessingInputs") or ():
         uri = (each.get("S3Input") or {}).get("S3Uri", "")
-        if uri not in facts.keys:
+        if uri not in facts.keys or each.get("AppManaged"):
             continue
         about, keys = f"input {each['InputName']}: objects", facts.keys[uri]
         if each["S3Input"].get("S3DataType") == "ManifestFile":
@@ -151,7 +163,7 @@ def _subnets(
     fix = None
     if chosen is None:
         sentence += " Name a larger one in VpcConfig.Subnets."
-        fix = changes.larger_subnet(call.tx, subnets[0], need)
+        fix = fixes.larger_subnet(call.tx, subnets[0], need)
     findings = [Finding(ok=chosen is not None, about="addresses", sentence=sentence, fix=fix)]
     zones = sorted({subnet.zone for subnet in subnets})
     if len(zones) == 1:

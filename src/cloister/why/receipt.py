@@ -26,7 +26,7 @@ _ALGORITHM = "Ed25519"
 #: what a reader must know of how the numbers came about
 NOTES = (
     "Bytes are those of IP packets, as the kernel counted them where the VPC routes; what instances sent to "
-    "addresses of their own namespace never left it.",
+    "addresses of their own namespace never left it. ICMP errors about a connection are in no line.",
     "Rules are those at the time when a destination was seen first; the network is that at the job's start.",
     "Decisions of policies are recorded of requests that came in through a VPC endpoint, and of those "
     "that were signed with the job's own keys.",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -60,12 +60,13 @@ def why_request(
     now: float,
     objects: str | None = None,
     action: str | None = None,
+    sent: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Whether `interface` (from its address `source`, its primary one by default) may do `method` on `url`,
     an http(s) URL or `s3://BUCKET/KEY`, signed by `principal` (None: unsigned). `objects`: the ARN of all
     objects that are asked for like this one, which a proposed statement is to allow. `action`: what is asked
-    of a service other than S3, as in "kms:Decrypt" or "kms:Decrypt=ARN".
-    Raises ValueError for what is no such URL."""
+    of a service other than S3, as in "kms:Decrypt" or "kms:Decrypt=ARN". `sent` are headers,
+    of a request to S3, that change what it needs. Raises ValueError for what is no such URL."""
     steps = tuple(
         _steps(
             world,
@@ -79,6 +80,7 @@ def why_request(
             now=now,
             objects=objects,
             action=action,
+            sent=sent,
         )
     )
     return Verdict(allowed=all(step.allowed for step in steps), steps=steps)
@@ -97,6 +99,7 @@ def _steps(
     now: float,
     objects: str | None,
     action: str | None,
+    sent: Mapping[str, str] | None,
 ) -> Iterator[Step]:
     parts = urlsplit(https_url(url, region))
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -133,17 +136,18 @@ def _steps(
             decision = decide_call(world, asked, endpoint_id=endpoint_id)
             yield from permission.steps(world, decision, endpoint_id=endpoint_id)
         return
-    query, headers = decode_query(parts.query), {"host": host}
+    query, headers = decode_query(parts.query), {"host": host, **(sent or {})}
     try:
         bucket, key = locate(host, parts.path or "/", lambda name: world.get(Bucket, name) is not None)
-        operation = actions.operation(method, bucket, key, query, headers)
+        operation = actions.operation(method, bucket, key, query, headers, region=region, account=account)
     except AwsError as error:
         yield Step(gate="request", allowed=False, origin=url, sentence=error.message)
         return
     context.update(actions.context(query, headers))
     for need in operation.needs:
         decision = decide_need(world, principal, need, context, endpoint_id=endpoint_id, account=account)
-        yield from permission.steps(world, decision, endpoint_id=endpoint_id, objects=objects)
+        meant = objects if need.bucket is not None else None
+        yield from permission.steps(world, decision, endpoint_id=endpoint_id, objects=meant)
     if bucket is not None and operation.name != "CreateBucket" and world.get(Bucket, bucket) is None:
         sentence = f"There is no bucket {bucket}."
         yield Step(

@@ -23,7 +23,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cloister.wire import canonical
-from cloister.wire.crc import Crc32c, Crc64Nvme
 from cloister.wire.denials import content_mismatch
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest
@@ -40,7 +39,7 @@ _CRLF = b"\r\n"
 
 class Decoder(Protocol):
     """`trailers`: what followed the body, by lower-case name; complete after `finish`.
-    `unchecked`: checksums that were given and not computed: others check them, or nobody knows them."""
+    `unchecked`: checksums that were given and are not ones we compute."""
 
     trailers: dict[str, str]
     unchecked: dict[str, str]
@@ -49,10 +48,9 @@ class Decoder(Protocol):
     def finish(self) -> None: ...
 
 
-def decoder(request: HttpRequest, verified: Verified, deferred: frozenset[str] = frozenset()) -> Decoder:
-    """The decoder for this request's body, which leaves the `deferred` checksums, by their headers' names, to
-    others. Raises AwsError: MissingContentLength, InvalidRequest."""
-    checks = Checks(deferred)
+def decoder(request: HttpRequest, verified: Verified) -> Decoder:
+    """The decoder for this request's body. Raises AwsError: MissingContentLength, InvalidRequest."""
+    checks = Checks()
     # The checksum headers of CompleteMultipartUpload speak of the object, not of this body.
     if not (request.method == "POST" and "uploadId=" in request.query):
         for name, value in request.headers:
@@ -84,37 +82,44 @@ def _length(name: str, text: str) -> int:
 # -- checksums --------------------------------------------------------------------------------------------
 
 
-class _Crc32:
-    def __init__(self) -> None:
-        self._value = 0
+class _Crc:
+    def __init__(self, size: int, step: Callable[[bytes | memoryview, int], int]) -> None:
+        self._value, self._size, self._step = 0, size, step
 
     def update(self, data: bytes | memoryview) -> None:
-        self._value = zlib.crc32(data, self._value)
+        self._value = self._step(data, self._value)
 
     def digest(self) -> bytes:
-        return self._value.to_bytes(4, "big")
+        return self._value.to_bytes(self._size, "big")
+
+
+def _of_crt(name: str, size: int) -> _Crc:
+    from awscrt import checksums  # a large library, and most clients send a CRC32
+
+    return _Crc(size, getattr(checksums, name))
 
 
 _ALGORITHMS: dict[str, Callable[[], Any]] = {
-    _CHECKSUM + "crc32": _Crc32,
-    _CHECKSUM + "crc32c": Crc32c,
-    _CHECKSUM + "crc64nvme": Crc64Nvme,
+    _CHECKSUM + "crc32": lambda: _Crc(4, zlib.crc32),
+    _CHECKSUM + "crc32c": lambda: _of_crt("crc32c", 4),
+    _CHECKSUM + "crc64nvme": lambda: _of_crt("crc64nvme", 8),
     _CHECKSUM + "sha1": hashlib.sha1,
     _CHECKSUM + "sha256": hashlib.sha256,
     "content-md5": lambda: hashlib.md5(usedforsecurity=False),
 }
-#: those that take long
-SLOW = {_CHECKSUM + "crc32c": Crc32c.size, _CHECKSUM + "crc64nvme": Crc64Nvme.size}
 #: headers that begin like checksums and are none
 _NO_CHECKSUMS = frozenset({_CHECKSUM + "algorithm", _CHECKSUM + "mode", _CHECKSUM + "type"})
 
 
-class Checks:
-    """The checksums of one body: which to compute, what they should be. Those of `deferred` (of `SLOW`) are
-    only looked at, whether they can be ones."""
+def is_unknown(name: str) -> bool:
+    """Whether a header or trailer of this name (lower case) is a checksum that we do not compute."""
+    return name.startswith(_CHECKSUM) and name not in _NO_CHECKSUMS and name not in _ALGORITHMS
 
-    def __init__(self, deferred: frozenset[str] = frozenset()) -> None:
-        self._deferred = deferred
+
+class Checks:
+    """The checksums of one body: which to compute, what they should be."""
+
+    def __init__(self) -> None:
         self.expected: dict[str, str] = {}
         self.unchecked: dict[str, str] = {}
         self._running: dict[str, Any] = {}
@@ -122,7 +127,7 @@ class Checks:
 
     def announce(self, name: str) -> None:
         """A checksum's value will come in a trailer: begin to compute it."""
-        if name in _ALGORITHMS and name not in self._running and name not in self._deferred:
+        if name in _ALGORITHMS and name not in self._running:
             self._running[name] = _ALGORITHMS[name]()
             self.update = self._update
 
@@ -132,12 +137,9 @@ class Checks:
 
     def expect(self, name: str, value: str) -> None:
         """A header or trailer; those that are no checksum are ignored."""
-        if name in _NO_CHECKSUMS or not (name.startswith(_CHECKSUM) or name == "content-md5"):
-            return
-        if name not in _ALGORITHMS or name in self._deferred:
-            if name in self._deferred and len(_decoded(value)) != SLOW[name]:
-                raise _invalid(name)
+        if is_unknown(name):
             self.unchecked[name] = value
+        if name not in _ALGORITHMS:
             return
         if self.expected.setdefault(name, value) != value:
             raise AwsError("InvalidRequest", f"The {name} header is given twice and differs.")
@@ -146,32 +148,22 @@ class Checks:
     def finish(self) -> None:
         for name, value in self.expected.items():
             actual = self._running[name].digest()
-            given = _decoded(value)
+            try:
+                given = base64.b64decode(value, validate=True)
+            except (binascii.Error, ValueError):
+                given = b""
             if len(given) != len(actual):
-                raise _invalid(name)
+                if name == "content-md5":
+                    raise AwsError("InvalidDigest", "The Content-MD5 you specified is not valid.")
+                raise AwsError("InvalidRequest", f"Value for {name} header is invalid.")
             if not hmac.compare_digest(given, actual):
-                calculated = base64.b64encode(actual).decode("ascii")
-                raise bad_digest(name, {"ExpectedDigest": value, "CalculatedDigest": calculated})
-
-
-def _decoded(value: str) -> bytes:
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        return b""
-
-
-def _invalid(name: str) -> AwsError:
-    if name == "content-md5":
-        return AwsError("InvalidDigest", "The Content-MD5 you specified is not valid.")
-    return AwsError("InvalidRequest", f"Value for {name} header is invalid.")
-
-
-def bad_digest(name: str, fields: dict[str, str] | None = None) -> AwsError:
-    """Of the checksum whose header is called `name`."""
-    what = "Content-MD5" if name == "content-md5" else name.removeprefix(_CHECKSUM).upper()
-    message = f"The {what} you specified did not match the calculated checksum."
-    return AwsError("BadDigest", message, 400, **(fields or {}))
+                what = "Content-MD5" if name == "content-md5" else name.removeprefix(_CHECKSUM).upper()
+                raise AwsError(
+                    "BadDigest",
+                    f"The {what} you specified did not match the calculated checksum.",
+                    ExpectedDigest=value,
+                    CalculatedDigest=base64.b64encode(actual).decode("ascii"),
+                )
 
 
 # -- decoders ---------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from cloister.services.ec2.subnets import make_subnet, subnet_shape
 from cloister.services.ec2.vpcs import VPCS, make_vpc
 from cloister.services.ec2.zones import zone_of, zones
 from cloister.vpc import addresses
-from cloister.vpc.endpoints import s3_prefix_list
-from cloister.vpc.model import InternetGateway, Route, RouteTable, Subnet, Vpc
+from cloister.vpc.endpoints import prefix_lists_in
+from cloister.vpc.model import InternetGateway, PrefixList, Route, RouteTable, Subnet, Vpc
 from cloister.wire.errors import AwsError
 from cloister.world import Transaction
 
@@ -36,8 +36,15 @@ def make_default_vpc(tx: Transaction, region: str) -> Vpc:
 
 def seed(tx: Transaction, region: str, account: str) -> None:
     """What a new account finds in its region. Called once, at the first start."""
-    tx.put(s3_prefix_list(region))
+    add_prefix_lists(tx, region)
     make_default_vpc(tx, region)
+
+
+def add_prefix_lists(tx: Transaction, region: str) -> None:
+    """AWS's prefix lists of the region, as far as they are missing: those of a service that is new."""
+    for listed in prefix_lists_in(region):
+        if tx.get(PrefixList, listed.prefix_list_id) is None:
+            tx.put(listed)
 
 
 @operation("ec2", "CreateDefaultVpc", resources=on(vpc="*"))

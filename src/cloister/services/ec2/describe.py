@@ -33,12 +33,18 @@ FILTER_VALUES = 200
 _TOKEN_VERSION = 1
 
 
+#: how what has ids of this prefix is found
+BY_PREFIX: dict[str, Resource[Any]] = {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource(Generic[D]):
     """How one kind of document is named, found and described.
 
     `shape` renders a document as the model's structure. `not_found` is the error's code, `missing` its
-    sentence, with {} for the id. `all` lists the documents; `get` looks one up by its id."""
+    sentence, with {} for the id; `malformed` is the code for what cannot be such an id ("Error codes for the
+    Amazon EC2 API": spelt differently for every resource, and there is none for allocation ids). `all` lists
+    the documents; `get` looks one up by its id."""
 
     result: str  # the response's member: "Vpcs"
     ids: str | None = None  # the request's member: "VpcIds"
@@ -48,25 +54,32 @@ class Resource(Generic[D]):
     shape: Callable[[Call, D], Params]
     prefix: str = ""  # "vpc"
     not_found: str = ""  # "InvalidVpcID.NotFound"
+    malformed: str = ""  # "InvalidVpcID.Malformed"
     missing: str = ""  # "The vpc ID '{}' does not exist"
     filters: Mapping[str, Filter[D]] = field(default_factory=dict)
     #: the smallest and largest MaxResults
     page: tuple[int, int] = (5, 1000)
 
+    def __post_init__(self) -> None:
+        if self.prefix:
+            BY_PREFIX.setdefault(self.prefix, self)
+
     def find(self, world: World, resource_id: str) -> D:
-        """Raises `not_found`, and ….Malformed for what cannot be such an id at all."""
+        """Raises `not_found`, and `malformed` for what cannot be such an id at all."""
         found = self.get(world, resource_id) if self.get else None
         if found is None or hidden(world, found):
-            if self.prefix and not resource_id.startswith(f"{self.prefix}-"):
-                raise AwsError(
-                    self.not_found.replace(".NotFound", ".Malformed"),
-                    f'Invalid id: "{resource_id}" (expecting "{self.prefix}-...")',
-                )
-            raise AwsError(self.not_found, self.missing.format(resource_id))
+            raise self.absent(resource_id)
         return found
 
+    def absent(self, resource_id: str) -> AwsError:
+        """What is told of an id that names nothing."""
+        if self.malformed and not resource_id.startswith(f"{self.prefix}-"):
+            return AwsError(self.malformed, f'Invalid id: "{resource_id}" (expecting "{self.prefix}-...")')
+        return AwsError(self.not_found, self.missing.format(resource_id))
+
     def describe(self, call: Call, params: Params, among: Iterable[D] | None = None) -> Params:
-        """The response of a Describe operation: the ids asked for, else all (or `among`), filtered, paged.
+        """The response of a Describe operation: the ids asked for, else all, of those `among` if it is given;
+        filtered, paged.
         Raises `not_found`, InvalidParameterValue, InvalidParameterCombination, InvalidNextToken."""
         ids: Sequence[str] = params.get(self.ids, ()) if self.ids else ()
         if ids and (params.get("MaxResults") is not None or params.get("NextToken")):
@@ -76,7 +89,11 @@ class Resource(Generic[D]):
             )
         documents: Iterable[D]
         if ids:
+            shown = None if among is None else {self.key(one) for one in among}
             documents = [self.find(call.tx, one) for one in dict.fromkeys(ids)]
+            for one in documents:
+                if shown is not None and self.key(one) not in shown:
+                    raise self.absent(self.key(one))
         else:
             listed = self.all(call.tx) if among is None else among
             documents = [document for document in listed if not hidden(call.tx, document)]

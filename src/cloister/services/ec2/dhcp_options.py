@@ -41,6 +41,7 @@ DHCP_OPTIONS: Resource[DhcpOptions] = Resource(
     shape=_shape,
     prefix="dopt",
     not_found="InvalidDhcpOptionID.NotFound",
+    malformed="InvalidDhcpOptionsId.Malformed",
     missing="The dhcpOption ID '{}' does not exist",
     filters={
         "dhcp-options-id": lambda call, options: options.options_id,

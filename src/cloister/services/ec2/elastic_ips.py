@@ -11,15 +11,11 @@ from cloister.services.ec2.network_interfaces import INTERFACES, check_own, owne
 from cloister.services.ec2.parameters import exclusive, on, only, require
 from cloister.services.ec2.tags import tag_specifications
 from cloister.vpc import addresses
-from cloister.vpc.elastic_ips import associate, disassociate, free, taken
+from cloister.vpc.elastic_ips import ADDRESSES_PER_ACCOUNT, associate, disassociate, free, taken
 from cloister.vpc.gateways import PUBLIC_POOL, of_vpc
 from cloister.vpc.model import ElasticIp, NetworkInterface
 from cloister.wire.errors import AwsError
 from cloister.world import World
-
-#: AWS's default quota is 5, which it raises on request; here it is what the pool has to give, less a few for
-#: the networks of services
-ADDRESSES_PER_ACCOUNT = 200
 
 
 def _shape(call: Call, elastic: ElasticIp) -> Params:
@@ -67,8 +63,11 @@ ELASTIC_IPS: Resource[ElasticIp] = Resource(
 
 
 def _by_address(world: World, public_ip: str) -> ElasticIp:
-    """Raises InvalidParameterValue, InvalidAddress.NotFound."""
-    address = str(addresses.parse_address(public_ip, "publicIp"))
+    """Raises InvalidAddress.Malformed, InvalidAddress.NotFound."""
+    try:
+        address = str(IPv4Address(public_ip))
+    except ValueError:
+        raise AwsError("InvalidAddress.Malformed", f"Invalid IPv4 address: '{public_ip}'") from None
     found = next((one for one in world.all(ElasticIp) if one.public_ip == address), None)
     if found is None:
         raise AwsError("InvalidAddress.NotFound", f"Address '{public_ip}' not found.")
@@ -145,6 +144,12 @@ def release_address(call: Call, params: Params) -> Params:
             "You must specify an allocation id when releasing a VPC elastic IP address",
         )
     elastic = _named(call, params)
+    border = params.get("NetworkBorderGroup", call.region)
+    if border != call.region:
+        raise AwsError(
+            "InvalidAddress.NotFound",
+            f"Address '{elastic.public_ip}' not found in the network border group '{border}'.",
+        )
     if elastic.association_id is not None:
         raise AwsError("InvalidIPAddress.InUse", f"Address {elastic.public_ip} is in use.")
     call.tx.delete(ElasticIp, elastic.allocation_id)

@@ -1,4 +1,4 @@
-"""VPC endpoints: gateway endpoints for S3, and the calls that they share with interface endpoints.
+"""VPC endpoints: gateway endpoints, and the calls that they share with interface endpoints.
 
 `VpcEndpoint.route_table_ids` is the one record of where an endpoint is routed; the `pl-… → vpce-…` routes
 are derived from it (vpc/route_tables.py).
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from cloister.iam.policy import parse as parse_policy
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
-from cloister.services.ec2 import interface_endpoints
+from cloister.services.ec2 import gateway_tables, interface_endpoints
 from cloister.services.ec2.describe import Resource, tag_set
 from cloister.services.ec2.idempotency import echo, once
 from cloister.services.ec2.parameters import on, only, require
@@ -22,9 +22,10 @@ from cloister.services.ec2.route_tables import TABLES
 from cloister.services.ec2.tags import tag_specifications
 from cloister.services.ec2.vpcs import VPCS
 from cloister.services.ec2.zones import zones
-from cloister.vpc.endpoints import prefix_list_of, s3_service_name
+from cloister.vpc.endpoints import SERVICES as GATEWAY_SERVICES
+from cloister.vpc.endpoints import prefix_list_of
 from cloister.vpc.interface_endpoints import SERVICES as INTERFACE_SERVICES
-from cloister.vpc.model import RouteTable, VpcEndpoint
+from cloister.vpc.model import Route, RouteTable, VpcEndpoint
 from cloister.wire.errors import AwsError
 
 #: AWS: what an endpoint without a policy of its own has
@@ -67,6 +68,7 @@ ENDPOINTS: Resource[VpcEndpoint] = Resource(
     shape=_shape,
     prefix="vpce",
     not_found="InvalidVpcEndpointId.NotFound",
+    malformed="InvalidVpcEndpointId.Malformed",
     missing="The Vpc Endpoint Id '{}' does not exist",
     page=(1, 1000),
     filters={
@@ -99,6 +101,9 @@ def _tables(call: Call, endpoint: VpcEndpoint, table_ids: Sequence[str]) -> tupl
                 f"Route table {table_id} and VPC {endpoint.vpc_id} belong to different networks.",
             )
         _check_free(call, endpoint, table)
+        if gateway_tables.is_for_gateway(table):
+            route = Route(destination=endpoint.service_name, target=endpoint.endpoint_id)
+            gateway_tables.check_route(call, table, route)
     return chosen
 
 
@@ -106,7 +111,8 @@ def _check_free(call: Call, endpoint: VpcEndpoint, table: RouteTable) -> None:
     for other in call.tx.where(VpcEndpoint, vpc_id=endpoint.vpc_id):
         same_service = other.service_name == endpoint.service_name
         if same_service and other != endpoint and table.route_table_id in other.route_table_ids:
-            destination = prefix_list_of(call.tx, endpoint).prefix_list_id
+            listed = prefix_list_of(endpoint)
+            destination = listed.prefix_list_id if listed is not None else endpoint.service_name
             raise AwsError(
                 "RouteAlreadyExists",
                 f"route table {table.route_table_id} already has a route with destination-prefix-list-id "
@@ -224,7 +230,13 @@ def _only_of_interfaces(params: Params) -> None:
 
 @operation("ec2", "DescribeVpcEndpoints")
 def describe_vpc_endpoints(call: Call, params: Params) -> Params:
-    return ENDPOINTS.describe(call, params)
+    return ENDPOINTS.describe(call, _capped(params))
+
+
+def _capped(params: Params) -> Params:
+    """AWS: "If the value is greater than 1,000, we return only 1,000 items." """
+    wanted = params.get("MaxResults")
+    return params if wanted is None else {**params, "MaxResults": min(wanted, ENDPOINTS.page[1])}
 
 
 @operation(
@@ -305,9 +317,11 @@ class Service:
 
 
 def services(region: str) -> list[Service]:
-    gateway = Service(name=s3_service_name(region), kind="Gateway", dns_name=f"s3.{region}.amazonaws.com")
     return [
-        gateway,
+        *(
+            Service(name=service.name(region), kind="Gateway", dns_name=service.host(region))
+            for service in GATEWAY_SERVICES.values()
+        ),
         *(
             Service(
                 name=service.name(region),
@@ -372,6 +386,6 @@ def describe_vpc_endpoint_services(call: Call, params: Params) -> Params:
         raise AwsError("InvalidServiceName", f"The Vpc Endpoint Service '{unknown[0]}' does not exist")
     if wanted:
         found = [service for service in found if service.name in wanted]
-    response = SERVICES.describe(call, params, among=found)
+    response = SERVICES.describe(call, _capped(params), among=found)
     found_names = dict.fromkeys(one["ServiceName"] for one in response["ServiceDetails"])
     return {"ServiceNames": list(found_names), **response}

@@ -29,8 +29,8 @@ from cloister.wire.errors import AwsError
 _TRAFFIC = ("ACCEPT", "REJECT", "ALL")
 _RESOURCES: dict[str, Resource[Any]] = {"VPC": VPCS, "Subnet": SUBNETS, "NetworkInterface": INTERFACES}
 CLOUDWATCH, S3 = "cloud-watch-logs", "s3"
-#: AWS: "Up to 25 resources per CreateFlowLogs call" (1000 for subnets and interfaces, 2 logs a resource …)
-RESOURCES_PER_CALL = 1000
+#: AWS, CreateFlowLogs, ResourceIds: "Maximum of 300 for the other resource types" than transit gateways
+RESOURCES_PER_CALL = 300
 _DAY = 86_400
 
 
@@ -70,6 +70,7 @@ FLOW_LOGS: Resource[FlowLog] = Resource(
     shape=_shape,
     prefix="fl",
     not_found="InvalidFlowLogId.NotFound",
+    malformed="InvalidFlowLogId.Malformed",
     missing="The flow log id {} does not exist",
     filters={
         "deliver-log-status": lambda call, log: "FAILED" if log.error else "SUCCESS",

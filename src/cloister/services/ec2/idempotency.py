@@ -32,17 +32,25 @@ class ClientToken:
     expires: float
 
 
-def once(call: Call, operation: str, params: Params, resource: Resource[D], make: Callable[[], D]) -> D:
-    """What `make` makes, or what an earlier call with this token made if it is still there.
+def once(
+    call: Call,
+    operation: str,
+    params: Params,
+    resource: Resource[D],
+    make: Callable[[], D],
+    longest: int = LONGEST_TOKEN,
+) -> D:
+    """What `make` makes, or what an earlier call with this token made if it is still there. `longest`: AWS
+    allows prefix lists longer tokens than others, of any characters.
     Raises IdempotentParameterMismatch, InvalidParameterValue."""
     token = params.get("ClientToken")
     if not token:
         return make()
-    if len(token) > LONGEST_TOKEN or not token.isascii():
+    if len(token) > longest or not (token.isascii() or longest > LONGEST_TOKEN):
         raise AwsError(
             "InvalidParameterValue",
             f"Value ({token}) for parameter clientToken is invalid. "
-            f"Up to {LONGEST_TOKEN} ASCII characters are allowed.",
+            f"Up to {longest} {'ASCII' if longest == LONGEST_TOKEN else 'UTF-8'} characters are allowed.",
         )
     key = f"{operation}/{token}"
     request = _digest(params)

@@ -10,6 +10,7 @@ from cloister.services.ec2.describe import Resource, tag_set
 from cloister.services.ec2.parameters import on, only
 from cloister.services.ec2.tags import tag_specifications
 from cloister.services.ec2.vpcs import VPCS
+from cloister.vpc import route_tables
 from cloister.vpc.gateways import of_vpc
 from cloister.vpc.model import InternetGateway, NetworkInterface
 from cloister.wire.errors import AwsError
@@ -35,6 +36,7 @@ INTERNET_GATEWAYS: Resource[InternetGateway] = Resource(
     shape=_shape,
     prefix="igw",
     not_found="InvalidInternetGatewayID.NotFound",
+    malformed="InvalidInternetGatewayId.Malformed",
     missing="The internetGateway ID '{}' does not exist",
     filters={
         "attachment.state": lambda call, gateway: "available" if gateway.vpc_id else None,
@@ -93,7 +95,8 @@ def attach_internet_gateway(call: Call, params: Params) -> Params:
 
 @operation("ec2", "DetachInternetGateway", resources=on(internet_gateway="InternetGatewayId", vpc="VpcId"))
 def detach_internet_gateway(call: Call, params: Params) -> Params:
-    """Not while an interface of the VPC has a public address. Routes to it stay, as black holes."""
+    """Not while an interface of the VPC has a public address, or the gateway a route table. Routes to it
+    stay, as black holes."""
     gateway = INTERNET_GATEWAYS.find(call.tx, params["InternetGatewayId"])
     vpc = VPCS.find(call.tx, params["VpcId"])
     if gateway.vpc_id != vpc.vpc_id:
@@ -107,6 +110,13 @@ def detach_internet_gateway(call: Call, params: Params) -> Params:
             "DependencyViolation",
             f"Network {vpc.vpc_id} has some mapped public address(es). "
             "Please unmap those public address(es) before detaching the gateway.",
+        )
+    table = route_tables.of_gateway(call.tx, gateway)
+    if table is not None:
+        raise AwsError(
+            "DependencyViolation",
+            f"The internetGateway '{gateway.internet_gateway_id}' is associated with the routeTable "
+            f"'{table.route_table_id}' and cannot be detached.",
         )
     call.tx.put(replace(gateway, vpc_id=None))
     return {}

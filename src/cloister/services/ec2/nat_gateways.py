@@ -79,6 +79,7 @@ NAT_GATEWAYS: Resource[NatGateway] = Resource(
     shape=_shape,
     prefix="nat",
     not_found="NatGatewayNotFound",
+    malformed="NatGatewayMalformed",
     missing="The Nat Gateway {} was not found",
     filters={
         "nat-gateway-id": lambda call, nat: nat.nat_gateway_id,

@@ -78,6 +78,7 @@ ACLS: Resource[NetworkAcl] = Resource(
     shape=_shape,
     prefix="acl",
     not_found="InvalidNetworkAclID.NotFound",
+    malformed="InvalidNetworkAclId.Malformed",
     missing="The networkAcl ID '{}' does not exist",
     filters={
         "association.association-id": lambda call, acl: [

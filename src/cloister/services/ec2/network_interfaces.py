@@ -143,6 +143,7 @@ INTERFACES: Resource[NetworkInterface] = Resource(
     shape=_shape,
     prefix="eni",
     not_found="InvalidNetworkInterfaceID.NotFound",
+    malformed="InvalidNetworkInterfaceId.Malformed",
     missing="The networkInterface ID '{}' does not exist",
     filters={
         "addresses.association.owner-id": lambda call, eni: _associations(call, eni, "IpOwnerId"),

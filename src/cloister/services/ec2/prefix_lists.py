@@ -65,6 +65,7 @@ LISTS: Resource[PrefixList] = Resource(
     shape=_managed_shape,
     prefix="pl",
     not_found=_NOT_FOUND,
+    malformed="InvalidPrefixListId.Malformed",
     missing=_MISSING,
     page=(1, 100),
     filters={
@@ -88,6 +89,7 @@ SERVICE_LISTS: Resource[PrefixList] = Resource(
     },
     prefix="pl",
     not_found=_NOT_FOUND,
+    malformed="InvalidPrefixListId.Malformed",
     missing=_MISSING,
     page=(5, 1000),
     filters={
@@ -139,7 +141,9 @@ def create_managed_prefix_list(call: Call, params: Params) -> Params:
     only(
         params, "PrefixListName", "Entries", "MaxEntries", "AddressFamily", "TagSpecifications", "ClientToken"
     )
-    listed = once(call, "CreateManagedPrefixList", params, LISTS, lambda: _make_list(call, params))
+    listed = once(
+        call, "CreateManagedPrefixList", params, LISTS, lambda: _make_list(call, params), longest=255
+    )
     return {"PrefixList": _managed_shape(call, listed) | {"State": "create-in-progress"}}
 
 

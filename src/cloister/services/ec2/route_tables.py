@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Network
 
 from cloister.ids import resource_id
 from cloister.services.api import Call, Params, operation
+from cloister.services.ec2 import gateway_tables
 from cloister.services.ec2.describe import Resource, tag_set
 from cloister.services.ec2.idempotency import echo, once
 from cloister.services.ec2.network_interfaces import INTERFACES, owner
-from cloister.services.ec2.parameters import on, only, require
+from cloister.services.ec2.parameters import exclusive, on, only, require
 from cloister.services.ec2.subnets import SUBNETS
 from cloister.services.ec2.tags import tag_specifications
 from cloister.services.ec2.vpcs import FIRST_TABLE, VPCS
@@ -91,6 +91,8 @@ def _association_shape(table: RouteTable, association: RouteTableAssociation) ->
     }
     if association.subnet_id is not None:
         shape["SubnetId"] = association.subnet_id
+    if association.gateway_id is not None:
+        shape["GatewayId"] = association.gateway_id
     return shape
 
 
@@ -115,10 +117,11 @@ TABLES: Resource[RouteTable] = Resource(
     shape=_shape,
     prefix="rtb",
     not_found="InvalidRouteTableID.NotFound",
+    malformed="InvalidRouteTableId.Malformed",
     missing="The routeTable ID '{}' does not exist",
     page=(5, 100),
     filters={
-        "association.gateway-id": lambda call, table: None,
+        "association.gateway-id": lambda call, table: [one.gateway_id for one in table.associations],
         "association.route-table-association-id": lambda call, table: [
             one.association_id for one in table.associations
         ],
@@ -200,36 +203,50 @@ def _find_association(world: World, association_id: str) -> tuple[RouteTable, Ro
     raise AwsError("InvalidAssociationID.NotFound", f"The association ID '{association_id}' does not exist")
 
 
-@operation("ec2", "AssociateRouteTable", resources=on(route_table="RouteTableId", subnet="SubnetId"))
+@operation(
+    "ec2",
+    "AssociateRouteTable",
+    resources=on(route_table="RouteTableId", subnet="SubnetId", internet_gateway="GatewayId"),
+)
 def associate_route_table(call: Call, params: Params) -> Params:
-    """Of a subnet. Repeating it returns the association there is."""
-    only(params, "RouteTableId", "SubnetId")
-    require(params, "SubnetId")
+    """Of a subnet, or of an internet gateway. Repeating it returns the association there is."""
+    only(params, "RouteTableId", "SubnetId", "GatewayId")
+    exclusive(params, "SubnetId", "GatewayId")
+    if not params.get("GatewayId"):
+        require(params, "SubnetId")
     table = TABLES.find(call.tx, params["RouteTableId"])
-    subnet = SUBNETS.find(call.tx, params["SubnetId"])
-    if subnet.vpc_id != table.vpc_id:
-        raise AwsError(
-            "InvalidParameterValue",
-            f"route table {table.route_table_id} and subnet {subnet.subnet_id} belong to different networks",
-        )
+    made = RouteTableAssociation(
+        association_id=resource_id("rtbassoc"),
+        subnet_id=params.get("SubnetId") or None,
+        gateway_id=params.get("GatewayId") or None,
+    )
+    if made.gateway_id is not None:
+        gateway_tables.find(call, table, made.gateway_id)
+    else:
+        subnet = SUBNETS.find(call.tx, params["SubnetId"])
+        if subnet.vpc_id != table.vpc_id:
+            raise AwsError(
+                "InvalidParameterValue",
+                f"route table {table.route_table_id} and subnet {subnet.subnet_id} belong to different "
+                "networks",
+            )
     for other in call.tx.where(RouteTable, vpc_id=table.vpc_id):
         for one in other.associations:
-            if one.subnet_id == subnet.subnet_id and other is table:
-                return {"AssociationId": one.association_id, "AssociationState": {"State": "associated"}}
-            if one.subnet_id == subnet.subnet_id:
+            if one.main or (one.subnet_id, one.gateway_id) != (made.subnet_id, made.gateway_id):
+                continue
+            if other is not table:
                 raise AwsError(
                     "Resource.AlreadyAssociated",
                     f"the specified association for route table {table.route_table_id} conflicts with an "
                     "existing association",
                 )
-    association_id = resource_id("rtbassoc")
-    made = RouteTableAssociation(association_id=association_id, subnet_id=subnet.subnet_id)
+            return {"AssociationId": one.association_id, "AssociationState": {"State": "associated"}}
     call.tx.put(replace(table, associations=(*table.associations, made)))
-    return {"AssociationId": association_id, "AssociationState": {"State": "associated"}}
+    return {"AssociationId": made.association_id, "AssociationState": {"State": "associated"}}
 
 
 def _of_association(call: Call, params: Params) -> list[str]:
-    """The table and the subnet that an association joins, and the table it is moved to."""
+    """The table and the subnet or gateway that an association joins, and the table it is moved to."""
     found = on(route_table="RouteTableId")(call, params) if params.get("RouteTableId") else []
     for table in call.tx.all(RouteTable):
         for one in table.associations:
@@ -237,6 +254,8 @@ def _of_association(call: Call, params: Params) -> list[str]:
                 found.append(call.arn("ec2", f"route-table/{table.route_table_id}"))
                 if one.subnet_id is not None:
                     found.append(call.arn("ec2", f"subnet/{one.subnet_id}"))
+                if one.gateway_id is not None:
+                    found.append(call.arn("ec2", f"internet-gateway/{one.gateway_id}"))
     return found or ["*"]
 
 
@@ -254,7 +273,8 @@ def disassociate_route_table(call: Call, params: Params) -> Params:
 
 @operation("ec2", "ReplaceRouteTableAssociation", resources=_of_association)
 def replace_route_table_association(call: Call, params: Params) -> Params:
-    """Moves a subnet's association, or the main one, to another table of the VPC, under a new id."""
+    """Moves the association of a subnet or gateway, or the main one, to another table of the VPC, under a new
+    id."""
     old, association = _find_association(call.tx, params["AssociationId"])
     new = TABLES.find(call.tx, params["RouteTableId"])
     if new.vpc_id != old.vpc_id:
@@ -262,6 +282,8 @@ def replace_route_table_association(call: Call, params: Params) -> Params:
             "InvalidParameterValue",
             f"route tables {new.route_table_id} and {old.route_table_id} belong to different networks",
         )
+    if association.gateway_id is not None:
+        gateway_tables.check_table(call, new)
     kept = tuple(one for one in old.associations if one != association)
     call.tx.put(replace(old, associations=kept))
     new = TABLES.find(call.tx, new.route_table_id)
@@ -323,7 +345,7 @@ def _nat_gateway(call: Call, table: RouteTable, target: str) -> str:
 def _peering(call: Call, table: RouteTable, target: str) -> str:
     """AWS: a route to a connection that waits to be accepted is possible, and a black hole until then."""
     peering = call.tx.get(VpcPeering, target)
-    if peering is None or peering.status not in ("active", "pending-acceptance"):
+    if peering is None or not peering.open_at(call.now):
         raise AwsError(
             "InvalidVpcPeeringConnectionID.NotFound",
             f"The vpcPeeringConnection ID '{target}' does not exist",
@@ -384,6 +406,8 @@ def _target(call: Call, table: RouteTable, destination: str, params: Params) -> 
             f"The parameter {given[0]} cannot be used with the parameter {given[1]}",
         )
     target = _TARGETS[given[0]](call, table, params[given[0]])
+    if gateway_tables.is_for_gateway(table):
+        gateway_tables.check_route(call, table, Route(destination=destination, target=target))
     _check_inside(call, table, destination, target)
     return target
 
@@ -392,7 +416,7 @@ def _check_inside(call: Call, table: RouteTable, destination: str, target: str) 
     """AWS: a route more specific than `local` is for all of a subnet's block, to a NAT gateway or an
     interface; these may take the place of `local` itself, too. Raises InvalidParameterValue."""
     vpc = VPCS.find(call.tx, table.vpc_id)
-    if _is_list(destination) or not any(_within(destination, cidr) for cidr in vpc.cidrs):
+    if _is_list(destination) or not any(addresses.within(destination, cidr) for cidr in vpc.cidrs):
         return
     if target.partition("-")[0] not in _INSIDE_TARGETS:
         raise AwsError(
@@ -407,11 +431,6 @@ def _check_inside(call: Call, table: RouteTable, destination: str, target: str) 
             f"The destination CIDR block {destination} is more specific than the local route and is not the "
             f"CIDR block of a subnet of '{vpc.vpc_id}'.",
         )
-
-
-def _within(inner: str, outer: str) -> bool:
-    one, other = IPv4Network(inner), IPv4Network(outer)
-    return one.subnet_of(other)
 
 
 def _existing(call: Call, table: RouteTable, destination: str) -> Route | None:
@@ -471,6 +490,11 @@ def _editable(call: Call, params: Params, verb: str) -> tuple[RouteTable, Route]
     table = TABLES.find(call.tx, params["RouteTableId"])
     destination = _destination(call, params)
     route = _existing(call, table, destination)
+    if route is None and verb == "replace":
+        raise AwsError(
+            "InvalidParameterValue",
+            f"There is no route defined for '{destination}' in the route table. Use CreateRoute instead.",
+        )
     if route is None:
         raise AwsError(
             "InvalidRoute.NotFound",

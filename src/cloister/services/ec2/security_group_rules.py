@@ -107,6 +107,7 @@ RULES: Resource[_Rule] = Resource(
     shape=_shape,
     prefix="sgr",
     not_found="InvalidSecurityGroupRuleId.NotFound",
+    malformed="InvalidSecurityGroupRuleId.Malformed",
     missing="The security group rule ID '{}' does not exist",
     filters={
         "group-id": lambda call, one: one.group.group_id,

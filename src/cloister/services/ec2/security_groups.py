@@ -129,7 +129,9 @@ GROUPS: Resource[SecurityGroup] = Resource(
     all=lambda world: world.all(SecurityGroup),
     get=lambda world, group_id: world.get(SecurityGroup, group_id),
     shape=_shape,
+    prefix="sg",
     not_found="InvalidGroup.NotFound",
+    malformed="InvalidGroupId.Malformed",
     missing="The security group '{}' does not exist",
     filters={
         "description": lambda call, group: group.description,
@@ -148,7 +150,7 @@ def group_named(world: World, name: str) -> SecurityGroup:
     for vpc in world.all(Vpc):
         if vpc.is_default:
             for group in world.where(SecurityGroup, vpc_id=vpc.vpc_id):
-                if group.name == name:
+                if group.name.lower() == name.lower():
                     return group
     raise AwsError("InvalidGroup.NotFound", f"The security group '{name}' does not exist in default VPC")
 
@@ -184,7 +186,8 @@ def _on_vpc(call: Call, params: Params) -> list[str]:
 def create_security_group(call: Call, params: Params) -> Params:
     only(params, "GroupName", "Description", "VpcId", "TagSpecifications")
     require(params, "GroupName", "Description")
-    name, description = params["GroupName"], params["Description"]
+    # AWS: spaces at a name's end are trimmed; "names are case-insensitive and must be unique within the VPC"
+    name, description = params["GroupName"].rstrip(" "), params["Description"]
     check_text(name, "groupName")
     check_text(description, "groupDescription")
     if name.lower().startswith("sg-"):
@@ -195,7 +198,7 @@ def create_security_group(call: Call, params: Params) -> Params:
     if name == "default":
         raise AwsError("InvalidParameterValue", "Cannot use reserved security group name: default")
     vpc = vpc_or_default(call, params.get("VpcId"))
-    if any(group.vpc_id == vpc.vpc_id for group in call.tx.where(SecurityGroup, name=name)):
+    if any(group.name.lower() == name.lower() for group in call.tx.where(SecurityGroup, vpc_id=vpc.vpc_id)):
         raise AwsError(
             "InvalidGroup.Duplicate",
             f"The security group '{name}' already exists for VPC '{vpc.vpc_id}'",

@@ -57,6 +57,7 @@ SUBNETS: Resource[Subnet] = Resource(
     shape=subnet_shape,
     prefix="subnet",
     not_found="InvalidSubnetID.NotFound",
+    malformed="InvalidSubnetID.Malformed",
     missing="The subnet ID '{}' does not exist",
     filters={
         "availability-zone": lambda call, subnet: subnet.zone,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from cloister.services.api import Call, Params, operation
-from cloister.services.ec2.describe import Resource, tags_of
+from cloister.services.ec2.describe import BY_PREFIX, Resource, tags_of
 from cloister.vpc.model import SecurityGroup
 from cloister.vpc.service_network import hidden
 from cloister.wire.errors import AwsError
@@ -203,6 +203,9 @@ def _get(world: World, resource_id: str) -> Mapping[str, str]:
     found = document_of(world, resource_id)
     if found is not None:
         return tags_of(found)
+    kind = BY_PREFIX.get(resource_id.rpartition("-")[0])
+    if kind is not None:
+        raise kind.absent(resource_id)
     raise AwsError("InvalidID", f"The ID '{resource_id}' is not valid")
 
 

@@ -16,11 +16,10 @@ from cloister.services.ec2.parameters import on, only, require
 from cloister.services.ec2.tags import tag_specifications
 from cloister.services.ec2.vpcs import VPCS
 from cloister.vpc import addresses
-from cloister.vpc.model import Vpc, VpcPeering
+from cloister.vpc.model import PEERING_EXPIRES, Vpc, VpcPeering
 from cloister.wire.errors import AwsError
 from cloister.world import World
 
-EXPIRES_SECONDS = 7 * 86_400
 #: AWS: failed and deleted ones are visible to the requester for two hours
 LISTED_SECONDS = 7_200
 _PENDING, _ACTIVE, _FAILED = "pending-acceptance", "active", "failed"
@@ -28,7 +27,7 @@ _OPEN = (_PENDING, _ACTIVE)
 
 
 def _status(call: Call, peering: VpcPeering) -> str:
-    if peering.status == _PENDING and call.now >= peering.created + EXPIRES_SECONDS:
+    if peering.status == _PENDING and call.now >= peering.created + PEERING_EXPIRES:
         return "expired"
     return peering.status
 
@@ -45,7 +44,7 @@ def _message(call: Call, peering: VpcPeering) -> str:
 
 
 def _expires(call: Call, peering: VpcPeering) -> float | None:
-    return peering.created + EXPIRES_SECONDS if _status(call, peering) == _PENDING else None
+    return peering.created + PEERING_EXPIRES if _status(call, peering) == _PENDING else None
 
 
 def _side(call: Call, vpc_id: str, *, resolves: bool, cidrs: bool) -> Params:
@@ -103,6 +102,7 @@ PEERINGS: Resource[VpcPeering] = Resource(
     shape=_shape,
     prefix="pcx",
     not_found="InvalidVpcPeeringConnectionID.NotFound",
+    malformed="InvalidVpcPeeringConnectionId.Malformed",
     missing="The vpcPeeringConnection ID '{}' does not exist",
     filters={
         "accepter-vpc-info.cidr-block": lambda call, one: _cidrs(call.tx, one.accepter_vpc_id),
@@ -121,7 +121,7 @@ PEERINGS: Resource[VpcPeering] = Resource(
 
 def _is_listed(call: Call, peering: VpcPeering) -> bool:
     status = _status(call, peering)
-    since = peering.created + EXPIRES_SECONDS if status == "expired" else peering.changed
+    since = peering.created + PEERING_EXPIRES if status == "expired" else peering.changed
     return status in _OPEN or call.now - since < LISTED_SECONDS
 
 

@@ -77,6 +77,7 @@ VPCS: Resource[Vpc] = Resource(
     shape=_shape,
     prefix="vpc",
     not_found="InvalidVpcID.NotFound",
+    malformed="InvalidVpcID.Malformed",
     missing="The vpc ID '{}' does not exist",
     filters={
         "cidr": lambda call, vpc: vpc.cidr,
@@ -185,7 +186,7 @@ def delete_vpc(call: Call, params: Params) -> Params:
         *tx.where(NetworkInterface, vpc_id=vpc.vpc_id),
         *tx.where(VpcEndpoint, vpc_id=vpc.vpc_id),
         *tx.where(InternetGateway, vpc_id=vpc.vpc_id),
-        *(one for one in _peerings(tx, vpc.vpc_id) if one.status in ("active", "pending-acceptance")),
+        *(one for one in _peerings(tx, vpc.vpc_id) if one.open_at(call.now)),
         *(table for table in tables if not any(one.main for one in table.associations)),
         *(group for group in groups if group.name != "default"),
         *(acl for acl in acls if not acl.is_default),
@@ -230,6 +231,11 @@ def modify_vpc_attribute(call: Call, params: Params) -> Params:
         )
     if given[0] in _ATTRIBUTES:
         value = bool(params[given[0]].get("Value", False))
+        if given == ["EnableDnsHostnames"] and value and not vpc.enable_dns_support:
+            raise AwsError(
+                "InvalidParameterValue",
+                f"enableDnsHostnames cannot be true: enableDnsSupport is false for the vpc '{vpc.vpc_id}'.",
+            )
         vpc = (
             replace(vpc, enable_dns_support=value)
             if given[0] == "EnableDnsSupport"
@@ -268,6 +274,16 @@ def associate_vpc_cidr_block(call: Call, params: Params) -> Params:
             "CidrLimitExceeded",
             f"This network '{vpc.vpc_id}' has met its maximum number of allowed CIDRs: {CIDRS_PER_VPC}",
         )
+    for table in call.tx.where(RouteTable, vpc_id=vpc.vpc_id):
+        # AWS ("Add or remove a CIDR block from your VPC"): no block "that's the same or larger than a
+        # destination CIDR range in a route" of the VPC's tables, which would be more specific than `local`.
+        for route in table.routes:
+            if not route.destination.startswith("pl-") and addresses.within(route.destination, cidr):
+                raise AwsError(
+                    "CidrConflict",
+                    f"The CIDR '{cidr}' is the same as, or larger than, the destination {route.destination} "
+                    f"of a route in '{table.route_table_id}'.",
+                )
     for peering in gateways.peerings(call.tx, vpc.vpc_id):
         peer = call.tx.get(Vpc, peering.other(vpc.vpc_id))
         if peer is not None and any(addresses.overlap(cidr, block) for block in peer.cidrs):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from cloister.services.api import Call, Params, operation
 from cloister.services.ec2.describe import Resource
 from cloister.services.ec2.parameters import only
+from cloister.vpc.elastic_ips import ADDRESSES_PER_ACCOUNT
+from cloister.vpc.interfaces import GROUPS_PER_INTERFACE
 from cloister.vpc.model import Vpc
 from cloister.wire.errors import AwsError
 
@@ -131,8 +133,20 @@ def describe_regions(call: Call, params: Params) -> Params:
 @operation("ec2", "DescribeAccountAttributes")
 def describe_account_attributes(call: Call, params: Params) -> Params:
     default = next((vpc.vpc_id for vpc in call.tx.all(Vpc) if vpc.is_default), "none")
-    values = {"supported-platforms": "VPC", "default-vpc": default}
+    values = {
+        "supported-platforms": "VPC",
+        "default-vpc": default,
+        "vpc-max-security-groups-per-interface": str(GROUPS_PER_INTERFACE),
+        "max-elastic-ips": str(ADDRESSES_PER_ACCOUNT),
+        "vpc-max-elastic-ips": str(ADDRESSES_PER_ACCOUNT),
+    }
     wanted = params.get("AttributeNames") or list(values)
+    unknown = [name for name in wanted if name not in values]
+    if unknown:
+        raise AwsError(
+            "InvalidParameterValue",
+            f"Value ({unknown[0]}) for parameter attributeName is invalid. Unknown attribute.",
+        )
     return {
         "AccountAttributes": [
             {"AttributeName": name, "AttributeValues": [{"AttributeValue": values[name]}]} for name in wanted

@@ -8,18 +8,21 @@ name, never ignored.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 from cloister.authorize import call_keys
 from cloister.iam import collect
-from cloister.iam.context import resource_tags
+from cloister.iam.context import global_keys, resource_tags
 from cloister.iam.decide import Request, decide
 from cloister.iam.model import Role
 from cloister.jobs import execution_role
 from cloister.jobs.model import PROCESSING_PATH, SUBNET_TAG
+from cloister.s3 import sse
 from cloister.services.api import Call, Params
 from cloister.vpc.model import SecurityGroup, Subnet
 from cloister.vpc.service_network import hidden
+from cloister.why.request import session_of
 from cloister.wire.errors import AwsError
 
 
@@ -40,6 +43,7 @@ def check(call: Call, params: Params) -> None:
         check_network(call, vpc_config)
     check_forced_subnet(params, vpc_config)
     check_role(call, params["RoleArn"])
+    check_volume_key(call, params)
 
 
 def check_implemented(params: Params) -> None:
@@ -49,27 +53,24 @@ def check_implemented(params: Params) -> None:
     cluster = params["ProcessingResources"]["ClusterConfig"]
     if cluster.get("InstancePreferences"):
         raise _not_yet("ClusterConfig.InstancePreferences")
-    if cluster.get("VolumeKmsKeyId"):
-        raise _not_yet("ClusterConfig.VolumeKmsKeyId")
+    _check_key(cluster.get("VolumeKmsKeyId"), "ClusterConfig.VolumeKmsKeyId")
     for each in params.get("ProcessingInputs") or ():
         _check_input_implemented(each)
     output_config = params.get("ProcessingOutputConfig") or {}
-    if output_config.get("KmsKeyId"):
-        raise _not_yet("ProcessingOutputConfig.KmsKeyId")
+    _check_key(output_config.get("KmsKeyId"), "ProcessingOutputConfig.KmsKeyId")
     for each in output_config.get("Outputs") or ():
         name = each["OutputName"]
-        if each.get("AppManaged"):
-            raise _not_yet(f"AppManaged (output {name})")
         if each.get("FeatureStoreOutput"):
             raise _not_yet(f"FeatureStoreOutput (output {name})")
-        if (each.get("S3Output") or {}).get("S3UploadMode") == "Continuous":
-            raise _not_yet(f"S3UploadMode Continuous (output {name})")
+
+
+def _check_key(key: str | None, member: str) -> None:
+    if key and "alias/" in key:
+        raise _not_yet(f"an alias as {member} ({key})")
 
 
 def _check_input_implemented(given: dict[str, Any]) -> None:
     name = given["InputName"]
-    if given.get("AppManaged"):
-        raise _not_yet(f"AppManaged (input {name})")
     if given.get("DatasetDefinition"):
         raise _not_yet(f"DatasetDefinition (input {name})")
     s3 = given.get("S3Input") or {}
@@ -100,6 +101,8 @@ def check_channels(params: Params) -> None:
             if not s3:
                 raise invalid(f"S3{kind} must be specified for {what}")
             check_s3_uri(s3["S3Uri"], what)
+            if each.get("AppManaged") and not s3.get("LocalPath"):
+                continue
             paths.append((what, local_path(s3.get("LocalPath"), what)))
     _check_overlap(paths)
 
@@ -176,6 +179,26 @@ def _passing(call: Call, arn: str) -> dict[str, Any]:
     role = call.tx.get(Role, arn.rpartition("/")[2])
     tags = resource_tags("iam", role.tags) if role is not None else {}
     return {**call_keys(call), "iam:PassedToService": execution_role.SERVICE, **tags}
+
+
+def check_volume_key(call: Call, params: Params) -> None:
+    """AWS (SageMaker API permissions): VolumeKmsKeyId needs kms:CreateGrant of the caller, or of the role."""
+    key = params["ProcessingResources"]["ClusterConfig"].get("VolumeKmsKeyId")
+    if not key:
+        return
+    resource = sse.key_arn(key, call.region, call.account)
+    asked = Request(
+        principal=call.principal, action="kms:CreateGrant", resource=resource, context=call_keys(call)
+    )
+    decision = decide(asked, collect.identity_policies(call.tx, call.principal))
+    assumed = execution_role.assume(call.tx, params["RoleArn"])
+    if decision.allowed or assumed is None:
+        return
+    session = session_of(assumed, call.account)
+    keys = global_keys(session, now=call.now, region=call.region)
+    by_role = replace(asked, principal=session, context=keys)
+    if not decide(by_role, collect.identity_policies(call.tx, session)).allowed:
+        raise AwsError("AccessDeniedException", decision.sentence())
 
 
 def check_role(call: Call, arn: str) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from cloister.vpc import addresses as ip
 from cloister.vpc import gateways, network_acls, route_tables
-from cloister.vpc.endpoints import s3_prefix_list, s3_service_name
+from cloister.vpc.endpoints import GatewayService, prefix_list_in, service_at
 from cloister.vpc.flow import Flow
 from cloister.vpc.model import (
     InternetGateway,
@@ -31,11 +30,6 @@ _RESERVED = 5  # addresses of a subnet that AWS keeps
 _REST = 32767  # the number of an ACL's last rule, which denies what no other matched
 
 
-def is_s3(address: str, region: str) -> bool:
-    """Whether an address is one of S3's of this Region."""
-    return any(ip.contains(block, address) for block in s3_prefix_list(region).entries)
-
-
 def covering(world: World, vpc_id: str, address: str) -> tuple[str, ...]:
     """The blocks that a rule about `address`, seen from a VPC, must be for."""
     for near in gateways.reach(world, vpc_id):
@@ -44,17 +38,19 @@ def covering(world: World, vpc_id: str, address: str) -> tuple[str, ...]:
             if interface.requester_managed and interface.interface_type == "interface" and subnet:
                 return (subnet.cidr,)
     subnet = next(world.where(Subnet, vpc_id=vpc_id), None)
-    if subnet is not None and is_s3(address, subnet.region):
-        return tuple(s3_prefix_list(subnet.region).entries)
+    service = service_at(address, subnet.region) if subnet is not None else None
+    if subnet is not None and service is not None:
+        return tuple(prefix_list_in(service, subnet.region).entries)
     return (f"{address}/32",)
 
 
 def named(world: World, owner: NetworkInterface, address: str) -> str:
-    """An address, with the prefix list of S3 that it is of."""
+    """An address, with the prefix list of the service that it is of."""
     subnet = world.get(Subnet, owner.subnet_id)
-    if subnet is None or not is_s3(address, subnet.region):
+    service = service_at(address, subnet.region) if subnet is not None else None
+    if subnet is None or service is None:
         return address
-    listed = s3_prefix_list(subnet.region)
+    listed = prefix_list_in(service, subnet.region)
     return f"{address} of {listed.prefix_list_id} ({listed.name})"
 
 
@@ -70,10 +66,11 @@ def of_groups(
 ) -> str:
     """One more rule for a group of `owner`; `whom` is a group of the peer's, if the rule can name one."""
     subnet = world.get(Subnet, owner.subnet_id)
+    service = service_at(peer, subnet.region) if egress and subnet is not None else None
     if whom is not None:
         peers = f"UserIdGroupPairs=[{{GroupId={whom}}}]"
-    elif egress and subnet is not None and is_s3(peer, subnet.region):
-        peers = f"PrefixListIds=[{{PrefixListId={s3_prefix_list(subnet.region).prefix_list_id}}}]"
+    elif subnet is not None and service is not None:
+        peers = f"PrefixListIds=[{{PrefixListId={prefix_list_in(service, subnet.region).prefix_list_id}}}]"
     else:
         blocks = ",".join(f"{{CidrIp={block}}}" for block in covering(world, owner.vpc_id, peer))
         peers = f"IpRanges=[{blocks}]"
@@ -124,7 +121,8 @@ def of_acl(
 
 
 def of_route(world: World, sender: NetworkInterface, table: RouteTable, destination: str) -> str | None:
-    """A route where there is none: to S3 by a gateway endpoint; from a public NAT gateway to the internet."""
+    """A route where there is none: by a gateway endpoint to its service; from a public NAT gateway to
+    the internet."""
     subnet = world.get(Subnet, sender.subnet_id)
     name = table.route_table_id
     if sender.interface_type == gateways.NAT_INTERFACE and sender.addresses[0].public_ip is not None:
@@ -140,14 +138,15 @@ def of_route(world: World, sender: NetworkInterface, table: RouteTable, destinat
             f"aws ec2 create-route --route-table-id {name} --destination-cidr-block 0.0.0.0/0 "
             f"--gateway-id {gateway.internet_gateway_id}"
         )
-    if subnet is None or not is_s3(destination, subnet.region):
+    service = service_at(destination, subnet.region) if subnet is not None else None
+    if subnet is None or service is None:
         return None
-    endpoint = s3_endpoint(world, sender.vpc_id, subnet.region)
+    endpoint = gateway_endpoint(world, sender.vpc_id, service, subnet.region)
     if endpoint is not None:
         return f"aws ec2 modify-vpc-endpoint --vpc-endpoint-id {endpoint} --add-route-table-ids {name}"
     return (
         f"aws ec2 create-vpc-endpoint --vpc-id {sender.vpc_id} "
-        f"--service-name {s3_service_name(subnet.region)} --route-table-ids {name}"
+        f"--service-name {service.name(subnet.region)} --route-table-ids {name}"
     )
 
 
@@ -181,11 +180,10 @@ def of_blackhole(world: World, table: RouteTable, hop: route_tables.Hop, destina
     return None
 
 
-def s3_endpoint(world: World, vpc_id: str, region: str) -> str | None:
-    """The VPC's gateway endpoint of S3."""
-    service = s3_service_name(region)
+def gateway_endpoint(world: World, vpc_id: str, service: GatewayService, region: str) -> str | None:
+    """The VPC's gateway endpoint of a service."""
     for endpoint in world.where(VpcEndpoint, vpc_id=vpc_id):
-        if endpoint.service_name == service and endpoint.kind == "Gateway":
+        if endpoint.service_name == service.name(region) and endpoint.kind == "Gateway":
             return endpoint.endpoint_id
     return None
 
