@@ -59,6 +59,19 @@ def test_a_copy_over_itself_keeps_the_metadata_and_must_change_something(site: S
         assert s3.get_object_tagging(Bucket=name, Key="a/k")["TagSet"] == [{"Key": "a", "Value": "b"}]
 
 
+def test_a_copy_over_itself_may_say_that_the_metadata_stays(site: Site, bucket: Make) -> None:
+    """As rclone's settier does."""
+    s3, name = site.client(), bucket()
+    s3.put_object(Bucket=name, Key="t", Body=b"", Metadata={"mtime": "1"})
+    asked = (
+        ("x-amz-acl", "private"), ("x-amz-copy-source", f"{name}/t"), ("x-amz-metadata-directive", "COPY"),
+        ("x-amz-storage-class", "STANDARD"),
+    )  # fmt: skip
+    status, _, body = raw(site, "PUT", f"/{name}/t", headers=asked)
+    assert status == 200, body
+    assert s3.head_object(Bucket=name, Key="t")["Metadata"] == {"mtime": "1"}
+
+
 def test_an_answer_shows_no_tags(site: Site, bucket: Make) -> None:
     s3, name = site.client(), bucket()
     s3.put_object(Bucket=name, Key="k", Body=b"x", Tagging="secret=hidden")

@@ -65,8 +65,9 @@ class Forward:
     ) -> web.StreamResponse:
         name = asked.operation.name
         headers = self._headers_up(asked)
-        if name == "CopyObject" and passing.changes_itself(asked.headers):
-            headers += await self._own_metadata(asked)
+        changes = name == "CopyObject" and passing.changes_itself(asked.headers)
+        if changes and (own := await self._own_metadata(asked)):
+            headers = [*(pair for pair in headers if pair[0] != "x-amz-metadata-directive"), *own]
         query = self._query(asked)
         body: AsyncIterator[bytes] | bytes | None = None
         await self._permits.check_source_key(asked)
