@@ -51,6 +51,7 @@ from cloister.kernel.shelf import Shelf
 from cloister.logs import LogStore
 from cloister.options import Options
 from cloister.questions import Questions
+from cloister.s3 import expiry
 from cloister.s3.backend import NAMESPACE, Backend, SeaweedFS
 from cloister.s3.certificates import Authority
 from cloister.s3.door import Door
@@ -107,8 +108,8 @@ async def compose(state: Path, options: Options, command: str, stack: AsyncExitS
     authority = Authority(state)
     logs = LogStore(state / "logs.sqlite")
     stack.callback(logs.close)
-    expiry = asyncio.create_task(_expire(logs, engine.clock), name="log retention")
-    stack.callback(expiry.cancel)
+    retention = asyncio.create_task(_expire(logs, engine.clock), name="log retention")
+    stack.callback(retention.cancel)
     log.info("starting: the network")
     namespaces = stack.enter_context(Namespaces(state / "run" / "netns"))
     reconciler = Reconciler(namespaces, foreign=(NAMESPACE, SIDE_NAMESPACE))
@@ -127,6 +128,8 @@ async def compose(state: Path, options: Options, command: str, stack: AsyncExitS
     await backend.start()
     stack.push_async_callback(backend.stop)
     await mend(engine.world, backend)
+    lifecycles = asyncio.create_task(expiry.run(engine, backend, engine.clock), name="lifecycles")
+    stack.callback(lifecycles.cancel)
     log.info("starting: what follows resources")
     flow_logs = FlowLogs(
         state / "flows.sqlite",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import botocore.session
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +39,15 @@ TABLE = [
     ("PUT", "b", "k", {"partNumber": "1", "uploadId": "u"}, {}, "UploadPart", ["s3:PutObject b/k"]),
     ("DELETE", "b", "k", {"uploadId": "u"}, {}, "AbortMultipartUpload", ["s3:AbortMultipartUpload b/k"]),
     ("PUT", "b", "", {"policy": ""}, {}, "PutBucketPolicy", ["s3:PutBucketPolicy b"]),
+    (
+        "GET",
+        "b",
+        "k",
+        {"attributes": ""},
+        {},
+        "GetObjectAttributes",
+        ["s3:GetObjectAttributes b/k", "s3:GetObject b/k"],
+    ),
     ("GET", "b", "", {"encryption": ""}, {}, "GetBucketEncryption", ["s3:GetEncryptionConfiguration b"]),
     ("PUT", "b", "k", {}, {sse.ALGORITHM: "aws:kms"}, "PutObject", ["s3:PutObject b/k"]),
     (
@@ -75,9 +85,46 @@ def test_a_request_needs_what_aws_documents(
     assert [f"{each.action} {each.resource.removeprefix('arn:aws:s3:::')}" for each in found.needs] == needs
 
 
+#: operations that a request cannot be told from, or that have another name too
+_SAME = {
+    "GetBucketLifecycle": "GetBucketLifecycleConfiguration",
+    "PutBucketLifecycle": "PutBucketLifecycleConfiguration",
+    "DeleteBucketLifecycle": "DeleteBucketLifecycleConfiguration",
+    "GetBucketNotification": "GetBucketNotificationConfiguration",
+    "PutBucketNotification": "PutBucketNotificationConfiguration",
+    "ListBucketAnalyticsConfigurations": "GetBucketAnalyticsConfiguration",
+    "ListBucketIntelligentTieringConfigurations": "GetBucketIntelligentTieringConfiguration",
+    "ListBucketInventoryConfigurations": "GetBucketInventoryConfiguration",
+    "ListBucketMetricsConfigurations": "GetBucketMetricsConfiguration",
+    "ListObjectAnnotations": "GetObjectAnnotation",
+    "ListDirectoryBuckets": "ListBuckets",
+}
+_S3 = botocore.session.get_session().get_service_model("s3")
+
+
+@pytest.mark.parametrize("name", [each for each in _S3.operation_names if each != "WriteGetObjectResponse"])
+def test_no_operation_of_s3_is_taken_for_another(name: str) -> None:
+    model = _S3.operation_model(name)
+    path, _, text = model.http["requestUri"].partition("?")
+    query = decode_query(text)
+    for member in model.input_shape.required_members if model.input_shape else ():
+        shape = model.input_shape.members[member]
+        if shape.serialization.get("location") == "querystring":
+            query[shape.serialization["name"]] = "1"
+    bucket, key = ("b" if "{Bucket}" in path else None), ("k" if "{Key" in path else "")
+    headers = {"x-amz-copy-source": "s/k"} if name.endswith("Copy") or name == "CopyObject" else {}
+    try:
+        found = operation(
+            model.http["method"], bucket, key, query, headers, region="eu-west-1", account="1"
+        ).name
+    except AwsError as error:
+        found = error.message.rpartition(" implement s3 ")[2].rstrip(".")
+    assert found == _SAME.get(name, name)
+
+
 def test_what_is_not_implemented_says_its_name() -> None:
-    with pytest.raises(AwsError, match="PutBucketCors") as caught:
-        operation("PUT", "b", "", {"cors": ""}, {}, region="eu-west-1", account="1")
+    with pytest.raises(AwsError, match="PutBucketWebsite") as caught:
+        operation("PUT", "b", "", {"website": ""}, {}, region="eu-west-1", account="1")
     assert caught.value.status == 501
     with pytest.raises(AwsError, match="MethodNotAllowed"):
         operation("POST", "b", "k", {"tagging": ""}, {}, region="eu-west-1", account="1")

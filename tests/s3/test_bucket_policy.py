@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cloister.s3.actions import _TABLE, _VERSIONED
+from cloister.s3.actions import _NOT_DONE, _TABLE, _VERSIONED
 from cloister.s3.bucket_policy import BUCKET, ELSEWHERE, OBJECT, is_public, parse
 from cloister.wire.errors import AwsError
 
@@ -69,7 +69,8 @@ def test_what_s3_refuses_is_refused_with_its_sentence_and_the_value(
 
 
 def test_every_action_that_the_door_asks_for_is_known() -> None:
-    asked = {action for _, action in _TABLE.values()} | set(_VERSIONED.values())
+    done = (action for (_, level, sub), (_, action) in _TABLE.items() if (sub, level) not in _NOT_DONE)
+    asked = {*done, *_VERSIONED.values()}
     assert asked - OBJECT - BUCKET - ELSEWHERE == {"CreateSession"}
 
 

@@ -7,7 +7,7 @@ AWS: "Amazon S3 API Reference" (operations) and "Actions, resources, and conditi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote, unquote_plus
 
 from cloister.s3 import sse
@@ -46,6 +46,7 @@ _TABLE: dict[tuple[str, str, str], tuple[str, str]] = {
 #: sub-resources of a bucket that are read by GET, written by PUT and, where it says so, removed by DELETE:
 #: name -> (operation's noun, action's noun, what DELETE needs: None cannot be deleted)
 _BUCKET_SETTINGS: dict[str, tuple[str, str, str | None]] = {
+    "abac": ("BucketAbac", "BucketAbac", None),
     "accelerate": ("BucketAccelerateConfiguration", "AccelerateConfiguration", None),
     "acl": ("BucketAcl", "BucketAcl", None),
     "analytics": ("BucketAnalyticsConfiguration", "AnalyticsConfiguration", "PutAnalyticsConfiguration"),
@@ -71,6 +72,29 @@ _BUCKET_SETTINGS: dict[str, tuple[str, str, str | None]] = {
     "versioning": ("BucketVersioning", "BucketVersioning", None),
     "website": ("BucketWebsite", "BucketWebsite", "DeleteBucketWebsite"),
 }
+#: newer ones, of which nothing is done: (sub-resource, level) -> operations by method. If they were not here,
+#: what is asked of a sub-resource would be done to the bucket or the object itself.
+_NOT_DONE: dict[tuple[str, str], dict[str, str]] = {
+    ("annotation", "key"): {
+        "GET": "GetObjectAnnotation",
+        "PUT": "PutObjectAnnotation",
+        "DELETE": "DeleteObjectAnnotation",
+    },
+    ("encryption", "key"): {"PUT": "UpdateObjectEncryption"},
+    ("metadataConfiguration", "bucket"): {
+        "GET": "GetBucketMetadataConfiguration",
+        "POST": "CreateBucketMetadataConfiguration",
+        "DELETE": "DeleteBucketMetadataConfiguration",
+    },
+    ("metadataTable", "bucket"): {
+        "GET": "GetBucketMetadataTableConfiguration",
+        "POST": "CreateBucketMetadataTableConfiguration",
+        "DELETE": "DeleteBucketMetadataTableConfiguration",
+    },
+    ("metadataAnnotationTable", "bucket"): {"PUT": "UpdateBucketMetadataAnnotationTableConfiguration"},
+    ("metadataInventoryTable", "bucket"): {"PUT": "UpdateBucketMetadataInventoryTableConfiguration"},
+    ("metadataJournalTable", "bucket"): {"PUT": "UpdateBucketMetadataJournalTableConfiguration"},
+}
 _KEY_SETTINGS: dict[str, tuple[str, bool]] = {  # name -> (noun, has DELETE)
     "acl": ("ObjectAcl", False),
     "legal-hold": ("ObjectLegalHold", False),
@@ -87,6 +111,9 @@ for _sub, (_noun, _deletes) in _KEY_SETTINGS.items():
     _TABLE["PUT", "key", _sub] = (f"Put{_noun}", f"Put{_noun}")
     if _deletes:
         _TABLE["DELETE", "key", _sub] = (f"Delete{_noun}", f"Delete{_noun}")
+for (_sub, _level), _methods in _NOT_DONE.items():
+    for _method, _name in _methods.items():
+        _TABLE[_method, _level, _sub] = (_name, _name)
 
 _SUBRESOURCES = frozenset(sub for _, _, sub in _TABLE if sub)
 #: with ?versionId= the action is the version's own
@@ -106,19 +133,26 @@ ANSWERED = frozenset(
     {
         *("ListBuckets", "CreateBucket", "DeleteBucket", "HeadBucket", "GetBucketLocation"),
         *("GetBucketPolicy", "PutBucketPolicy", "DeleteBucketPolicy", "GetBucketPolicyStatus"),
-        *("GetBucketTagging", "PutBucketTagging", "DeleteBucketTagging", "GetBucketAcl"),
+        *("GetBucketTagging", "PutBucketTagging", "DeleteBucketTagging"),
+        *("GetBucketAcl", "PutBucketAcl", "PutObjectAcl"),
         *("GetPublicAccessBlock", "PutPublicAccessBlock", "DeletePublicAccessBlock"),
+        *("GetBucketOwnershipControls", "PutBucketOwnershipControls", "DeleteBucketOwnershipControls"),
+        *("GetBucketEncryption", "PutBucketEncryption", "DeleteBucketEncryption"),
+        *("GetBucketVersioning", "PutBucketVersioning"),
+        *("GetBucketCors", "PutBucketCors", "DeleteBucketCors"),
+        *("GetBucketLifecycleConfiguration", "PutBucketLifecycleConfiguration"),
+        *("DeleteBucketLifecycleConfiguration", "GetObjectLockConfiguration"),
+        *("GetBucketReplication", "DeleteBucketReplication", "GetBucketWebsite", "DeleteBucketWebsite"),
+        *("GetBucketLogging", "PutBucketLogging", "GetBucketAbac", "PutBucketAbac"),
+        *("GetBucketRequestPayment", "PutBucketRequestPayment"),
+        *("GetBucketNotificationConfiguration", "PutBucketNotificationConfiguration"),
+        *("GetBucketAccelerateConfiguration", "PutBucketAccelerateConfiguration"),
+        *("GetObjectLegalHold", "PutObjectLegalHold", "GetObjectRetention", "PutObjectRetention"),
         *(
-            "PutBucketAcl",
-            "PutObjectAcl",
-            "PutBucketOwnershipControls",
-            "GetBucketEncryption",
-            "GetBucketOwnershipControls",
-            "GetBucketCors",
+            f"{verb}Bucket{kind}Configuration"
+            for verb in ("Get", "Delete")
+            for kind in ("Analytics", "IntelligentTiering", "Inventory", "Metrics")
         ),
-        *("GetBucketLifecycleConfiguration", "GetBucketReplication", "GetBucketWebsite"),
-        *("GetObjectLockConfiguration", "GetBucketLogging", "GetBucketRequestPayment"),
-        *("GetBucketNotificationConfiguration", "GetBucketAccelerateConfiguration", "GetBucketVersioning"),
     }
 )
 #: carried out by the backend
@@ -129,6 +163,7 @@ FORWARDED = frozenset(
         *("CreateMultipartUpload", "UploadPart", "UploadPartCopy", "CompleteMultipartUpload"),
         *("AbortMultipartUpload", "ListParts"),
         *("GetObjectTagging", "PutObjectTagging", "DeleteObjectTagging"),
+        *("GetObjectAcl", "GetObjectAttributes", "PostObject"),
     }
 )
 
@@ -145,11 +180,13 @@ class S3Need:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """`needs` must all be allowed. `source`: bucket, key, version of a copy's source."""
+    """`needs` must all be allowed. `source`: bucket, key, version of a copy's source; `of_tags` must be, too,
+    if that has tags, which are copied."""
 
     name: str
     needs: tuple[S3Need, ...]
     source: tuple[str, str, str | None] | None = None
+    of_tags: tuple[S3Need, ...] = ()
 
 
 def operation(
@@ -206,14 +243,28 @@ def operation(
             needs.append(S3Need(action="s3:PutObjectTagging", resource=arn, bucket=bucket))
         if any(each == "x-amz-acl" or each.startswith("x-amz-grant-") for each in headers):
             needs.append(S3Need(action="s3:PutObjectAcl", resource=arn, bucket=bucket))
-    if source is not None:
-        wanted = "s3:GetObjectVersion" if source[2] else "s3:GetObject"
-        needs.append(
-            S3Need(action=wanted, resource=f"arn:aws:s3:::{source[0]}/{source[1]}", bucket=source[0])
-        )
+    if name in ("PutObject", "CompleteMultipartUpload") and "if-match" in headers:
+        # AWS (conditional writes): who compares an object's ETag must be allowed to read it.
+        needs.append(S3Need(action="s3:GetObject", resource=arn, bucket=bucket))
+    if name == "GetObjectAttributes":
+        wanted = "s3:GetObjectVersion" if query.get("versionId") else "s3:GetObject"
+        needs.append(S3Need(action=wanted, resource=arn, bucket=bucket))
     for asked, named in sse.permissions(name, headers):
         needs.append(S3Need(action=asked, resource=sse.key_arn(named, region, account), bucket=None))
-    return Operation(name=name, needs=tuple(needs), source=source)
+    if source is None:
+        return Operation(name=name, needs=tuple(needs))
+    read = S3Need(
+        action="s3:GetObjectVersion" if source[2] else "s3:GetObject",
+        resource=f"arn:aws:s3:::{source[0]}/{source[1]}",
+        bucket=source[0],
+    )
+    of_tags: tuple[S3Need, ...] = ()
+    if name == "CopyObject" and headers.get("x-amz-tagging-directive", "COPY").upper() != "REPLACE":
+        of_tags = (
+            replace(read, action=f"{read.action}Tagging"),
+            S3Need(action="s3:PutObjectTagging", resource=arn, bucket=bucket),
+        )
+    return Operation(name=name, needs=(*needs, read), source=source, of_tags=of_tags)
 
 
 def copy_source(text: str) -> tuple[str, str, str | None]:

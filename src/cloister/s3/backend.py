@@ -62,6 +62,8 @@ class Backend:
     names: Names = names.PLAIN
     #: bytes of an object that a GET asks for first, to take the rest by `direct`; 0: always asks for all
     first = 0
+    #: whether it computes and keeps the checksum of an object that it is only told the name of
+    computes = False
 
     def __init__(
         self,
@@ -137,6 +139,7 @@ class SeaweedFS(Backend):
     `namespaces` None: it listens on the host's loopback on free ports (tests)."""
 
     first = volumes.FIRST
+    computes = True
 
     def __init__(self, state: Path, namespaces: Netns | None = None) -> None:
         self._folder = state / "objects"

@@ -346,24 +346,22 @@ def _tags(found: ElementTree.Element | None) -> dict[str, str]:
     return tags
 
 
-# -- settings that have their defaults and cannot be changed ------------------------------------------------
+# -- access control lists: there are none ------------------------------------------------
 
 
 def acl(ask: Ask) -> Answer:
-    owner = canonical_user(ask.bucket.owner_account)
+    return 200, {"Content-Type": "application/xml"}, access_control(ask.bucket.owner_account)
+
+
+def access_control(account: str) -> bytes:
+    """Of what `account` owns: a bucket or an object."""
+    owner = canonical_user(account)
     return _xml(
         f"<AccessControlPolicy {XMLNS}><Owner><ID>{owner}</ID></Owner><AccessControlList><Grant>"
         f'<Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser">'
         f"<ID>{owner}</ID></Grantee><Permission>FULL_CONTROL</Permission></Grant></AccessControlList>"
         "</AccessControlPolicy>"
-    )
-
-
-def _absent(code: str, message: str) -> Callable[[Ask], Answer]:
-    def answer(ask: Ask) -> Answer:
-        raise AwsError(code, message, 404, BucketName=ask.bucket.name)
-
-    return answer
+    )[2]
 
 
 def _default(text: str) -> Callable[[Ask], Answer]:
@@ -401,30 +399,6 @@ ANSWERS: dict[str, Callable[[Ask], Answer]] = {
     "PutPublicAccessBlock": put_public_access_block,
     "DeletePublicAccessBlock": delete_public_access_block,
     "PutBucketOwnershipControls": put_ownership_controls,
-    "GetBucketCors": _absent("NoSuchCORSConfiguration", "The CORS configuration does not exist"),
-    "GetBucketLifecycleConfiguration": _absent(
-        "NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"
-    ),
-    "GetBucketReplication": _absent(
-        "ReplicationConfigurationNotFoundError", "The replication configuration was not found"
-    ),
-    "GetBucketWebsite": _absent(
-        "NoSuchWebsiteConfiguration", "The specified bucket does not have a website configuration"
-    ),
-    "GetObjectLockConfiguration": _absent(
-        "ObjectLockConfigurationNotFoundError", "Object Lock configuration does not exist for this bucket"
-    ),
-    "GetBucketEncryption": _absent(
-        "ServerSideEncryptionConfigurationNotFoundError",
-        "The server side encryption configuration was not found",
-    ),
-    "GetBucketVersioning": _default(f"<VersioningConfiguration {XMLNS}/>"),
-    "GetBucketLogging": _default(f"<BucketLoggingStatus {XMLNS}/>"),
-    "GetBucketRequestPayment": _default(
-        f"<RequestPaymentConfiguration {XMLNS}><Payer>BucketOwner</Payer></RequestPaymentConfiguration>"
-    ),
-    "GetBucketNotificationConfiguration": _default(f"<NotificationConfiguration {XMLNS}/>"),
-    "GetBucketAccelerateConfiguration": _default(f"<AccelerateConfiguration {XMLNS}/>"),
     "GetBucketOwnershipControls": _default(
         f"<OwnershipControls {XMLNS}><Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule>"
         "</OwnershipControls>"

@@ -84,7 +84,8 @@ class Client:
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: Body = None
     ) -> Answer:
         """The answer's status and head; the caller releases it. `target` is as it goes into the request line.
-        A body that comes in pieces needs its Content-Length among the headers. Raises OSError, BodyFailed."""
+        A body in pieces needs its Content-Length among the headers, or is chunked, and they say so.
+        Raises OSError, BodyFailed."""
         if isinstance(body, bytes) and not any(name.lower() == "content-length" for name, _ in headers):
             headers = (*headers, ("Content-Length", str(len(body))))
         head = _head(method, target, headers)

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import logging
 import secrets
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -26,55 +23,27 @@ from cloister.credentials import Credentials
 from cloister.engine import Engine
 from cloister.iam.collect import principal_tags
 from cloister.iam.context import global_keys
-from cloister.iam.decide import Decision
 from cloister.iam.model import Principal
-from cloister.room import BODIES, BODIES_OF_ONE, Room, whole
-from cloister.s3 import actions, address, buckets, deleting, down, listing, passing, sse
-from cloister.s3.authorize import TAGS_KNOWN, asks_for_tags, decide_need
+from cloister.room import BODIES, BODIES_OF_ONE, Room
+from cloister.s3 import actions, address, bodies, buckets, cors, passing, post, settings
+from cloister.s3.asked import Asked
 from cloister.s3.backend import Backend
-from cloister.s3.client import Answer, BodyFailed
+from cloister.s3.bodies import document
+from cloister.s3.forward import DESCRIBED, Forward
 from cloister.s3.model import Bucket
+from cloister.s3.permits import Permits
 from cloister.services.api import Observe, Origin
 from cloister.store import is_full
 from cloister.wire import sigv4
 from cloister.wire.denials import of_key
 from cloister.wire.errors import AwsError
 from cloister.wire.http import HttpRequest
-from cloister.wire.payload import Checks, Decoder, PlainDecoder, decoder, is_unknown
-from cloister.world import World
 
 log = logging.getLogger(__name__)
 
-#: bytes of an XML or JSON body (10,000 parts with checksums are 2 MB)
-MAX_DOCUMENT = 4 << 20
-MAX_OBJECT = 5 << 30  # AWS: one PUT, one part
 MAX_HEADERS = 16 << 10
 
-_STREAMED = frozenset({"PutObject", "UploadPart"})
-#: operations whose answers name keys
-_ANSWERED_BY_NAME = listing.OPERATIONS | {
-    *("ListMultipartUploads", "ListParts", "CreateMultipartUpload", "CompleteMultipartUpload"),
-    *("CopyObject", "UploadPartCopy"),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """One authenticated request, taken apart."""
-
-    head: HttpRequest
-    headers: dict[str, str]
-    query: dict[str, str]
-    bucket: str | None
-    key: str
-    operation: actions.Operation
-    principal: Principal | None
-    verified: sigv4.Verified | None
-    origin: Origin
-    context: dict[str, Any]
-    world: World
-    #: condition keys of the tags of the object that a need is about, where they were looked up
-    tags: dict[actions.S3Need, dict[str, Any]] = field(default_factory=dict)
+_ANSWERS = buckets.ANSWERS | settings.ANSWERS
 
 
 class Door:
@@ -91,18 +60,23 @@ class Door:
         observe: Observe = lambda *_: None,
     ) -> None:
         self._engine = engine
-        self._observe = observe
         self._credentials = credentials
         self._backend = backend
         self._region = region
         self._account = account
         self.room = Room(BODIES, BODIES_OF_ONE)  # the front's bodies take of it, too
+        self._permits = Permits(backend, region=region, account=account, observe=observe)
+        self._forward = Forward(engine, backend, self._permits, self.room, region=region, account=account)
 
     async def handle(self, request: web.BaseRequest, origin: Origin) -> web.StreamResponse:
         random = secrets.token_bytes(56)
         request_id, host_id = random[:8].hex().upper(), base64.b64encode(random[8:]).decode()
         ids = {"x-amz-request-id": request_id, "x-amz-id-2": host_id}
         try:
+            if browser := request.headers.get("Origin"):
+                rules = self._cors(request)
+                told = cors.told(cors.parse(rules), browser, request.method, ()) if rules else {}
+                ids.update(told)
             return await self._serve(request, origin, ids)
         except AwsError as error:
             refused = error
@@ -129,53 +103,145 @@ class Door:
     async def _serve(
         self, request: web.BaseRequest, origin: Origin, ids: dict[str, str]
     ) -> web.StreamResponse:
+        if request.method == "OPTIONS":
+            names = ("Origin", "Access-Control-Request-Method", "Access-Control-Request-Headers")
+            site, method, wanted = (request.headers.get(each) for each in names)
+            told = cors.preflight(self._cors(request), site, method, wanted or "")
+            return web.Response(headers={**told, **ids})
+        form = request.method == "POST" and request.content_type == "multipart/form-data"
+        if form and "?" not in request.raw_path and "Authorization" not in request.headers:
+            return await self._post(request, origin, ids)
         asked = self._take_apart(request, origin)
-        await self._look_up_tags(asked)
-        self._authorize(asked)
-        self._check(asked)
+        await self._permit(asked)
         if request.headers.get("Expect", "").lower() == "100-continue":
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0
+            await self._go_on(request)
         name = asked.operation.name
         if name == "DeleteObject" and not self._backend.names.can_be(asked.key):
             # as for any missing key; it never reaches the backend
             return web.Response(status=204, headers=ids)
         if name in actions.ANSWERED:
-            status, headers, body = await self._answer(asked, await self._document(request, asked))
+            status, headers, body = await self._answer(asked, await document(request, asked, self.room))
             return web.Response(status=status, headers={**headers, **ids}, body=body)
+        if name == "PostObject":
+            raise AwsError(
+                "PreconditionFailed",
+                "At least one of the pre-conditions you specified did not hold",
+                412,
+                Condition="Bucket POST must be of the enclosure-type multipart/form-data",
+            )
         if name == "DeleteObjects":
-            return await self._delete_objects(request, asked, ids)
-        return await self._forward(request, asked, ids)
+            return await self._forward.delete_objects(request, asked, ids)
+        if name in DESCRIBED:
+            return await self._forward.describe(asked, ids)
+        return await self._forward.forward(request, asked, ids)
+
+    async def _permit(self, asked: Asked) -> None:
+        await self._permits.look_up_tags(asked)
+        self._permits.authorize(asked, asked.operation.needs)
+        self._check(asked)
+        if asked.operation.of_tags:
+            await self._permits.authorize_tags(asked)
+
+    async def _post(
+        self, request: web.BaseRequest, origin: Origin, ids: dict[str, str]
+    ) -> web.StreamResponse:
+        """A browser's form: who may put the object is who signed its policy."""
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await self._go_on(request)
+        head, world = _head(request), self._engine.world
+        bucket, _ = address.locate(
+            request.headers.get("Host", ""), head.path, lambda name: world.get(Bucket, name) is not None
+        )
+        if bucket is None:
+            raise AwsError(
+                "MethodNotAllowed",
+                "The specified method is not allowed against this resource.",
+                405,
+                Method="POST",
+            )
+        form = await post.read(request)
+        made, principal, now = post.signed(form.fields, self._region), None, self._engine.clock()
+        least, most = 0, None
+        if made is not None:
+            secret, principal = self._lookup(made.access_key_id, made.token, now)
+            post.verify(made, secret, self._region)
+            least, most = post.check(made.policy, form.fields, bucket, now)
+        key = form.fields.get("key", "")
+        if not 1 <= len(key.encode()) <= address.MAX_KEY:
+            raise AwsError(
+                "InvalidArgument", "Bucket POST must contain a field named 'key', of at most "
+                f"{address.MAX_KEY} bytes.", ArgumentName="key", ArgumentValue=key[:200],
+            )  # fmt: skip
+        sent = {**post.headers(form.fields), "user-agent": request.headers.get("User-Agent", "")}
+        asked = self._asked(head, origin, sent, {}, (bucket, key), principal, method="PUT")
+        if made is not None:
+            asked.context.update({"s3:signatureversion": sigv4.ALGORITHM, "s3:authType": "POST"})
+        await self._permit(asked)
+        file = post.limited(
+            form.file, least, min(bodies.MAX_OBJECT, bodies.MAX_OBJECT if most is None else most)
+        )
+        etag = await self._forward.put_file(asked, file)
+        scheme, host = "https" if origin.secure else "http", request.headers.get("Host", "")
+        location = f"{scheme}://{host}{address.encode_path(bucket, key)}"
+        status, headers, body = post.answer(form.fields, bucket, key, etag, location)
+        return web.Response(status=status, headers={**headers, **ids}, body=body)
+
+    async def _go_on(self, request: web.BaseRequest) -> None:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+
+    def _cors(self, request: web.BaseRequest) -> bytes | None:
+        """The document of the bucket that a request is about."""
+        world = self._engine.world
+        path, host = request.raw_path.partition("?")[0], request.headers.get("Host", "")
+        name, _ = address.locate(host, path, lambda name: world.get(Bucket, name) is not None)
+        bucket = world.get(Bucket, name)
+        return bucket.settings["cors"].encode() if bucket and "cors" in bucket.settings else None
 
     # -- who asks, for what -------------------------------------------------------------------------
 
-    def _take_apart(self, request: web.BaseRequest, origin: Origin) -> _Asked:
-        pairs = tuple(
-            (name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers
-        )
-        if sum(len(name) + len(value) + 4 for name, value in pairs) > MAX_HEADERS:
-            raise AwsError("RequestHeaderSectionTooLarge", "Your request header section exceeds the limit.")
-        path, _, raw_query = request.raw_path.partition("?")
-        head = HttpRequest(method=request.method, path=path, query=raw_query, headers=pairs)
+    def _take_apart(self, request: web.BaseRequest, origin: Origin) -> Asked:
+        head = _head(request)
         world = self._engine.world
         signed_by = sigv4.parse_authorization(head)
         principal, verified, now = None, None, self._engine.clock()
         if signed_by is not None:
-            secret, principal = self._lookup(signed_by, now)
+            secret, principal = self._lookup(signed_by.access_key_id, signed_by.token, now)
             verified = sigv4.verify(
                 head, signed_by, secret, now, service="s3", region=self._region, streamed=True
             )
-        headers = {name.lower(): value.strip() for name, value in reversed(pairs)}
-        query = address.decode_query(raw_query)
+        query = address.decode_query(head.query)
+        if signed_by is not None and signed_by.mode == "query":
+            head = replace(head, headers=(*head.headers, *passing.from_query(query)))
+        headers = {name.lower(): value.strip() for name, value in reversed(head.headers)}
         bucket, key = address.locate(
-            headers.get("host", ""), path, lambda name: world.get(Bucket, name) is not None
+            headers.get("host", ""), head.path, lambda name: world.get(Bucket, name) is not None
         )
+        asked = self._asked(head, origin, headers, query, (bucket, key), principal, verified)
+        if signed_by is not None:
+            asked.context["s3:signatureversion"] = sigv4.ALGORITHM
+            asked.context["s3:authType"] = "REST-QUERY-STRING" if signed_by.mode == "query" else "REST-HEADER"
+            asked.context["s3:signatureAge"] = int((now - signed_by.time) * 1000)
+        return asked
+
+    def _asked(
+        self,
+        head: HttpRequest,
+        origin: Origin,
+        headers: dict[str, str],
+        query: dict[str, str],
+        where: tuple[str | None, str],
+        principal: Principal | None,
+        verified: sigv4.Verified | None = None,
+        method: str | None = None,
+    ) -> Asked:
+        world, (bucket, key) = self._engine.world, where
         operation = actions.operation(
-            request.method, bucket, key, query, headers, region=self._region, account=self._account
+            method or head.method, bucket, key, query, headers, region=self._region, account=self._account
         )
         context: dict[str, Any] = global_keys(
             principal,
-            now=now,
+            now=self._engine.clock(),
             address=origin.address,
             endpoint_id=origin.endpoint_id,
             vpc_id=origin.vpc_id,
@@ -185,83 +251,18 @@ class Door:
             tags=principal_tags(world, principal),
         )
         context.update(actions.context(query, headers))
-        if signed_by is not None:
-            context["s3:signatureversion"] = sigv4.ALGORITHM
-            context["s3:authType"] = "REST-QUERY-STRING" if signed_by.mode == "query" else "REST-HEADER"
-            context["s3:signatureAge"] = int((now - signed_by.time) * 1000)
-        return _Asked(
+        return Asked(
             head=head, headers=headers, query=query, bucket=bucket, key=key, operation=operation,
             principal=principal, verified=verified, origin=origin, context=context, world=world,
         )  # fmt: skip
 
-    def _lookup(self, signed_by: sigv4.SignedBy, now: float) -> tuple[str, Principal]:
+    def _lookup(self, access_key_id: str, token: str | None, now: float) -> tuple[str, Principal]:
         try:
-            return self._credentials.lookup(signed_by.access_key_id, signed_by.token, now)
+            return self._credentials.lookup(access_key_id, token, now)
         except AwsError as error:
-            raise of_key("s3", error, signed_by.access_key_id) from None
+            raise of_key("s3", error, access_key_id) from None
 
-    # -- may they -----------------------------------------------------------------------------------
-
-    def _decide(self, asked: _Asked, need: actions.S3Need) -> Decision:
-        return decide_need(
-            asked.world,
-            asked.principal,
-            need,
-            asked.context | asked.tags.get(need, {}),
-            endpoint_id=asked.origin.endpoint_id,
-            account=self._account,
-        )
-
-    async def _look_up_tags(self, asked: _Asked) -> None:
-        """The condition keys of an object's tags, if a policy asks for them: only the store knows them. Each
-        need has its own: a copy is of one object over another."""
-        asks = partial(
-            asks_for_tags, asked.world, asked.principal,
-            endpoint_id=asked.origin.endpoint_id, account=self._account,
-        )  # fmt: skip
-        for need in asked.operation.needs:
-            if need.bucket is None or not asks(need, asked.context):
-                continue
-            key = need.resource.partition("/")[2]
-            if self._backend.names.can_be(key):
-                path = self._path(need.bucket, key)
-                async with await self._backend.request("GET", path, "tagging=") as answer:
-                    found = buckets.parse_tags(await answer.read()) if answer.status == 200 else {}
-                if answer.status in (200, 404):  # else it is not known which there are, and nothing passes
-                    told = {f"s3:ExistingObjectTag/{tag}": value for tag, value in found.items()}
-                    asked.tags[need] = {**told, TAGS_KNOWN: True}
-
-    def _authorize(self, asked: _Asked) -> None:
-        for need in asked.operation.needs:
-            self._require(asked, need)
-
-    def _require(self, asked: _Asked, need: actions.S3Need) -> None:
-        decision = self._decide(asked, need)
-        self._observe(asked.origin, need.action, need.resource, decision)
-        if not decision.allowed:
-            raise _denied(asked, decision)
-
-    async def _check_source_key(self, asked: _Asked) -> None:
-        """A copy reads its source."""
-        if asked.operation.source is not None:
-            bucket, key, _ = asked.operation.source
-            async with await self._backend.request("HEAD", self._path(bucket, key)) as answer:
-                self._check_key(asked, answer.headers.get(sse.KEPT, ""))
-
-    def _check_key(self, asked: _Asked, kept: str) -> None:
-        """AWS: to read an object that a KMS key encrypts takes kms:Decrypt on it."""
-        key = kept.partition(" ")[2]
-        if key:
-            arn = sse.key_arn(key, self._region, self._account)
-            self._require(asked, actions.S3Need(action="kms:Decrypt", resource=arn, bucket=None))
-
-    def _may_list(self, asked: _Asked) -> bool:
-        need = actions.S3Need(
-            action="s3:ListBucket", resource=f"arn:aws:s3:::{asked.bucket}", bucket=asked.bucket
-        )
-        return self._decide(asked, need).allowed
-
-    def _check(self, asked: _Asked) -> None:
+    def _check(self, asked: Asked) -> None:
         """What must be true of the request itself once it is allowed."""
         name = asked.operation.name
         if asked.bucket is not None and name != "CreateBucket":
@@ -282,7 +283,7 @@ class Door:
             raise AwsError("NoSuchKey", "The specified key does not exist.", 404, Key=asked.key)
         return self._check_headers(asked)
 
-    def _check_headers(self, asked: _Asked) -> None:
+    def _check_headers(self, asked: Asked) -> None:
         if (header := passing.refused(asked.headers)) is not None:
             raise _not_implemented(header)
         passing.check_metadata(asked.headers)
@@ -303,7 +304,7 @@ class Door:
 
     # -- answers from the World -----------------------------------------------------------------------
 
-    async def _answer(self, asked: _Asked, body: bytes) -> buckets.Answer:
+    async def _answer(self, asked: Asked, body: bytes) -> buckets.Answer:
         ask = buckets.Ask(
             engine=self._engine,
             account=self._account,
@@ -332,7 +333,7 @@ class Door:
                     )
             await self._at_backend("DELETE", asked.bucket, (204, 404))
             return buckets.deleted(ask)
-        return buckets.ANSWERS[asked.operation.name](ask)
+        return _ANSWERS[asked.operation.name](ask)
 
     async def _at_backend(self, method: str, bucket: str | None, good: tuple[int, ...]) -> None:
         answer = await self._backend.request(method, address.encode_path(bucket or ""))
@@ -344,204 +345,14 @@ class Door:
             log.error("the object store answered %s to %s %s: %s", answer.status, method, bucket, text[:500])
             raise AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
 
-    # -- bodies -----------------------------------------------------------------------------------------
 
-    async def _document(self, request: web.BaseRequest, asked: _Asked) -> bytes:
-        """A small body, whole and checked."""
-        too_large = AwsError(
-            "MaxMessageLengthExceeded", "Your request was too big.", MaxMessageLengthBytes=str(MAX_DOCUMENT)
-        )
-        checked = self._checked(request, asked)
-        return await whole(checked, self.room, asked.origin.address, MAX_DOCUMENT, too_large)
-
-    def _decoder(self, asked: _Asked) -> Decoder:
-        trailer = asked.headers.get("x-amz-trailer", "")
-        for name in trailer.split(","):
-            if is_unknown(name.strip().lower()):
-                raise _not_implemented(f"x-amz-trailer: {name.strip()}")
-        if asked.verified is not None:
-            made = decoder(asked.head, asked.verified)
-        else:
-            if asked.headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
-                raise AwsError("AccessDenied", "Access Denied", 403)
-            checks = Checks()
-            for name, value in asked.headers.items():
-                checks.expect(name, value)
-            length = asked.headers.get("content-length", "")
-            made = PlainDecoder(None, checks, int(length) if length.isascii() and length.isdigit() else None)
-        if made.unchecked and asked.operation.name in _STREAMED:
-            raise _not_implemented(next(iter(made.unchecked)))
-        return made
-
-    async def _checked(self, request: web.BaseRequest, asked: _Asked) -> AsyncIterator[bytes]:
-        """The body's own bytes. The last piece comes only after everything was found true."""
-        checking = self._decoder(asked)
-        held: bytes | memoryview = b""
-        async for data in request.content.iter_any():
-            for piece in checking.feed(data):
-                if held:
-                    yield bytes(held)
-                held = piece
-        checking.finish()
-        if held:
-            yield bytes(held)
-
-    # -- forwarding -------------------------------------------------------------------------------------
-
-    async def _forward(
-        self, request: web.BaseRequest, asked: _Asked, ids: dict[str, str]
-    ) -> web.StreamResponse:
-        name = asked.operation.name
-        headers = self._headers_up(asked)
-        query = self._query(asked)
-        body: AsyncIterator[bytes] | bytes | None = None
-        await self._check_source_key(asked)
-        if name in _STREAMED:
-            length = _body_length(asked)
-            headers.append(("Content-Length", str(length)))
-            body = self._checked(request, asked) if length else b""
-            if not length:
-                await self._document(request, asked)
-        elif asked.head.method in ("PUT", "POST"):
-            body = await self._document(request, asked)
-            if name == "PutObjectTagging":
-                passing.check_tags(buckets.parse_tags(body))
-        assert asked.bucket is not None
-        path = self._path(asked.bucket, asked.key)
-        entire = name == "GetObject" and "range" not in asked.headers and "partNumber" not in query
-        first = (("Range", f"bytes=0-{self._backend.first - 1}"),) if entire and self._backend.first else ()
-        ask = partial(self._backend.request, asked.head.method, path, address.encode_query(query))
-        try:
-            answer = await ask((*headers, *first), body)
-            if first and answer.status == 416:  # an object without a first byte
-                answer.release()
-                answer, first = await ask(tuple(headers)), ()
-        except BodyFailed as error:
-            raise error.reason from None
-        except (AwsError, OSError) as error:
-            raise down.unavailable(error) from None
-        async with answer:
-            kept = answer.headers.get(sse.KEPT, "") or sse.kept(name, asked.headers)
-            if name == "GetObject":
-                self._check_key(asked, kept)
-            own = ids | sse.shown(kept, self._region, self._account)
-            if first and answer.status == 206:
-                more = partial(self._backend.direct, path)
-                return await down.whole(request, answer, down.headers(answer, own), more, ask)
-            return await self._pass_back(request, asked, answer, own)
-
-    def _query(self, asked: _Asked) -> dict[str, str]:
-        """For the backend, made anew from what was decided on."""
-        name, names = asked.operation.name, self._backend.names
-        if name in listing.OPERATIONS:
-            query = listing.asked(name, asked.query, names)
-            if not names.can_begin(asked.query.get("prefix", "")):
-                query["max-keys"] = "0"
-            return query
-        query = passing.query(name, asked.query)
-        return listing.asked_for_uploads(query, names) if name == "ListMultipartUploads" else query
-
-    def _headers_up(self, asked: _Asked) -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
-        for name, value in asked.headers.items():
-            if name in passing.UP or name.startswith(("x-amz-meta-", "x-amz-copy-source-if-")):
-                found.append((name, value))
-            elif name == "content-encoding":
-                kept = ",".join(each.strip() for each in value.split(",") if each.strip() != "aws-chunked")
-                if kept:
-                    found.append((name, kept))
-        if asked.operation.source is not None:
-            bucket, key, _ = asked.operation.source
-            found.append(("x-amz-copy-source", self._path(bucket, key)))
-        made = asked.operation.name in ("PutObject", "CreateMultipartUpload")
-        if made and "content-type" not in asked.headers:  # else the store would guess one
-            found.append(("content-type", "binary/octet-stream"))
-        if kept := sse.kept(asked.operation.name, asked.headers):
-            found.append((sse.KEPT, kept))
-        return found
-
-    async def _pass_back(
-        self, request: web.BaseRequest, asked: _Asked, answer: Answer, ids: dict[str, str]
-    ) -> web.StreamResponse:
-        reading = asked.operation.name in ("GetObject", "HeadObject")
-        if answer.status == 404 and reading and not self._may_list(asked):
-            # AWS (GetObject): without s3:ListBucket a key that is not there is 403, so that nobody can probe.
-            raise AwsError("AccessDenied", "Access Denied", 403)
-        if answer.status >= 500:
-            log.error("the object store answered %s: %r", answer.status, (await answer.read())[:500])
-            raise AwsError("InternalError", "We encountered an internal error. Please try again.", 500)
-        if answer.status >= 400 and asked.head.method != "HEAD":
-            raise down.refusal(answer.status, (await answer.read()).decode("utf-8", "replace"), asked.key)
-        headers = down.headers(answer, ids)
-        if asked.operation.name in _ANSWERED_BY_NAME and answer.status == 200:
-            return web.Response(headers=headers, body=self._renamed(asked, await answer.read()))
-        if asked.head.method == "HEAD":
-            return await down.head(request, answer, headers)
-        return await down.body(request, answer, headers)
-
-    def _renamed(self, asked: _Asked, body: bytes) -> bytes:
-        """An answer in which the store says its own names, with the client's."""
-        name, names = asked.operation.name, self._backend.names
-        owner = buckets.canonical_user(self._account)
-        if name in listing.OPERATIONS:
-            return listing.answer(name, asked.query, buckets.parse_xml(body), names, owner)
-        if name == "ListMultipartUploads":
-            return listing.uploads(asked.query, body, names, owner)
-        scheme = "https" if asked.origin.secure else "http"
-        host, path = asked.headers.get("host", ""), address.encode_path(asked.bucket or "", asked.key)
-        return listing.of_one_key(body, asked.key, f"{scheme}://{host}{path}")
-
-    def _path(self, bucket: str, key: str) -> str:
-        return address.encode_path(bucket, self._backend.names.stored(key) if key else "")
-
-    async def _delete_objects(
-        self, request: web.BaseRequest, asked: _Asked, ids: dict[str, str]
-    ) -> web.StreamResponse:
-        """Each key is asked for by itself; what is denied is told in the answer, the rest is deleted."""
-        objects, quiet = deleting.parse(await self._document(request, asked))
-        names = self._backend.names
-        wanted: list[str] = []
-        errors: list[str] = []
-        done: list[str] = []
-        for key, version in objects:
-            action = "s3:DeleteObjectVersion" if version else "s3:DeleteObject"
-            need = actions.S3Need(
-                action=action, resource=f"arn:aws:s3:::{asked.bucket}/{key}", bucket=asked.bucket
-            )
-            decision = self._decide(asked, need)
-            if not decision.allowed:
-                errors.append(deleting.error(key, "AccessDenied", _denied(asked, decision).message))
-            elif version not in ("", "null"):
-                message = "The specified version does not exist."
-                errors.append(deleting.error(key, "NoSuchVersion", message, version))
-            elif names.can_be(key):
-                wanted.append(key)
-            else:  # deleting it succeeds, as for any missing key
-                done.append(deleting.deleted(key))
-        if wanted:
-            stored = {names.stored(key): key for key in wanted}
-            sent = deleting.document(stored)
-            digest = base64.b64encode(hashlib.md5(sent, usedforsecurity=False).digest()).decode()
-            headers = (("Content-MD5", digest), ("Content-Type", "application/xml"))
-            path = address.encode_path(asked.bucket or "")
-            async with await self._backend.request("POST", path, "delete=", headers, sent) as answer:
-                told = await answer.read()
-            if answer.status != 200:
-                raise down.refusal(answer.status, told.decode("utf-8", "replace"), "")
-            for name, code, message in deleting.told(told):
-                key = stored.get(name, name)
-                if code is None:
-                    done.append(deleting.deleted(key))
-                else:
-                    errors.append(deleting.error(key, code, message))
-        body = deleting.answer([*(() if quiet else done), *errors])
-        return web.Response(body=body, headers={"Content-Type": "application/xml", **ids})
-
-
-def _denied(asked: _Asked, decision: Decision) -> AwsError:
-    if asked.principal is None and decision.reason == "IMPLICIT_DENY" and decision.gate == "resource":
-        return AwsError("AccessDenied", "Access Denied", 403)
-    return AwsError("AccessDenied", decision.sentence(), 403)
+def _head(request: web.BaseRequest) -> HttpRequest:
+    """Raises AwsError RequestHeaderSectionTooLarge."""
+    pairs = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers)
+    if sum(len(name) + len(value) + 4 for name, value in pairs) > MAX_HEADERS:
+        raise AwsError("RequestHeaderSectionTooLarge", "Your request header section exceeds the limit.")
+    path, _, query = request.raw_path.partition("?")
+    return HttpRequest(method=request.method, path=path, query=query, headers=pairs)
 
 
 def _not_implemented(what: str) -> AwsError:
@@ -551,18 +362,3 @@ def _not_implemented(what: str) -> AwsError:
         501,
         Header=what,
     )
-
-
-def _body_length(asked: _Asked) -> int:
-    chunked = asked.verified is not None and asked.verified.is_chunked
-    text = asked.headers.get("x-amz-decoded-content-length" if chunked else "content-length", "")
-    if not (text.isascii() and text.isdigit() and len(text) <= 16):
-        raise AwsError("MissingContentLength", "You must provide the Content-Length HTTP header.", 411)
-    if int(text) > MAX_OBJECT:
-        raise AwsError(
-            "EntityTooLarge",
-            "Your proposed upload exceeds the maximum allowed size",
-            ProposedSize=text,
-            MaxSizeAllowed=str(MAX_OBJECT),
-        )
-    return int(text)

@@ -9,7 +9,7 @@ from contextlib import closing, nullcontext
 from aiohttp import web
 from multidict import CIMultiDict
 
-from cloister.s3 import buckets, passing, splice, sse
+from cloister.s3 import buckets, checksums, passing, splice, sse
 from cloister.s3.backend import UNIT
 from cloister.s3.client import Answer
 from cloister.wire.errors import AwsError
@@ -23,12 +23,20 @@ Direct = Callable[[str, int], Awaitable[splice.Source | None]]
 
 
 def headers(answer: Answer, ids: dict[str, str]) -> CIMultiDict[str]:
-    """The client's headers: the store's, but for its own affairs, and the request's ids."""
+    """The client's headers: the store's, but for its own affairs, and the request's ids. SeaweedFS shows an
+    object's tags to who reads it, which needs a permission of its own."""
     found: CIMultiDict[str] = CIMultiDict()
     for key, value in answer.headers.items():
         name = key.lower()
-        own = name in passing.DOWN_DROPPED or name == sse.KEPT
-        if not own and not name.startswith(("x-seaweedfs", "seaweed-")):
+        if name in passing.DOWN_DROPPED or name.startswith(passing.DOWN_DROPPED_FAMILIES) or name == sse.KEPT:
+            continue
+        if name.startswith("x-amz-tagging-") and name != "x-amz-tagging-count":
+            continue
+        if name in checksums.HEADERS:
+            found.setdefault(checksums.TYPE, "FULL_OBJECT")
+        if name == checksums.TYPE:
+            found[name] = value
+        else:
             found.add(key, value)
     found.update(ids)
     return found
@@ -47,7 +55,7 @@ async def body(request: web.BaseRequest, answer: Answer, headers: CIMultiDict[st
         text = await _read(answer)  # in one packet with its head
         return web.Response(status=answer.status, headers=headers, body=text)
     response = await _begun(request, answer, headers)
-    await _pass(request, response, answer)
+    await _pass(request, response, answer, int(answer.headers.get("Content-Length", "0")))
     await response.write_eof()
     return response
 
@@ -58,20 +66,29 @@ async def whole(
     headers: CIMultiDict[str],
     direct: Direct,
     ask: Ask,
+    first: int,
 ) -> web.StreamResponse:
-    """An object of which `answer` has the first bytes: the rest by the direct way, else by asking for it."""
-    length = int(headers.pop("Content-Range").rpartition("/")[2])
-    beginning = await _read(answer)
+    """An object, of which `answer` has the `first` bytes, or all: the rest by the direct way, else from the
+    answer or by asking for it."""
+    part = headers.pop("Content-Range", None)
+    length = int(part.rpartition("/")[2] if part else answer.headers["Content-Length"])
+    found = await (_read(answer) if part else _first(answer, min(first, length)))
+    beginning = found[:first]
     if len(beginning) == length:
         return web.Response(headers=headers, body=beginning)
     etag = answer.headers.get("ETag", "")
     more = await direct(etag, length)
     response = web.StreamResponse(headers=headers)
     response.content_length = length
+    if more is not None and not part:
+        answer.release()  # it would read ahead what nobody takes
     with closing(more) if more else nullcontext():
         await response.prepare(request)
         await response.write(beginning)
-        if more is None or not await splice.send_more(request, more):
+        if more is None and not part:
+            await response.write(found[first:])
+            await _pass(request, response, answer, length - len(found))
+        elif more is None or not await splice.send_more(request, more):
             await _pass_rest(request, response, ask, len(beginning), etag)
     await response.write_eof()
     return response
@@ -107,6 +124,19 @@ async def _begun(request: web.BaseRequest, answer: Answer, headers: CIMultiDict[
     return response
 
 
+async def _first(answer: Answer, least: int) -> bytes:
+    """The first bytes of its body, so many or more."""
+    found = bytearray()
+    try:
+        async for piece in answer.pieces():
+            found += piece
+            if len(found) >= least:
+                break
+    except OSError as error:
+        raise unavailable(error) from None
+    return bytes(found)
+
+
 async def _read(answer: Answer) -> bytes:
     try:
         return await answer.read()
@@ -124,12 +154,12 @@ async def _pass_rest(
     async with answer:
         if answer.status != 206:  # another object has its name by now
             raise _broken_off(request)
-        await _pass(request, response, answer)
+        await _pass(request, response, answer, int(answer.headers.get("Content-Length", "0")))
 
 
-async def _pass(request: web.BaseRequest, response: web.StreamResponse, answer: Answer) -> None:
-    """Send the body of `answer` after what `response` has sent."""
-    if await splice.send(request, response, answer, int(answer.headers.get("Content-Length", "0"))):
+async def _pass(request: web.BaseRequest, response: web.StreamResponse, answer: Answer, left: int) -> None:
+    """Send the body of `answer`, of which `left` bytes were not read, after what `response` has sent."""
+    if await splice.send(request, response, answer, left):
         return
     try:
         async for piece in answer.pieces():

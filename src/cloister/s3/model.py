@@ -18,6 +18,8 @@ class Bucket:
     tags: dict[str, str] = field(default_factory=dict)
     #: BlockPublicAcls, IgnorePublicAcls, BlockPublicPolicy, RestrictPublicBuckets; None: not set
     public_access_block: dict[str, bool] | None = None
+    #: documents of settings, as they are given back (`settings.py`)
+    settings: dict[str, str] = field(default_factory=dict)
 
     def blocks(self, setting: str) -> bool:
         return (self.public_access_block or {}).get(setting, False)

@@ -22,9 +22,10 @@ UP = frozenset(
 HARMLESS = frozenset(
     {
         *("x-amz-date", "x-amz-content-sha256", "x-amz-security-token", "x-amz-user-agent"),
-        *("x-amz-decoded-content-length", "x-amz-trailer", "x-amz-api-version"),
+        *("x-amz-decoded-content-length", "x-amz-trailer", "x-amz-api-version", "x-amz-mp-object-size"),
         *("x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner", "x-amz-request-payer"),
         sse.KEY,
+        *("x-amz-object-attributes", "x-amz-max-parts", "x-amz-part-number-marker"),
         *("x-amz-copy-source", "x-amz-acl", "x-amz-bucket-object-lock-enabled"),
         # AWS asks for the first to lock oneself out; the second only adds to a listing what no object has.
         *("x-amz-confirm-remove-self-bucket-access", "x-amz-optional-object-attributes"),
@@ -55,6 +56,7 @@ DOWN_DROPPED = frozenset(
         *("access-control-allow-methods", "access-control-allow-headers", "access-control-allow-credentials"),
     }
 )
+DOWN_DROPPED_FAMILIES = ("x-seaweedfs", "seaweed-")
 _SHOWN_AS = (
     *("response-cache-control", "response-content-disposition", "response-content-encoding"),
     *("response-content-language", "response-content-type", "response-expires"),
@@ -81,6 +83,28 @@ _QUERIES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "PutObjectTagging": ({"tagging": ""}, ()),
     "DeleteObjectTagging": ({"tagging": ""}, ()),
 }
+#: what of an object a copy of it over itself keeps, beside x-amz-meta-*
+OWN = (
+    "content-type",
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "expires",
+)
+#: of which one at least changes by such a copy, if not its metadata
+_CHANGING = (
+    *("x-amz-storage-class", "x-amz-server-side-encryption", "x-amz-website-redirect-location"),
+    *("x-amz-checksum-algorithm",),
+)
+
+
+def changes_itself(headers: Mapping[str, str]) -> bool:
+    """Whether a copy over itself, of which the metadata stays, says anything new."""
+    copies = headers.get("x-amz-metadata-directive", "COPY").upper() != "REPLACE"
+    return copies and any(name in headers for name in _CHANGING)
+
+
 _UPLOAD = re.compile(r"[\x21-\x7e]{1,1024}")
 MAX_PART = 10_000
 
@@ -121,6 +145,37 @@ def _part(text: str) -> str:
             ArgumentValue=text[:200],
         )
     return str(int(text))
+
+
+#: parameters of a presigned URL that are its signature's
+_OF_SIGNATURE = frozenset(
+    {
+        *("x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-expires", "x-amz-signedheaders"),
+        *("x-amz-signature", "x-amz-security-token", "x-amz-content-sha256", "x-amz-user-agent"),
+    }
+)
+
+
+def from_query(query: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The headers that who presigned a URL wrote into it: some SDKs put every x-amz-* header there, and S3
+    takes them for headers."""
+    return tuple(
+        (name.lower(), header_text(name, value))
+        for name, value in query.items()
+        if name.lower().startswith("x-amz-") and name.lower() not in _OF_SIGNATURE
+    )
+
+
+def header_text(name: str, value: str) -> str:
+    """What came otherwise, to be a header: it cannot end one. Raises AwsError InvalidArgument."""
+    if not (name + value).replace(" ", "").isprintable():
+        raise AwsError(
+            "InvalidArgument",
+            f"The value of {name[:100]} has characters that a header cannot have.",
+            ArgumentName=name[:100],
+            ArgumentValue=value[:200],
+        )
+    return value
 
 
 def refused(headers: Mapping[str, str]) -> str | None:

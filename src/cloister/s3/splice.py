@@ -80,7 +80,7 @@ def _tls(client: asyncio.Transport) -> _Tls | None:
 
 
 async def send(request: web.BaseRequest, response: web.StreamResponse, answer: Answer, length: int) -> bool:
-    """Send the body of `length` bytes of `answer`, none of it read yet, after the prepared `response`'s head.
+    """Send what is left of the body of `answer`, `length` bytes, after what the prepared `response` has sent.
     False, and nothing was done, when this way is not open: a small or a chunked body, too many copies.
     ConnectionError when either side breaks off."""
     transport = answer.transport

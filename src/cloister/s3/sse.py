@@ -45,10 +45,11 @@ def permissions(operation: str, headers: Mapping[str, str]) -> tuple[tuple[str, 
 
 
 def kept(operation: str, headers: Mapping[str, str]) -> str:
-    """What the store keeps of an object's encryption: "aws:kms", or with its key's name after a space."""
-    if operation not in _MAKING or headers.get(ALGORITHM) != KMS:
+    """What the store keeps of an object's encryption, if any was asked for: its algorithm, and after a space
+    its key's name."""
+    if operation not in _MAKING:
         return ""
-    return f"{KMS} {headers.get(KEY, '')}".rstrip()
+    return f"{headers.get(ALGORITHM, '')} {headers.get(KEY, '')}".rstrip()
 
 
 def shown(text: str, region: str, account: str) -> dict[str, str]:
