@@ -255,10 +255,11 @@ class LogStore:
                 times = [time for time, _ in events]
                 size = sum(len(message.encode()) + EVENT_OVERHEAD for _, message in events)
                 self._db.execute(
-                    "UPDATE log_stream SET first_event = MIN(COALESCE(first_event, ?1), ?1),"
-                    " last_event = MAX(COALESCE(last_event, ?2), ?2),"
-                    " last_ingestion = ?3, stored = stored + ?4 WHERE id = ?5",
-                    (min(times), max(times), now, size, stream.id),
+                    # by names: Python 3.12.0 to 3.12.3 (Ubuntu 24.04's) warn of numbers
+                    "UPDATE log_stream SET first_event = MIN(COALESCE(first_event, :first), :first),"
+                    " last_event = MAX(COALESCE(last_event, :last), :last),"
+                    " last_ingestion = :now, stored = stored + :size WHERE id = :stream",
+                    {"first": min(times), "last": max(times), "now": now, "size": size, "stream": stream.id},
                 )
             if position is not None:
                 self._db.execute("UPDATE log_stream SET position = ? WHERE id = ?", (position, stream.id))

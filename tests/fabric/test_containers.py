@@ -477,8 +477,16 @@ attempt('usr', lambda: write('/usr/bin/evil', 'x'))
 attempt('python', lambda: write(sys.prefix + '/evil', 'x'))
 attempt('shadow', lambda: open('/etc/shadow').read())
 attempt('more files', lambda: __import__('resource').setrlimit(7, (1 << 20 << 5, 1 << 20 << 5)))
-attempt('home', lambda: os.listdir('/home')[0])
-attempt('root', lambda: os.listdir('/root')[0])
+# where Cloister lies in a home, the folders that lead to its Python are there, and nothing else in them
+ours = {sys.prefix, sys.base_prefix}
+def beside(folder):
+    found = []
+    for path in [f'{folder}/{name}' for name in os.listdir(folder)]:
+        leads = any(f'{one}/'.startswith(f'{path}/') for one in ours)
+        found += [] if path in ours else beside(path) if leads else [path]
+    return found
+attempt('home', lambda: beside('/home')[0])
+attempt('root', lambda: beside('/root')[0])
 attempt('state', lambda: os.listdir(STATE))
 print('processes', sorted(entry for entry in os.listdir('/proc') if entry.isdigit()))
 print('uid', open('/proc/self/uid_map').read().split())

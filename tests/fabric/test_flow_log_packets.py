@@ -463,7 +463,7 @@ async def test_records_are_delivered_for_each_interval_and_each_log(lab: Lab) ->
     header, *rows = gzip.decompress(objects.body).decode().splitlines()
     assert header == "action dstport packets"
     assert {row.split()[0] for row in rows} == {"ACCEPT", "REJECT"}
-    assert "REJECT 81 1" in rows
+    assert f"REJECT 81 {packets}" in rows
     # a table that was built anew has lost what it had counted, and says so
     assert not lab.connects(one, two.addresses[0].address, 81)
     lab.reconciler._blind.add(vpc)
