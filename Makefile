@@ -23,7 +23,7 @@ check: install
 	$(PYTHON) -m ruff check src tests bench
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports --no-logo
-	$(PYTHON) -m pytest -q -n 3 --ignore tests/fabric --ignore tests/e2e
+	$(PYTHON) -m pytest -q -n 4 --ignore tests/fabric --ignore tests/e2e
 
 # Real packets, in throw-away private worlds: two files side by side, because tests mostly wait.
 fabric: install
@@ -54,7 +54,7 @@ bench:
 
 # The long run of the property tests.
 fuzz: install
-	CLOISTER_FUZZ=1 $(PYTHON) -m pytest -q -n 3 --ignore tests/fabric --ignore tests/e2e
+	CLOISTER_FUZZ=1 $(PYTHON) -m pytest -q -n 4 --ignore tests/fabric --ignore tests/e2e
 	CLOISTER_FUZZ=1 $(PYTHON) -m cloister.kernel.holder --exec $(PYTHON) -m pytest -q tests/fabric
 
 install:
