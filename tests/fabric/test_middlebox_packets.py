@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass, replace
 
 import pytest
@@ -544,6 +545,20 @@ async def test_by_way_of_an_interface_to_a_nat_gateway_and_back(lab: Lab) -> Non
     assert lab.connects(scene.a, "203.0.113.9", 443)
 
 
+def _hears(ear: socket.socket, opener: socket.socket) -> bool:
+    """Whether an answer to `opener` comes by; what is sent again for earlier connections is none."""
+    port = opener.getsockname()[1].to_bytes(2)
+    deadline = time.monotonic() + QUIET
+    while time.monotonic() < deadline:
+        try:
+            packet = ear.recv(2000)
+        except TimeoutError:
+            return False
+        if packet[26:30] == socket.inet_aton("203.0.113.9") and packet[36:38] == port:
+            return True
+    return False
+
+
 @in_world
 async def test_an_interface_passes_on_to_gateways_without_translating(lab: Lab) -> None:
     """To a gateway endpoint, to a peer, and to an internet gateway that has a public address for the sender.
@@ -605,8 +620,7 @@ async def test_an_interface_passes_on_to_gateways_without_translating(lab: Lab) 
     spoof.bind(("10.0.0.10", 0))
     with pytest.raises(TimeoutError):
         spoof.connect(("203.0.113.9", 443))
-    with pytest.raises(TimeoutError):
-        ear.recv(2000)
+    assert not _hears(ear, spoof)
     await lab.put(replace(scene.groups["a"], rules=ALL))
     again = lab.socket(scene.m.interface_id)
     again.setsockopt(socket.SOL_IP, _TRANSPARENT, 1)
@@ -614,7 +628,7 @@ async def test_an_interface_passes_on_to_gateways_without_translating(lab: Lab) 
     again.setblocking(False)
     with pytest.raises(BlockingIOError):
         again.connect(("203.0.113.9", 443))
-    assert ear.recv(2000)[26:30] == socket.inet_aton("203.0.113.9")
+    assert _hears(ear, again)
     ear.close()
 
 
