@@ -85,7 +85,7 @@ class GroupRule:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-@document("security-group", key="group_id", index=("vpc_id", "name"), prefix="sg")
+@document("security-group", key="group_id", index=("vpc_id", "folded_name"), prefix="sg")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecurityGroup:
     group_id: str
@@ -94,6 +94,11 @@ class SecurityGroup:
     description: str
     rules: tuple[GroupRule, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folded_name(self) -> str:
+        """AWS: "names are case-insensitive"."""
+        return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

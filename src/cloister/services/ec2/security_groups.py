@@ -198,7 +198,8 @@ def create_security_group(call: Call, params: Params) -> Params:
     if name == "default":
         raise AwsError("InvalidParameterValue", "Cannot use reserved security group name: default")
     vpc = vpc_or_default(call, params.get("VpcId"))
-    if any(group.name.lower() == name.lower() for group in call.tx.where(SecurityGroup, vpc_id=vpc.vpc_id)):
+    same = call.tx.where(SecurityGroup, folded_name=name.lower())
+    if any(group.vpc_id == vpc.vpc_id for group in same):
         raise AwsError(
             "InvalidGroup.Duplicate",
             f"The security group '{name}' already exists for VPC '{vpc.vpc_id}'",
