@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 NAMESPACE = "backend"
 #: while it lives; a slow machine needs half of it
 START_SECONDS = 120.0
+#: an argument by which our `weed` is known, and what is on its way to become it
+_OURS = "-filer.localSocket=filer.sock"
 #: of one read from or write to a connection
 UNIT = 1 << 20
 
@@ -234,7 +236,7 @@ class SeaweedFS(Backend):
             *("-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}"),
             *("-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.config=s3.json", "-s3.iam=false"),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.allowDeleteBucketNotEmpty=false"),
-            *("-s3.autoCreateBucket=false", "-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"),
+            *("-s3.autoCreateBucket=false", _OURS, "-s3.localSocket=s3.sock"),
         ]
         if self._namespaces is not None:
             # SeaweedFS puts sockets with fixed names into /tmp: it gets one of its own; and its folder and
@@ -288,12 +290,17 @@ class SeaweedFS(Backend):
         return _Process(pid=found, pidfd=pidfd)
 
     def _left_behind(self) -> int | None:
-        """Told by its session and its folder, in which nobody else works: so one is found whose number its
-        daemon was killed before it could write down, or that is still the shell which becomes weed."""
+        """Told by its session, its folder and an argument of ours: so one is found whose number its daemon
+        was killed before it could write down, or that is still the shell which becomes weed; and not the
+        shell of a person who looks around there."""
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 pid = int(process.name)
-                if os.path.samefile(process / "cwd", self._folder) and os.getsid(pid) == pid:
+                if (
+                    os.path.samefile(process / "cwd", self._folder)
+                    and os.getsid(pid) == pid
+                    and _OURS.encode() in (process / "cmdline").read_bytes().split(b"\0")
+                ):
                     return pid
         return None
 

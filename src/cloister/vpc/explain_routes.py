@@ -9,7 +9,7 @@ from cloister.vpc import fixes, interface_endpoints, middleboxes, route_tables
 from cloister.vpc.endpoints import PORTS, GatewayService, prefix_list_of, service_at, service_of
 from cloister.vpc.explain_gates import End
 from cloister.vpc.flow import Flow, Step
-from cloister.vpc.model import InternetGateway, NetworkInterface, Subnet, VpcEndpoint, place
+from cloister.vpc.model import InternetGateway, NetworkInterface, RouteTable, Subnet, VpcEndpoint, place
 from cloister.vpc.steps import allowed, refused, traffic
 from cloister.world import World
 
@@ -37,16 +37,7 @@ def route_step(world: World, source: End, destination: str) -> tuple[route_table
         if service is not None:
             sentence = _no_service_route(world, subnet, name, service)
         return None, refused("route", name, sentence, fixes.of_route(world, sender, table, destination))
-    origin = f"{name}/{hop.route.destination}"
-    if hop.kind == "blackhole":
-        sentence = (
-            f"The route {hop.route.destination} of {name} is a black hole: "
-            f"{hop.route.target} is gone or leads nowhere."
-        )
-        fix = fixes.of_blackhole(world, table, hop, destination)
-        return hop, refused("route", origin, sentence, fix, code="BAD_STATE_ROUTE")
-    sentence = f"{name} of {subnet.subnet_id} routes {hop.route.destination} to {hop.route.target}."
-    return hop, allowed("route", origin, sentence)
+    return hop, _taken(world, table, hop, destination, subnet.subnet_id)
 
 
 def edge_step(
@@ -61,16 +52,20 @@ def edge_step(
     if hop is None:
         sentence = f"The route table {table.route_table_id} of {name} has no route to {destination}."
         return None, refused("route", table.route_table_id, sentence)
-    origin = f"{table.route_table_id}/{hop.route.destination}"
+    return hop, _taken(world, table, hop, destination, name)
+
+
+def _taken(world: World, table: RouteTable, hop: route_tables.Hop, destination: str, whose: str) -> Step:
+    """The route that was found in the table of a subnet or gateway."""
+    name, to = table.route_table_id, hop.route.target
+    origin = f"{name}/{hop.route.destination}"
     if hop.kind == "blackhole":
         sentence = (
-            f"The route {hop.route.destination} of {table.route_table_id} ({name}) is a black hole: "
-            f"{hop.route.target} is gone or leads nowhere."
+            f"The route {hop.route.destination} of {name} is a black hole: {to} is gone or leads nowhere."
         )
         fix = fixes.of_blackhole(world, table, hop, destination)
-        return hop, refused("route", origin, sentence, fix, code="BAD_STATE_ROUTE")
-    sentence = f"{table.route_table_id} of {name} routes {hop.route.destination} to {hop.route.target}."
-    return hop, allowed("route", origin, sentence)
+        return refused("route", origin, sentence, fix, code="BAD_STATE_ROUTE")
+    return allowed("route", origin, f"{name} of {whose} routes {hop.route.destination} to {to}.")
 
 
 def _no_service_route(world: World, subnet: Subnet, where: str, service: GatewayService) -> str:
