@@ -10,8 +10,7 @@ Every namespace is born with one nftables table, `ip cloister`, whose base chain
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 #: routes made by Cloister carry this protocol number, so that they are known again after a crash
 ROUTE_PROTOCOL = 201
@@ -148,7 +147,3 @@ def key(part: Part) -> Key:
     """The identity of a part: two parts with one key are two versions of the same thing."""
     cls = type(part)
     return (cls.__name__, *(str(getattr(part, name)) for name in _KEYS[cls]))
-
-
-def as_dict(part: Part) -> dict[str, Any]:
-    return {f.name: getattr(part, f.name) for f in fields(part)}

@@ -37,7 +37,6 @@ NEWRULE, DELRULE, GETRULE = 32, 33, 34
 _REPLACE, _EXCL, _CREATE = 0x100, 0x200, 0x400
 
 _IFF_UP = 1
-_RT_TABLE_LOCAL = 255
 _ROUTE_TYPES = {"unicast": 1, "local": 2, "blackhole": 6, "throw": 9}
 _TYPE_NAMES = {number: name for name, number in _ROUTE_TYPES.items()}
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST = 0, 253, 254

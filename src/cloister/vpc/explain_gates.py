@@ -47,24 +47,6 @@ def ingress_step(
     return found or _group_refusal(world, receiver, source.address, other, flow, egress=False)
 
 
-def near_acl_steps(world: World, sender: NetworkInterface, destination: str, flow: Flow) -> Iterator[Step]:
-    """The ACL of the sender's subnet: what goes out, and, as it is stateless, the replies."""
-    near = world.get(Subnet, sender.subnet_id)
-    if near is not None:
-        back = reply_ports(flow)
-        yield from acl_step(world, near, flow, egress=True, peer=destination, ports=there_ports(flow))
-        yield from acl_step(world, near, flow, egress=False, peer=destination, ports=back, reply=True)
-
-
-def far_acl_steps(world: World, receiver: NetworkInterface, source: str, flow: Flow) -> Iterator[Step]:
-    """The ACL of the receiver's subnet, both ways."""
-    far = world.get(Subnet, receiver.subnet_id)
-    if far is not None:
-        back = reply_ports(flow)
-        yield from acl_step(world, far, flow, egress=False, peer=source, ports=there_ports(flow))
-        yield from acl_step(world, far, flow, egress=True, peer=source, ports=back, reply=True)
-
-
 def there_ports(flow: Flow) -> tuple[int, int] | None:
     return None if flow.port is None else (flow.port, flow.port)
 

@@ -14,9 +14,6 @@ from typing import Any
 
 from botocore.loaders import create_loader
 
-SCALARS = frozenset(
-    {"string", "character", "integer", "long", "float", "double", "boolean", "timestamp", "blob"}
-)
 _LOCATED = frozenset({"header", "headers", "uri", "querystring", "statusCode"})
 
 
