@@ -172,7 +172,7 @@ async def test_the_resolver_answers_every_interface_and_the_routers_other_ports_
     await asyncio.sleep(0.2 * PATIENCE)
     for address in ("10.0.0.2", "169.254.169.253"):
         for tcp in (False, True):
-            answer = await asyncio.to_thread(_ask, lab, job, address, "S3.us-EAST-1.amazonaws.com", tcp)
+            answer = await asyncio.to_thread(_answer, lab, job, address, "S3.us-EAST-1.amazonaws.com", tcp)
             assert str(answer.q.qname) == "S3.us-EAST-1.amazonaws.com."
             assert {rr.rname for rr in answer.rr} == {answer.q.qname}
             assert any(str(rr.rdata).startswith("52.21") for rr in answer.rr)
@@ -180,6 +180,16 @@ async def test_the_resolver_answers_every_interface_and_the_routers_other_ports_
     with pytest.raises(OSError):
         await asyncio.to_thread(_ask, lab, mute, "10.0.0.2", "s3.us-east-1.amazonaws.com", False)
     await resolvers.stop()
+
+
+def _answer(lab: Lab, job: NetworkInterface, address: str, name: str, tcp: bool) -> dnslib.DNSRecord:
+    """It must come, however busy the machine is; asked again, as resolvers do."""
+    for _ in range(20):
+        try:
+            return _ask(lab, job, address, name, tcp)
+        except OSError:
+            pass
+    return _ask(lab, job, address, name, tcp)
 
 
 def _ask(lab: Lab, job: NetworkInterface, address: str, name: str, tcp: bool) -> dnslib.DNSRecord:
